@@ -1,0 +1,1 @@
+"""The Ray code of maskmill beside jobs/: thin classes around engine functions."""

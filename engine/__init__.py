@@ -1,0 +1,1 @@
+"""Algorithms and storage of maskmill; knows nothing of Ray."""

@@ -1,0 +1,130 @@
+"""What travels between the parts: image records, chunks of work, instances and outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Status(StrEnum):
+    """What became of an image. Every image of a corpus ends as exactly one of these."""
+
+    LABELLED = "labelled"
+    NO_OBJECT = "no_object"
+    REJECTED = "rejected"
+
+
+class Reason(StrEnum):
+    """Why an image has no instances: a closed list, stored as the code itself.
+
+    The first group goes with `Status.NO_OBJECT` (the image was looked at, the method found nothing),
+    the second with `Status.REJECTED` (the image could not be looked at).
+    """
+
+    NO_BACKGROUND = "no_background"
+    SMALL_BACKGROUND = "small_background"
+    NO_FOREGROUND = "no_foreground"
+    REFINED_AWAY = "refined_away"
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    UNREACHABLE = "unreachable"
+    EMPTY_FILE = "empty_file"
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+    TOO_LARGE = "too_large"
+    TOO_SMALL = "too_small"
+    NON_FINITE = "non_finite"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """One image of a corpus, by name.
+
+    `image_id` is unique in its corpus and stable when the corpus moves; `path` is relative to the corpus
+    root; `coco_id` is the number that COCO-like corpora give the image.
+    """
+
+    image_id: str
+    path: str
+    coco_id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A few images of one shard that travel and are computed together; `index` counts within the shard."""
+
+    shard: int
+    index: int
+    records: tuple[ImageRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """The images of one shard, in order. `is_last` marks the end of the corpus as it was listed."""
+
+    index: int
+    records: tuple[ImageRecord, ...]
+    is_last: bool
+
+    def chunks(self, chunk_size: int) -> Iterator[Chunk]:
+        """Cut the shard into chunks of `chunk_size` images at fixed positions; the last may be shorter."""
+        for number, start in enumerate(range(0, len(self.records), chunk_size)):
+            yield Chunk(shard=self.index, index=number, records=self.records[start : start + chunk_size])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Instances:
+    """N instance masks of one image, best first.
+
+    `rles` are COCO's compressed run lengths (column-major, as pycocotools writes them) for masks of `size`
+    (height, width); `boxes_xyxy` is int32 (N, 4) in half-open pixels; `areas` is int64 (N,) in pixels;
+    `scores` is float32 (N,); `stabilities` is float32 (N,), NaN where no round has measured it.
+    """
+
+    size: tuple[int, int]
+    method: str
+    rles: tuple[bytes, ...] = ()
+    boxes_xyxy: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 4), np.int32))
+    areas: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    stabilities: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def __post_init__(self) -> None:
+        lengths = {
+            len(self.rles),
+            len(self.boxes_xyxy),
+            len(self.areas),
+            len(self.scores),
+            len(self.stabilities),
+        }
+        if len(lengths) != 1:
+            raise ValueError(f"instances of one image must have equal lengths, got {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What became of one image; exactly one row of the store.
+
+    `height`, `width` are the upright image's pixels and `sha256` the hex digest of the file's bytes; each is
+    None where the image was rejected before it was known. `reason` is None when `status` is LABELLED.
+    `detail` is a sentence for people and never affects anything.
+    """
+
+    record: ImageRecord
+    status: Status
+    height: int | None = None
+    width: int | None = None
+    sha256: str | None = None
+    reason: Reason | None = None
+    detail: str = ""
+    instances: Instances | None = None
