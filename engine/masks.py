@@ -56,7 +56,8 @@ def keep_large_components(masks: NDArray[np.bool_], min_fraction: float) -> NDAr
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     areas[0] = 0
     largest = areas[labels].reshape(len(masks), -1).max(axis=1)
-    return (areas[labels] >= min_fraction * largest[:, None, None]) & masks
+    large: NDArray[np.bool_] = areas[labels] >= min_fraction * largest[:, None, None]
+    return large & masks
 
 
 def fill_holes(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
