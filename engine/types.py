@@ -58,10 +58,11 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A few images of one shard that travel and are computed together; `index` counts within the shard."""
+    """A few images of a shard that are computed together: number `index` of the shard's `count` chunks."""
 
     shard: int
     index: int
+    count: int
     records: tuple[ImageRecord, ...]
 
 
@@ -75,8 +76,10 @@ class ShardPlan:
 
     def chunks(self, chunk_size: int) -> Iterator[Chunk]:
         """Cut the shard into chunks of `chunk_size` images at fixed positions; the last may be shorter."""
-        for number, start in enumerate(range(0, len(self.records), chunk_size)):
-            yield Chunk(shard=self.index, index=number, records=self.records[start : start + chunk_size])
+        starts = range(0, len(self.records), chunk_size)
+        for i, start in enumerate(starts):
+            records = self.records[start : start + chunk_size]
+            yield Chunk(shard=self.index, index=i, count=len(starts), records=records)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

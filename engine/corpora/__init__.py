@@ -1,0 +1,46 @@
+"""Where images come from. A corpus names its images in a fixed order and hands out their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from engine.corpora.folder import FolderCorpus
+from engine.types import ImageRecord, ShardPlan
+
+__all__ = ["Corpus", "FolderCorpus", "plan_shards"]
+
+
+class Corpus(Protocol):
+    """What the pipeline asks of every corpus. Implementations pickle small: they hold names, not images."""
+
+    @property
+    def uri(self) -> str:
+        """The corpus as the user named it."""
+
+    def records(self, after: ImageRecord | None = None) -> Iterator[ImageRecord]:
+        """The images in the corpus's order, as they are listed; from the one behind `after` on.
+
+        The order is a pure function of the corpus's content. Raises CorpusError where it cannot be listed.
+        """
+
+    def read(self, record: ImageRecord) -> bytes:
+        """The image's file. Raises ImageError, or TransientError where another try may help."""
+
+
+def plan_shards(records: Iterator[ImageRecord], shard_size: int, first: int = 0) -> Iterator[ShardPlan]:
+    """Cut a stream of records into shards of `shard_size`, numbered from `first`; the last may be shorter.
+
+    >>> stream = (ImageRecord(image_id=name, path=name) for name in "abc")
+    >>> [(plan.index, len(plan.records), plan.is_last) for plan in plan_shards(stream, 2)]
+    [(0, 2, False), (1, 1, True)]
+    """
+    held: list[ImageRecord] = []
+    for record in records:
+        # A full shard waits for one more record, which tells whether it is the last.
+        if len(held) == shard_size:
+            yield ShardPlan(index=first, records=tuple(held), is_last=False)
+            held, first = [], first + 1
+        held.append(record)
+    if held:
+        yield ShardPlan(index=first, records=tuple(held), is_last=True)

@@ -108,8 +108,7 @@ def run_promerge(features_hwc: NDArray[np.floating] | torch.Tensor, config: ProM
         pool = _split(others, seeds, config)
         accepted = _cascade_filter(pool, background, features, config)
         if accepted:
-            masks = _as_masks(_merge(accepted, features, config), size)
-            masks = masks[mask_order(np.zeros(len(masks)), masks)]
+            masks = _by_area(_as_masks(_merge(accepted, features, config), size))
             return ProMergeResult(masks=masks, background=background)
         skipped = Reason.NO_FOREGROUND
     return ProMergeResult(masks=np.zeros((0, *size), bool), background=background, skipped=skipped)
@@ -261,16 +260,10 @@ class _PatchSet:
         return self._mean_feature
 
 
-def mask_order(scores: NDArray[np.floating], masks: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Order of masks (N, h, w): by falling score, then falling area, then first pixel in reading order.
-
-    >>> two = np.array([[[0, 1, 1]], [[1, 0, 0]]], dtype=bool)
-    >>> mask_order(np.array([0.5, 0.5]), two).tolist(), mask_order(np.array([0.1, 0.2]), two).tolist()
-    ([0, 1], [1, 0])
-    """
-    flat = masks.reshape(len(masks), masks.shape[1] * masks.shape[2])
-    first = flat.argmax(axis=1) if flat.size else np.zeros(len(masks), np.int64)
-    return np.lexsort((first, -flat.sum(axis=1), -np.asarray(scores)))
+def _by_area(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Masks (N, h, w) by falling area, then first patch in reading order."""
+    flat = masks.reshape(len(masks), -1)
+    return masks[np.lexsort((flat.argmax(axis=1), -flat.sum(axis=1)))]
 
 
 def _as_bits(masks: NDArray[np.bool_]) -> list[int]:

@@ -16,7 +16,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -75,7 +75,7 @@ def open_objects(uri: str) -> ObjectStore:
 
 
 def read_uri(uri: str) -> bytes:
-    """The bytes of one file or S3 object, by its full URI. Raises ObjectMissing, TransientError, StoreError."""
+    """The bytes of one file or S3 object. Raises ObjectMissing, TransientError or StoreError."""
     parent, _, name = uri.rpartition("/")
     return open_objects(parent if parent or not uri.startswith("/") else "/").read(name)
 
@@ -296,7 +296,7 @@ def _os_errors_as_store_errors(verb: str, path: Path) -> Iterator[None]:
 
 @contextmanager
 def _synced_file(folder: Path, data: bytes) -> Iterator[Callable[[Path], None]]:
-    """A synced file with `data` on the disk of `folder`, and the call that gives it a name (never an existing one).
+    """A synced file with `data` on the disk of `folder`, and the call that names it (never an existing name).
 
     Where the system can, the file is nameless until then, so that a killed writer leaves nothing behind.
     """

@@ -1,0 +1,238 @@
+"""The labelling pipeline: a plan streams through pools of actors into a store.
+
+Ray Data moves chunks between the pools; a row is one chunk and a block is one row, so that no chunk is split
+or merged whatever the timing. The driver holds only run lengths: it gathers the chunks of a shard and hands
+the full shard to a write task. The run has succeeded when the committed shards are those of the plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data.block import Block, BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.data.extensions import ArrowPythonObjectArray
+
+from actors.workers import ChunkResult, EncoderWorker, Labeller, Reader
+from engine.corpora import Corpus
+from engine.errors import ConfigurationError, RunError, TransientError
+from engine.labelling import LabellingConfig
+from engine.planning import shard_plans
+from engine.store.pseudo_labels import Version
+from engine.store.schema import ShardSummary
+from engine.types import Outcome, Reason
+
+# Full shards that wait for their write at one time; more would let memory grow with a slow store.
+_WRITES_IN_FLIGHT = 4
+# A write that a server refuses for a passing reason is tried again this often, by Ray, on any node.
+_WRITE_RETRIES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSizes:
+    """How many actors each stage has, and the CPUs (and GPUs) that Ray reserves for each of them."""
+
+    readers: int
+    encoders: int
+    labellers: int
+    cpus_each: float
+    encoder_gpus: float
+    encoder_threads: int
+
+    @property
+    def total_cpus(self) -> float:
+        return self.cpus_each * (self.readers + self.encoders + self.labellers)
+
+
+def size_pools(num_cpus: float, num_gpus: float) -> PoolSizes:
+    """Pools that fill a cluster and never exceed it: Ray waits for ever, in silence, for CPUs it has not.
+
+    With GPUs, one encoder on each. Without, encoders take 4 threads each. On small machines the stages share
+    the CPUs: each actor reserves a fraction, and the system's scheduler does the rest.
+    Raises ConfigurationError for less than one CPU.
+
+    >>> size_pools(2, 0).total_cpus <= 2, size_pools(64, 8).encoders
+    (True, 8)
+    """
+    whole_cpus = math.floor(num_cpus)
+    if whole_cpus < 1:
+        raise ConfigurationError(f"the cluster has {num_cpus} free CPUs; labelling needs at least one")
+    encoders = math.floor(num_gpus) if num_gpus >= 1 else max(1, whole_cpus // 4)
+    readers = max(1, whole_cpus // 8)
+    labellers = max(1, whole_cpus - readers - encoders) if whole_cpus > 4 else whole_cpus
+    num_actors = readers + encoders + labellers
+    # Rounded down to what Ray can count, with a little left for the tasks that plan and write.
+    cpus_each = min(1.0, math.floor(0.9 * whole_cpus / num_actors * 100) / 100)
+    return PoolSizes(
+        readers=readers,
+        encoders=encoders,
+        labellers=labellers,
+        cpus_each=cpus_each,
+        encoder_gpus=1.0 if num_gpus >= 1 else 0.0,
+        encoder_threads=min(4, whole_cpus),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabellingRun:
+    """What is to be labelled, how, and into which version."""
+
+    corpus: Corpus
+    version: Version
+    config: LabellingConfig
+    image_size: tuple[int, int]
+    device: str
+    shard_size: int
+    chunk_size: int
+    limit: int | None = None
+    extend: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise ConfigurationError(f"--shard-size is at least 1 image, got {self.shard_size}")
+        if self.chunk_size < 1:
+            raise ConfigurationError(f"--chunk-size is at least 1 image, got {self.chunk_size}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigurationError(f"--limit is at least 1 image, got {self.limit}")
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; `images` counts those labelled in this run, not in earlier ones."""
+
+    images: int = 0
+    instances: int = 0
+    shards: int = 0
+    reasons: Counter[Reason] = field(default_factory=Counter)
+
+    def add(self, outcomes: tuple[Outcome, ...]) -> None:
+        self.images += len(outcomes)
+        self.instances += sum(len(outcome.instances or ()) for outcome in outcomes)
+        self.reasons.update(outcome.reason for outcome in outcomes if outcome.reason is not None)
+
+
+def run_labelling(
+    run: LabellingRun, pools: PoolSizes, on_progress: Callable[[Progress], None]
+) -> list[ShardSummary]:
+    """Label what the version lacks, and finish it; returns the summaries of all its shards.
+
+    `on_progress` is called after every chunk. Raises RunError where shards are missing in the end.
+    """
+    committed = run.version.committed()
+    progress = Progress()
+    writes: list[ray.ObjectRef] = []
+    for shard, outcomes in _full_shards(_dataset(run, pools, committed), progress, on_progress):
+        writes.append(_commit_shard.remote(run.version, shard, outcomes))
+        while len(writes) >= _WRITES_IN_FLIGHT:
+            done, writes = ray.wait(writes)
+            _count_written(done, progress, on_progress)
+    _count_written(writes, progress, on_progress)
+    planned = {plan.index for plan in run.version.plans()}
+    missing = planned - run.version.committed()
+    if missing:
+        raise RunError(
+            f"{len(missing)} of {len(planned)} shards are missing, the first is {min(missing)}; "
+            "run the same command again"
+        )
+    return run.version.finish()
+
+
+def _count_written(
+    writes: list[ray.ObjectRef], progress: Progress, on_progress: Callable[[Progress], None]
+) -> None:
+    ray.get(writes)
+    progress.shards += len(writes)
+    on_progress(progress)
+
+
+def _full_shards(
+    dataset: Dataset, progress: Progress, on_progress: Callable[[Progress], None]
+) -> Iterator[tuple[int, list[Outcome]]]:
+    """Shards as their last chunk arrives, whatever the order in which chunks arrive."""
+    gathered: dict[int, dict[int, tuple[Outcome, ...]]] = {}
+    for row in dataset.iter_rows():
+        result: ChunkResult = row["result"]
+        chunk = result.chunk
+        progress.add(result.outcomes)
+        on_progress(progress)
+        arrived = gathered.setdefault(chunk.shard, {})
+        arrived[chunk.index] = result.outcomes
+        if len(arrived) == chunk.count:
+            del gathered[chunk.shard]
+            yield chunk.shard, [outcome for index in sorted(arrived) for outcome in arrived[index]]
+
+
+@ray.remote(num_cpus=0, max_retries=_WRITE_RETRIES, retry_exceptions=[TransientError])
+def _commit_shard(version: Version, shard: int, outcomes: list[Outcome]) -> None:
+    version.commit(shard, outcomes)
+
+
+def _dataset(run: LabellingRun, pools: PoolSizes, committed: frozenset[int]) -> Dataset:
+    """The chunks of all shards that are not committed, read, encoded and labelled as they are consumed."""
+    context = DataContext.get_current()
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    chunks = ray.data.read_datasource(_ChunkSource(run, committed), override_num_blocks=1, num_cpus=0)
+    read = chunks.map_batches(
+        Reader,
+        fn_constructor_args=(run.corpus, run.config, run.image_size, run.chunk_size),
+        compute=ActorPoolStrategy(size=pools.readers),
+        num_cpus=pools.cpus_each,
+        batch_size=1,
+    )
+    encoded = read.map_batches(
+        EncoderWorker,
+        fn_constructor_args=(run.config, run.device, pools.encoder_threads),
+        compute=ActorPoolStrategy(size=pools.encoders),
+        num_cpus=pools.cpus_each,
+        num_gpus=pools.encoder_gpus,
+        batch_size=1,
+    )
+    return encoded.map_batches(
+        Labeller,
+        fn_constructor_args=(run.config,),
+        compute=ActorPoolStrategy(size=pools.labellers),
+        num_cpus=pools.cpus_each,
+        batch_size=1,
+    )
+
+
+class _ChunkSource(Datasource):
+    """Chunks of the plan's uncommitted shards, one block each, made while they are consumed.
+
+    One task makes them all, since a listing is one stream. Which shards are committed is fixed when the run
+    starts: a task that Ray repeats must make the same blocks again.
+    """
+
+    def __init__(self, run: LabellingRun, committed: frozenset[int]) -> None:
+        self._run = run
+        self._committed = committed
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,
+    ) -> list[ReadTask]:
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(self._blocks, unknown)]
+
+    def _blocks(self) -> Iterator[Block]:
+        run = self._run
+        plans = shard_plans(
+            run.corpus, run.version, shard_size=run.shard_size, limit=run.limit, extend=run.extend
+        )
+        for plan in plans:
+            if plan.index not in self._committed:
+                for chunk in plan.chunks(run.chunk_size):
+                    yield pa.table({"chunk": ArrowPythonObjectArray.from_objects([chunk])})

@@ -1,0 +1,122 @@
+"""From a file's bytes to upright RGB, or to the reason why not."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from engine.errors import ConfigurationError, ImageError
+from engine.types import Reason
+
+# We say ourselves how large an image may be, before a pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """What an image may be."""
+
+    max_megapixels: float = 180.0
+    """Images of more than this many million pixels are rejected before they are decoded."""
+    min_side: int = 16
+    """Images with fewer pixels than this on either side are rejected."""
+
+    def __post_init__(self) -> None:
+        if self.max_megapixels <= 0:
+            raise ConfigurationError(f"decoding.max_megapixels must be above 0, got {self.max_megapixels}")
+        if self.min_side < 1:
+            raise ConfigurationError(f"decoding.min_side is at least 1 pixel, got {self.min_side}")
+
+
+def decode_image(data: bytes, config: DecodingConfig) -> NDArray[np.uint8]:
+    """Upright RGB, uint8 (H, W, 3), of a JPEG, PNG, WebP, TIFF or BMP file; of several frames the first.
+
+    EXIF orientation is applied; grey is repeated, palettes and CMYK are converted, transparency is laid on
+    white. More than 8 bits are brought to 8 as `_to_8_bit` says. Raises ImageError with the reason.
+    """
+    if not data:
+        raise ImageError(Reason.EMPTY_FILE, "the file has 0 bytes")
+    with warnings.catch_warnings():
+        # Damaged metadata is no reason to give up an image whose pixels can be read.
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_size(image, config)
+                image.load()
+                return np.asarray(_to_rgb(_upright(image)))
+        except ImageError:
+            raise
+        except UnidentifiedImageError as error:
+            raise ImageError(Reason.NOT_AN_IMAGE, f"not a {', '.join(_FORMATS)} file") from error
+        except MemoryError as error:
+            raise ImageError(Reason.TOO_LARGE, "not enough memory to decode it") from error
+        # PIL's decoders raise nearly anything on damaged input; whatever it is, it is about this image.
+        except Exception as error:
+            truncated = "truncated" in str(error).lower()
+            reason = Reason.TRUNCATED if truncated else Reason.CORRUPT
+            # An object's address in the message would differ from run to run.
+            message = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", str(error))
+            raise ImageError(reason, f"{type(error).__name__}: {message}") from error
+
+
+def resize_image(image_hwc: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """RGB (H, W, 3) brought to `size` = (height, width) with Lanczos, the aspect not kept (METHODS 1)."""
+    resized = Image.fromarray(image_hwc).resize(size[::-1], Image.Resampling.LANCZOS)
+    return np.asarray(resized)
+
+
+def _check_size(image: Image.Image, config: DecodingConfig) -> None:
+    width, height = image.size
+    if width * height > config.max_megapixels * 1e6:
+        raise ImageError(
+            Reason.TOO_LARGE,
+            f"{width} x {height} pixels; decoding.max-megapixels is {config.max_megapixels:g}",
+        )
+    if min(width, height) < config.min_side:
+        raise ImageError(
+            Reason.TOO_SMALL, f"{width} x {height} pixels; decoding.min-side is {config.min_side}"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation asks; unreadable EXIF asks for nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # PIL's EXIF reader raises nearly anything on damaged tags
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_8_bit(np.asarray(image)))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _to_8_bit(grey: NDArray[np.number]) -> NDArray[np.uint8]:
+    """Grey values of any depth as uint8, (H, W).
+
+    Integers keep their most significant 8 of as many bits as the brightest pixel needs (so 12-bit data in a
+    16-bit file is not black, and a full 16-bit range is divided by 256); floats are stretched from their
+    smallest to their largest value. Raises ImageError where values are not finite.
+    """
+    if grey.dtype.kind == "f":
+        if not np.isfinite(grey).all():
+            raise ImageError(Reason.NON_FINITE, "the image has pixels that are not finite numbers")
+        low, high = float(grey.min()), float(grey.max())
+        scaled = (grey - low) * (255.0 / (high - low) if high > low else 0.0)
+        return np.round(scaled).astype(np.uint8)
+    shifted = grey.astype(np.int64) - min(int(grey.min()), 0)
+    bits = max(int(shifted.max()).bit_length(), 8)
+    return (shifted >> (bits - 8)).astype(np.uint8)

@@ -1,0 +1,165 @@
+"""Label images: features, proposals, scores, refinement. The whole method on one page."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.boxes import mask_boxes_xyxy
+from engine.corpora import Corpus
+from engine.decoding import DecodingConfig, decode_image, resize_image
+from engine.encoders import Encoder, EncoderConfig
+from engine.errors import ConfigurationError
+from engine.masks import encode_rles, fill_holes, keep_large_components, paired_ious, resize_masks
+from engine.proposals.mask_filter import MaskFilterConfig, score_masks
+from engine.proposals.promerge import ProMergeConfig, run_promerge
+from engine.refine import CrfConfig, refine_masks
+from engine.types import ImageRecord, Instances, Outcome, Reason, Status
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabellingConfig:
+    """Everything that decides which labels an image gets."""
+
+    method: Literal["promerge"] = "promerge"
+    """How instances are proposed."""
+    refine: Literal["crf", "none"] = "crf"
+    """How proposals are brought to the image's edges: a dense CRF, or not at all."""
+    min_refined_iou: float = 0.5
+    """A mask that the CRF changes to an IoU below this is dropped."""
+    component_fraction: float = 0.5
+    """After the CRF, components of at least this share of a mask's largest stay."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    promerge: ProMergeConfig = field(default_factory=ProMergeConfig)
+    mask_filter: MaskFilterConfig = field(default_factory=MaskFilterConfig)
+    crf: CrfConfig = field(default_factory=CrfConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("min_refined_iou", "component_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigurationError(f"{name} is a share, 0 to 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedImage:
+    """An image as the encoder takes it: `resized_hwc` is uint8 RGB at the encoder's size; `size` is the
+    upright original's (height, width) and `sha256` the hex digest of its file."""
+
+    resized_hwc: NDArray[np.uint8]
+    size: tuple[int, int]
+    sha256: str
+
+
+def label_images(
+    images_hwc: Sequence[NDArray[np.uint8]], encoder: Encoder, config: LabellingConfig
+) -> list[Instances | Reason]:
+    """Instances of every image (H, W, 3) of uint8 RGB, best first, or the reason why there are none."""
+    results: list[Instances | Reason] = []
+    for start in range(0, len(images_hwc), config.encoder.batch_size):
+        batch = images_hwc[start : start + config.encoder.batch_size]
+        resized = [resize_image(image, encoder.image_size) for image in batch]
+        features = encoder.encode(resized)
+        for i, image in enumerate(batch):
+            size = (image.shape[0], image.shape[1])
+            results.append(label_features(features[i], resized[i], size, config))
+    return results
+
+
+def prepare_image(
+    corpus: Corpus, record: ImageRecord, image_size: tuple[int, int], config: DecodingConfig
+) -> PreparedImage:
+    """Read, decode and resize one image of a corpus. Raises ImageError, or TransientError while reading."""
+    data = corpus.read(record)
+    image = decode_image(data, config)
+    return PreparedImage(
+        resized_hwc=resize_image(image, image_size),
+        size=(image.shape[0], image.shape[1]),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def label_features(
+    features_hwc: NDArray[np.floating] | torch.Tensor,
+    resized_hwc: NDArray[np.uint8],
+    size: tuple[int, int],
+    config: LabellingConfig,
+) -> Instances | Reason:
+    """Instances of one image at `size` = (height, width), or the reason why there are none.
+
+    `features_hwc` (h, w, C) are the encoder's features of `resized_hwc`, uint8 RGB at the encoder's size.
+    Instances are ordered by score, area and first pixel (METHODS 3).
+    """
+    if not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
+        return Reason.NON_FINITE
+    proposed = run_promerge(features_hwc, config.promerge)
+    if proposed.skipped is not None:
+        return proposed.skipped
+    scores = score_masks(features_hwc, proposed.masks, config.mask_filter)
+    masks = resize_masks(proposed.masks, (resized_hwc.shape[0], resized_hwc.shape[1]))
+    if config.refine == "crf":
+        masks, scores = _refine(resized_hwc, masks, scores, config)
+    instances = make_instances(masks, scores, size, config.method)
+    return instances if len(instances) > 0 else Reason.REFINED_AWAY
+
+
+def _refine(
+    image_hwc: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    scores: NDArray[np.float32],
+    config: LabellingConfig,
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """CRF, large components, holes, and out with masks that are no longer themselves (METHODS 2.7)."""
+    refined = keep_large_components(refine_masks(image_hwc, masks, config.crf), config.component_fraction)
+    refined = fill_holes(refined)
+    kept = paired_ious(masks, refined) >= config.min_refined_iou
+    return refined[kept], scores[kept]
+
+
+def make_instances(
+    masks: NDArray[np.bool_], scores: NDArray[np.float32], size: tuple[int, int], method: str
+) -> Instances:
+    """Instances of masks (N, h, w) brought to `size` = (height, width), best first, without what vanishes.
+
+    Ordered by falling score, then falling area, then first pixel in reading order. One mask at a time is
+    held at full size, which for a large photograph is a hundred megabytes.
+    """
+    found: list[tuple[float, int, int, bytes, NDArray[np.int32]]] = []
+    for mask, score in zip(masks, scores, strict=True):
+        full = resize_masks(mask[None], size)
+        area = int(np.count_nonzero(full))
+        if area > 0:
+            first_pixel = int(full.argmax())
+            found.append((-float(score), -area, first_pixel, encode_rles(full)[0], mask_boxes_xyxy(full)[0]))
+    found.sort(key=lambda item: item[:3])
+    return Instances(
+        size=size,
+        method=method,
+        rles=tuple(item[3] for item in found),
+        boxes_xyxy=np.array([item[4] for item in found], np.int32).reshape(-1, 4),
+        areas=np.array([-item[1] for item in found], np.int64),
+        scores=np.array([-item[0] for item in found], np.float32),
+        stabilities=np.full(len(found), np.nan, np.float32),
+    )
+
+
+def make_outcome(record: ImageRecord, image: PreparedImage, result: Instances | Reason) -> Outcome:
+    """The row of an image that was looked at."""
+    labelled = isinstance(result, Instances)
+    reason = None if isinstance(result, Instances) else result
+    rejected = reason is Reason.NON_FINITE
+    return Outcome(
+        record=record,
+        status=Status.LABELLED if labelled else Status.REJECTED if rejected else Status.NO_OBJECT,
+        height=image.size[0],
+        width=image.size[1],
+        sha256=image.sha256,
+        reason=reason,
+        instances=result if isinstance(result, Instances) else None,
+    )

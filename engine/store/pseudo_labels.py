@@ -1,0 +1,234 @@
+"""The pseudo-label store: versions of labels, made shard by shard, where presence is the commit.
+
+    round-000.json                        which version is round 0's
+    round-000-1f0c2a9b44de/               one version: a round and the digest of its configuration
+        version.json                        configuration, parent, weights, code version, device
+        plan/000123.parquet                 which images shard 123 holds; written before they are labelled
+        shard-000123.parquet                their rows; its presence says that they are done
+        manifest.parquet                    a row per shard; written when all are done
+
+No file holds a time or a host, so equal work gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from engine.errors import ObjectMissing, StoreError
+from engine.store import schema
+from engine.store.objects import ObjectStore
+from engine.store.schema import ShardSummary
+from engine.types import Outcome, ShardPlan
+
+Mode = Literal["resume", "extend", "overwrite"]
+_SHARD = re.compile(r"shard-(\d{6,})\.parquet$")
+_MANIFEST = "manifest.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionInfo:
+    """What a version was made from. `configuration` is nested and holds what JSON can; the device and the
+    code version are recorded beside it and are no part of the digest."""
+
+    round: int
+    configuration: Mapping[str, Any]
+    weights_digest: str
+    parent: str | None
+    code_version: str
+    device: str
+
+    @property
+    def digest(self) -> str:
+        """Digest of what decides the labels, 12 hexadecimal digits."""
+        decisive = [self.round, self.configuration, self.weights_digest, self.parent]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        return f"round-{self.round:03d}-{self.digest}"
+
+
+class PseudoLabelStore:
+    """All versions below one place."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+
+    @property
+    def uri(self) -> str:
+        return self._objects.uri
+
+    def rounds(self) -> list[int]:
+        """The rounds that have a version, rising."""
+        keys = (re.fullmatch(r"round-(\d{3})\.json", key) for key in self._objects.keys("round-"))
+        return [int(match[1]) for match in keys if match]
+
+    def version(self, round_number: int | None = None) -> Version:
+        """The version of a round (None: the latest). Raises StoreError where the store has none."""
+        if round_number is None:
+            rounds = self.rounds()
+            if not rounds:
+                raise StoreError(f"{self.uri} holds no labels yet: run a label job with --store {self.uri}")
+            round_number = rounds[-1]
+        name = self._current(round_number)
+        if name is None:
+            raise StoreError(f"{self.uri} has no round {round_number}; it has {self.rounds()}")
+        return Version(self._objects, name)
+
+    def begin(self, info: VersionInfo, mode: Mode) -> Version:
+        """The version to work on: the round's own where it matches `info`, a new one where there is none.
+
+        `overwrite` begins a new version beside the round's own (or goes on with one that was begun and not
+        finished); `Version.finish` makes it the round's own. Raises StoreError where the round has labels of
+        another configuration and may not be overwritten.
+        """
+        current = self._current(info.round)
+        if mode == "overwrite" and current is not None:
+            return self._create(info, self._unfinished_or_new_name(info, current))
+        if current is None:
+            version = self._create(info, info.name)
+            self._objects.create(_pointer(info.round), _to_json({"version": version.name}))
+            return version
+        version = Version(self._objects, current)
+        if version.info.digest != info.digest:
+            raise StoreError(
+                f"{self.uri} holds round {info.round} of another configuration "
+                f"({_difference(version.info, info)}); use those flags, another --store, or --overwrite"
+            )
+        return version
+
+    def _create(self, info: VersionInfo, name: str) -> Version:
+        self._objects.create(f"{name}/version.json", _to_json(asdict(info)))
+        return Version(self._objects, name)
+
+    def _unfinished_or_new_name(self, info: VersionInfo, current: str) -> str:
+        attempt = 0
+        while True:
+            name = info.name if attempt == 0 else f"{info.name}-{attempt}"
+            version = Version(self._objects, name)
+            if name != current and not (version.exists() and version.is_finished()):
+                return name
+            attempt += 1
+
+    def _current(self, round_number: int) -> str | None:
+        try:
+            pointer: dict[str, str] = json.loads(self._objects.read(_pointer(round_number)))
+        except ObjectMissing:
+            return None
+        return pointer["version"]
+
+
+class Version:
+    """One version: its description, its plan, its shards. Pickles small."""
+
+    def __init__(self, objects: ObjectStore, name: str) -> None:
+        self._objects = objects
+        self.name = name
+
+    @property
+    def info(self) -> VersionInfo:
+        return VersionInfo(**json.loads(self._objects.read(self._key("version.json"))))
+
+    def exists(self) -> bool:
+        return next(self._objects.keys(self._key("version.json")), None) is not None
+
+    def is_finished(self) -> bool:
+        """Whether every image of the plan is done and the manifest says so."""
+        return next(self._objects.keys(self._key(_MANIFEST)), None) is not None
+
+    def plans(self) -> Iterator[ShardPlan]:
+        """The recorded plan, shard by shard."""
+        for key in self._objects.keys(self._key("plan/")):
+            yield schema.decode_plan(self._objects.read(key), key)
+
+    def record_plan(self, plan: ShardPlan) -> None:
+        """Fix which images a shard holds, for this and every later run."""
+        self._objects.create(self._key(f"plan/{plan.index:06d}.parquet"), schema.encode_plan(plan))
+
+    def commit(self, shard: int, outcomes: Sequence[Outcome]) -> None:
+        """Write a shard in one step. A shard that is there already stays: it holds the same rows."""
+        self._objects.create(self._shard_key(shard), schema.encode_shard(self.name, shard, outcomes))
+
+    def committed(self) -> frozenset[int]:
+        """The numbers of the shards that are there."""
+        keys = self._objects.keys(self._key("shard-"))
+        return frozenset(int(match[1]) for match in map(_SHARD.search, keys) if match)
+
+    def finish(self) -> list[ShardSummary]:
+        """Write the manifest and make this the round's version; returns the summaries."""
+        summaries = [self.summary(shard) for shard in sorted(self.committed())]
+        self._objects.write(self._key(_MANIFEST), schema.encode_manifest(summaries))
+        self._objects.write(_pointer(self.info.round), _to_json({"version": self.name}))
+        return summaries
+
+    def summaries(self) -> list[ShardSummary]:
+        """What the committed shards hold: one read for a finished version, one a shard otherwise."""
+        key = self._key(_MANIFEST)
+        try:
+            return schema.decode_manifest(self._objects.read(key), key)
+        except ObjectMissing:
+            return [self.summary(shard) for shard in sorted(self.committed())]
+
+    def summary(self, shard: int) -> ShardSummary:
+        """A committed shard's footer. Raises ObjectMissing."""
+        key = self._shard_key(shard)
+        return schema.read_summary(self._objects.read(key), key)
+
+    def shard(self, shard: int) -> list[Outcome]:
+        """A committed shard's rows. Raises ObjectMissing; StoreError where the file is damaged."""
+        key = self._shard_key(shard)
+        return schema.decode_shard(self._objects.read(key), key)[1]
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """All committed rows as a stream, in the order of the corpus; one shard is in memory at a time."""
+        for shard in sorted(self.committed()):
+            yield from self.shard(shard)
+
+    def find(self, image_id: str) -> Outcome:
+        """One image's row. Reads the shards whose id range holds it. Raises ObjectMissing."""
+        for summary in self.summaries():
+            if summary.first_image_id <= image_id <= summary.last_image_id:
+                for outcome in self.shard(summary.shard):
+                    if outcome.record.image_id == image_id:
+                        return outcome
+        raise ObjectMissing(f"version {self.name} has no image {image_id!r}")
+
+    def _key(self, name: str) -> str:
+        return f"{self.name}/{name}"
+
+    def _shard_key(self, shard: int) -> str:
+        return self._key(f"shard-{shard:06d}.parquet")
+
+
+def _pointer(round_number: int) -> str:
+    return f"round-{round_number:03d}.json"
+
+
+def _to_json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _difference(there: VersionInfo, here: VersionInfo) -> str:
+    """The settings in which two versions differ, for a person."""
+    old, new = _flatten(there.configuration), _flatten(here.configuration)
+    old["weights"], new["weights"] = there.weights_digest[:12], here.weights_digest[:12]
+    parts = [
+        f"{name} is {old.get(name)!r} there, {new.get(name)!r} here"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+    return "; ".join(parts) or f"parent is {there.parent} there, {here.parent} here"
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat.update(
+            _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        )
+    return flat

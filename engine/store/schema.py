@@ -1,0 +1,241 @@
+"""One row per image: the Parquet schema of a shard, and rows to bytes and back.
+
+Columns of a shard:
+
+    image_id   the image's name in its corpus, unique
+    coco_id    the number that COCO-like corpora give it, or null
+    path       relative to the corpus root
+    height     } of the upright image in pixels, or null where the image was rejected before it was known
+    width      }
+    sha256     of the file's bytes, hex, or null
+    status     labelled, no_object or rejected
+    reason     a code of engine.types.Reason, or null where labelled
+    detail     a sentence for people, or empty
+    instances  best first: rle (COCO's compressed counts for height x width), bbox (x0, y0, x1, y1 half-open
+               pixels), area (pixels), score (R(M)), method, stability (null until a round has measured it)
+
+The footer holds `maskmill` = a JSON object: format, version, shard, digest (sha256 of the rows) and counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.errors import StoreError
+from engine.types import ImageRecord, Instances, Outcome, Reason, ShardPlan, Status
+
+FORMAT = 1
+_FOOTER_KEY = b"maskmill"
+
+_INSTANCE = pa.struct(
+    [
+        pa.field("rle", pa.string(), nullable=False),
+        pa.field("bbox", pa.list_(pa.int32(), 4), nullable=False),
+        pa.field("area", pa.int64(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("stability", pa.float32()),
+    ]
+)
+_RECORD_FIELDS = [
+    pa.field("image_id", pa.string(), nullable=False),
+    pa.field("coco_id", pa.int64()),
+    pa.field("path", pa.string(), nullable=False),
+]
+PLAN_SCHEMA = pa.schema(_RECORD_FIELDS)
+SHARD_SCHEMA = pa.schema(
+    [
+        *_RECORD_FIELDS,
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("sha256", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("instances", pa.list_(pa.field("item", _INSTANCE, nullable=False)), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSummary:
+    """What a shard's footer says: its number, the digest of its rows, and counts."""
+
+    shard: int
+    digest: str
+    images: int
+    labelled: int
+    no_object: int
+    rejected: int
+    instances: int
+    reasons: dict[str, int]
+    first_image_id: str
+    last_image_id: str
+    """The smallest and the largest image id of the shard, by code points."""
+
+
+def encode_shard(version: str, shard: int, outcomes: Sequence[Outcome]) -> bytes:
+    """A shard file with one row per outcome, in this order."""
+    rows = [_outcome_row(outcome) for outcome in outcomes]
+    statuses = Counter(outcome.status for outcome in outcomes)
+    footer = {
+        "format": FORMAT,
+        "version": version,
+        "shard": shard,
+        "digest": _digest(rows),
+        "images": len(outcomes),
+        "labelled": statuses[Status.LABELLED],
+        "no_object": statuses[Status.NO_OBJECT],
+        "rejected": statuses[Status.REJECTED],
+        "instances": sum(len(outcome.instances or ()) for outcome in outcomes),
+        "reasons": dict(sorted(Counter(o.reason for o in outcomes if o.reason is not None).items())),
+        "first_image_id": min(outcome.record.image_id for outcome in outcomes),
+        "last_image_id": max(outcome.record.image_id for outcome in outcomes),
+    }
+    return _encode(pa.Table.from_pylist(rows, SHARD_SCHEMA), footer)
+
+
+def decode_shard(data: bytes, name: str) -> tuple[ShardSummary, list[Outcome]]:
+    """The footer and the rows of a shard file; `name` is what errors call it. Raises StoreError."""
+    table, footer = _decode(data, name)
+    rows = table.to_pylist()
+    if _digest(rows) != footer["digest"]:
+        raise StoreError(f"{name}: the rows are not those that were written; restore the file or label anew")
+    return _summary(footer), [_row_outcome(row) for row in rows]
+
+
+def read_summary(data: bytes, name: str) -> ShardSummary:
+    """The footer of a shard file alone."""
+    return _summary(_decode(data, name)[1])
+
+
+def encode_plan(plan: ShardPlan) -> bytes:
+    """A plan file: the images that a shard will hold."""
+    rows = [_record_row(record) for record in plan.records]
+    table = pa.Table.from_pylist(rows, PLAN_SCHEMA)
+    return _encode(table, {"format": FORMAT, "shard": plan.index, "is_last": plan.is_last})
+
+
+def decode_plan(data: bytes, name: str) -> ShardPlan:
+    """The plan that `encode_plan` was given. Raises StoreError."""
+    table, footer = _decode(data, name)
+    records = tuple(_row_record(row) for row in table.to_pylist())
+    return ShardPlan(index=footer["shard"], records=records, is_last=footer["is_last"])
+
+
+def encode_manifest(summaries: Sequence[ShardSummary]) -> bytes:
+    """The manifest of a finished version: one row per shard."""
+    rows = [{**vars(summary), "reasons": json.dumps(summary.reasons)} for summary in summaries]
+    return _encode(pa.Table.from_pylist(rows), {"format": FORMAT})
+
+
+def decode_manifest(data: bytes, name: str) -> list[ShardSummary]:
+    """The summaries that `encode_manifest` was given. Raises StoreError."""
+    table, _ = _decode(data, name)
+    return [ShardSummary(**{**row, "reasons": json.loads(row["reasons"])}) for row in table.to_pylist()]
+
+
+def _encode(table: pa.Table, footer: dict[str, Any]) -> bytes:
+    sink = io.BytesIO()
+    metadata = {_FOOTER_KEY: json.dumps(footer, sort_keys=True).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _decode(data: bytes, name: str) -> tuple[pa.Table, dict[str, Any]]:
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        footer = json.loads((table.schema.metadata or {})[_FOOTER_KEY])
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{name} is not a file of this store ({error}); remove it and run again") from error
+    if footer["format"] != FORMAT:
+        raise StoreError(f"{name} has format {footer['format']}, this program reads format {FORMAT}")
+    return table, footer
+
+
+def _digest(rows: Sequence[dict[str, Any]]) -> str:
+    """sha256 of rows, whatever way the file encodes and compresses them."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _summary(footer: dict[str, Any]) -> ShardSummary:
+    return ShardSummary(**{name: footer[name] for name in ShardSummary.__dataclass_fields__})
+
+
+def _record_row(record: ImageRecord) -> dict[str, Any]:
+    return {"image_id": record.image_id, "coco_id": record.coco_id, "path": record.path}
+
+
+def _row_record(row: dict[str, Any]) -> ImageRecord:
+    return ImageRecord(image_id=row["image_id"], coco_id=row["coco_id"], path=row["path"])
+
+
+def _outcome_row(outcome: Outcome) -> dict[str, Any]:
+    return {
+        **_record_row(outcome.record),
+        "height": outcome.height,
+        "width": outcome.width,
+        "sha256": outcome.sha256,
+        "status": outcome.status.value,
+        "reason": outcome.reason.value if outcome.reason is not None else None,
+        "detail": outcome.detail,
+        "instances": _instance_rows(outcome.instances),
+    }
+
+
+def _instance_rows(instances: Instances | None) -> list[dict[str, Any]]:
+    if instances is None:
+        return []
+    return [
+        {
+            "rle": instances.rles[i].decode("ascii"),
+            "bbox": instances.boxes_xyxy[i].tolist(),
+            "area": int(instances.areas[i]),
+            "score": float(instances.scores[i]),
+            "method": instances.method,
+            "stability": None if np.isnan(instances.stabilities[i]) else float(instances.stabilities[i]),
+        }
+        for i in range(len(instances))
+    ]
+
+
+def _row_outcome(row: dict[str, Any]) -> Outcome:
+    return Outcome(
+        record=_row_record(row),
+        status=Status(row["status"]),
+        height=row["height"],
+        width=row["width"],
+        sha256=row["sha256"],
+        reason=Reason(row["reason"]) if row["reason"] is not None else None,
+        detail=row["detail"],
+        instances=_row_instances(row),
+    )
+
+
+def _row_instances(row: dict[str, Any]) -> Instances | None:
+    rows = row["instances"]
+    if not rows:
+        return None
+    stabilities = [np.nan if item["stability"] is None else item["stability"] for item in rows]
+    return Instances(
+        size=(row["height"], row["width"]),
+        method=rows[0]["method"],
+        rles=tuple(item["rle"].encode("ascii") for item in rows),
+        boxes_xyxy=np.array([item["bbox"] for item in rows], np.int32),
+        areas=np.array([item["area"] for item in rows], np.int64),
+        scores=np.array([item["score"] for item in rows], np.float32),
+        stabilities=np.array(stabilities, np.float32),
+    )

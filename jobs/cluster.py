@@ -1,0 +1,66 @@
+"""Joining Ray: a cluster that is there, or a local one for this run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+
+import ray
+
+from engine.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """CPUs and GPUs of a cluster, or what of them is free."""
+
+    cpus: float
+    gpus: float
+
+
+def join_cluster(address: str | None) -> Resources:
+    """Connect this process to Ray and say to what.
+
+    None joins the cluster of the submitted job that this process is, and is `local` elsewhere; `local`
+    starts a Ray of this machine's size on the loopback interface, which ends with this process; `auto` and
+    HOST:PORT join a running cluster. Raises UsageError where there is no such cluster.
+    """
+    _quieten_ray()
+    if address is None:
+        address = os.environ.get("RAY_ADDRESS", "local")
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address == "local":
+            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"cannot join Ray at {address!r} ({error}); start one with `ray start --head`, "
+            "or leave --address out for a local one"
+        ) from error
+    found = ray.cluster_resources()
+    resources = Resources(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0))
+    kind = "a local Ray" if address == "local" else f"Ray at {ray.get_runtime_context().gcs_address}"
+    print(
+        f"joined {kind}: {len(ray.nodes())} node(s), {resources.cpus:g} CPUs, {resources.gpus:g} GPUs",
+        flush=True,
+    )
+    return resources
+
+
+def free_resources() -> Resources:
+    """What no other job of the joined cluster has taken."""
+    found = ray.available_resources()
+    return Resources(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0))
+
+
+def _quieten_ray() -> None:
+    """Leave the terminal to our own progress; RAY_BACKEND_LOG_LEVEL set by the user stays as it is."""
+    # Ray's core warns of every actor with arguments that it could be lost with its driver; ours should be.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # A run of a few chunks cannot keep a large pool busy; that is no news to anybody.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")

@@ -1,0 +1,65 @@
+"""What every job shares at its ends: flags to a dataclass, errors to one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from engine.errors import MaskmillError, UsageError
+
+Arguments = TypeVar("Arguments")
+DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+def run_job(arguments_type: type[Arguments], job: Callable[[Arguments], None]) -> NoReturn:
+    """Parse the command line, run the job and exit: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    try:
+        job(parse_arguments(arguments_type, sys.argv[1:]))
+    except UsageError as error:
+        _exit_with(WRONG_USE, error)
+    except MaskmillError as error:
+        _exit_with(FAILED, error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    sys.exit(DONE)
+
+
+def parse_arguments(arguments_type: type[Arguments], args: list[str]) -> Arguments:
+    """The dataclass that the flags describe. Raises UsageError, or SystemExit(0) after --help."""
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(
+                arguments_type,
+                args=args,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_line(messages.getvalue())) from None
+
+
+def _one_line(panel: str) -> str:
+    """What a boxed message of the command line parser says, without the box and the repetitions."""
+    text = [line.strip("│ ").strip() for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
+    paragraphs = " ".join("\n" if re.fullmatch("─+", line) else line for line in text).split("\n")
+    said = paragraphs[0].strip()
+    alike = re.findall(r"(?<!\S)--[\w.-]+", " ".join(paragraphs[1:-1]))
+    if alike and "nrecognized" in said:
+        said += f"; did you mean {' or '.join(dict.fromkeys(alike))}?"
+    return f"{said} (--help lists all flags)"
+
+
+def _exit_with(code: int, error: MaskmillError) -> NoReturn:
+    # An error out of a worker carries its traceback as text; what it was raised as is its cause.
+    original = getattr(error, "cause", None) or error
+    print(f"error: {' '.join(str(original).split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,217 @@
+"""The label jobs, but for where their images come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from engine import __version__
+from engine.corpora import Corpus
+from engine.decoding import DecodingConfig, decode_image
+from engine.encoders import Encoder, load_encoder
+from engine.errors import ConfigurationError, ImageError, TransientError
+from engine.labelling import LabellingConfig
+from engine.planning import check_corpus
+from engine.store.objects import LocalObjects, open_objects
+from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version, VersionInfo
+from engine.store.schema import ShardSummary
+from engine.types import Status
+
+_LISTED_REJECTS = 20
+_PREVIEW_IMAGES = 24
+_PREVIEW_COLUMNS = 4
+_PREVIEW_TILE_HEIGHT = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelArguments:
+    """Label a corpus: images in, a store of instance masks out. Run it again to go on after a stop.
+
+    Exit codes: 0 done (images that could not be read are rows with a reason), 1 failed, 2 wrong use.
+    """
+
+    corpus: str
+    """Where the images are: a folder, s3://bucket/prefix, or skimage: for a few photographs to try with."""
+    store: str
+    """Where the labels go: a folder or s3://bucket/prefix."""
+    labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(default_factory=LabellingConfig)
+    limit: int | None = None
+    """Label the first so many images only."""
+    shard_size: int = 1000
+    """Images in a shard; a run that is stopped loses at most the shards it was at."""
+    chunk_size: int = 16
+    """Images that travel and are computed together."""
+    extend: bool = False
+    """Add shards for images that have come to the corpus since it was labelled."""
+    overwrite: bool = False
+    """Replace the store's labels of another configuration, once the new ones are whole."""
+    preview: Path | None = None
+    """Also write pictures of the first labelled images into this folder."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the encoder runs; auto takes the cluster's GPUs where it has some."""
+    address: str | None = None
+    """Which Ray: local, auto (the running cluster), or HOST:PORT. Default: the cluster of a submitted job,
+    otherwise local."""
+
+    def __post_init__(self) -> None:
+        if self.extend and self.overwrite:
+            raise ConfigurationError(
+                "--extend adds to labels and --overwrite replaces them: give one of the two"
+            )
+        for name in ("limit", "shard_size", "chunk_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"--{name.replace('_', '-')} is at least 1 image, got {value}")
+
+    @property
+    def mode(self) -> Mode:
+        return "overwrite" if self.overwrite else "extend" if self.extend else "resume"
+
+
+def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
+    """Label `corpus` into the store. Raises UsageError where that cannot begin, RunError where it fails."""
+    # Imported once the flags are known to be right, so that --help and mistakes answer at once.
+    from jobs.cluster import join_cluster
+
+    store = PseudoLabelStore(open_objects(arguments.store))
+    encoder = load_encoder(arguments.labelling.encoder, device="cpu")
+    resources = join_cluster(arguments.address)
+    device = _choose_device(arguments.device, resources.gpus)
+    version = store.begin(_version_info(arguments, encoder, device), arguments.mode)
+    check_corpus(corpus, version)
+    console = Console()
+    if version.is_finished() and not arguments.extend:
+        print(f"nothing to do: {store.uri} holds these labels already (--extend adds images that are new)")
+        summaries = version.summaries()
+    else:
+        summaries = _label(corpus, version, encoder.image_size, device, arguments, console)
+    console.print(_summary_table(summaries))
+    for line in _rejected_lines(version, summaries):
+        print(line)
+    if arguments.preview is not None:
+        _write_previews(corpus, version, arguments.preview, arguments.labelling.decoding)
+    print(f"labels: {store.uri} (version {version.name})")
+
+
+def _label(
+    corpus: Corpus,
+    version: Version,
+    image_size: tuple[int, int],
+    device: str,
+    arguments: LabelArguments,
+    console: Console,
+) -> list[ShardSummary]:
+    """Do what is left to do, in view of a person."""
+    from actors.pipeline import LabellingRun, run_labelling, size_pools
+    from jobs.cluster import free_resources
+    from jobs.progress import ProgressDisplay
+
+    run = LabellingRun(
+        corpus=corpus,
+        version=version,
+        config=arguments.labelling,
+        image_size=image_size,
+        device=device,
+        shard_size=arguments.shard_size,
+        chunk_size=arguments.chunk_size,
+        limit=arguments.limit,
+        extend=arguments.extend,
+    )
+    free = free_resources()
+    pools = size_pools(free.cpus, free.gpus if device == "cuda" else 0)
+
+    def count_images_to_do() -> int:
+        committed = version.committed()
+        done = sum(len(plan.records) for plan in version.plans() if plan.index in committed)
+        return sum(1 for _ in islice(corpus.records(), arguments.limit)) - done
+
+    with ProgressDisplay(console, count_images_to_do) as display:
+        return run_labelling(run, pools, display.show)
+
+
+def _choose_device(asked: str, num_gpus: float) -> str:
+    if asked == "cuda" and num_gpus < 1:
+        raise ConfigurationError(
+            "--device cuda, but this Ray has no GPU: leave --device out, or join one that has"
+        )
+    return "cuda" if asked != "cpu" and num_gpus >= 1 else "cpu"
+
+
+def _version_info(arguments: LabelArguments, encoder: Encoder, device: str) -> VersionInfo:
+    configuration: dict[str, Any] = asdict(arguments.labelling)
+    # Weights are known by their content, wherever they lie.
+    configuration["encoder"].pop("weights")
+    configuration |= {
+        "shard_size": arguments.shard_size,
+        "chunk_size": arguments.chunk_size,
+        "limit": arguments.limit,
+    }
+    return VersionInfo(
+        round=0,
+        configuration=configuration,
+        weights_digest=encoder.weights_digest,
+        parent=None,
+        code_version=__version__,
+        device=device,
+    )
+
+
+def _summary_table(summaries: list[ShardSummary]) -> Table:
+    """What the version holds, in a short table."""
+    images = sum(summary.images for summary in summaries)
+    instances = sum(summary.instances for summary in summaries)
+    reasons: Counter[str] = Counter()
+    for summary in summaries:
+        reasons.update(summary.reasons)
+    table = Table("images", "count")
+    table.columns[1].justify = "right"
+    table.add_row("labelled", str(sum(summary.labelled for summary in summaries)))
+    table.add_row("no object", str(sum(summary.no_object for summary in summaries)))
+    table.add_row("rejected", str(sum(summary.rejected for summary in summaries)), end_section=not reasons)
+    for i, (reason, count) in enumerate(sorted(reasons.items())):
+        table.add_row(f"  {reason}", str(count), end_section=i == len(reasons) - 1)
+    table.add_row("in all", str(images))
+    table.add_row("masks", str(instances))
+    table.add_row("masks per image", f"{instances / max(images, 1):.2f}")
+    return table
+
+
+def _rejected_lines(version: Version, summaries: list[ShardSummary]) -> list[str]:
+    """The first rejected images, a line each; only shards that have some are read."""
+    shards = (summary.shard for summary in summaries if summary.rejected)
+    rejected = (
+        outcome for shard in shards for outcome in version.shard(shard) if outcome.status == Status.REJECTED
+    )
+    lines = [
+        f"rejected {o.record.image_id!r}: {o.reason}: {o.detail}" for o in islice(rejected, _LISTED_REJECTS)
+    ]
+    num_more = sum(summary.rejected for summary in summaries) - len(lines)
+    return [*lines, f"... and {num_more} more, see the column reason of the store"] if num_more > 0 else lines
+
+
+def _write_previews(corpus: Corpus, version: Version, preview: Path, config: DecodingConfig) -> None:
+    """Pictures of the first labelled images, one each and all on one sheet."""
+    from engine.preview import contact_sheet, draw_instances, encode_jpeg
+
+    folder = LocalObjects(preview)
+    labelled = (outcome for outcome in version.outcomes() if outcome.status == Status.LABELLED)
+    pictures = []
+    for number, outcome in enumerate(islice(labelled, _PREVIEW_IMAGES)):
+        try:
+            image = decode_image(corpus.read(outcome.record), config)
+        except (ImageError, TransientError) as error:
+            print(f"no preview of {outcome.record.image_id!r}: {error}")
+            continue
+        pictures.append(draw_instances(image, outcome.instances))
+        folder.write(f"{number:03d}-{PurePosixPath(outcome.record.path).stem}.jpg", encode_jpeg(pictures[-1]))
+    if pictures:
+        sheet = contact_sheet(pictures, _PREVIEW_COLUMNS, _PREVIEW_TILE_HEIGHT)
+        folder.write("sheet.jpg", encode_jpeg(sheet))
+    print(f"previews: {folder.uri} ({len(pictures)} images and sheet.jpg)")

@@ -1,0 +1,89 @@
+"""How a labelling run looks while it goes on: a live line on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from actors.pipeline import Progress
+
+_SECONDS_BETWEEN_LOG_LINES = 10.0
+
+
+class ProgressDisplay:
+    """Shows progress from the moment it is entered until it is left.
+
+    `count_total` says how many images there are to do; it may take long, so it runs beside the work and the
+    total and the time left are shown once it has answered.
+    """
+
+    def __init__(self, console: Console, count_total: Callable[[], int]) -> None:
+        self._console = console
+        self._total: int | None = None
+        self._count_total = count_total
+        self._started = self._last_line = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> ProgressDisplay:
+        threading.Thread(target=self._count, daemon=True).start()
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Take notice of new progress."""
+        if self._console.is_terminal:
+            self._live.update(self._bar(progress))
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LOG_LINES:
+            self._last_line = time.monotonic()
+            print(progress_line(progress, self._total, time.monotonic() - self._started), flush=True)
+
+    def _bar(self, progress: Progress) -> Table:
+        line = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=self._total, completed=progress.images, width=24, pulse=self._total is None)
+        line.add_row(bar, progress_line(progress, self._total, time.monotonic() - self._started))
+        return line
+
+    def _count(self) -> None:
+        try:
+            self._total = self._count_total()
+        except Exception as error:  # the run itself reads the same listing and will report what is wrong
+            print(f"cannot count the images: {error}", file=sys.stderr)
+
+
+def progress_line(progress: Progress, total: int | None, elapsed_s: float) -> str:
+    """One line for people.
+
+    >>> from engine.types import Reason
+    >>> done = Progress(images=40, instances=100); done.reasons[Reason.TRUNCATED] = 2
+    >>> progress_line(done, 100, 20.0)
+    '40/100 images, 2.0 images/s, 2.5 masks/image, truncated 2, 0:00:30 left'
+    """
+    rate = progress.images / elapsed_s if elapsed_s > 0 else 0.0
+    parts = [
+        f"{progress.images}/{'?' if total is None else total} images",
+        f"{rate:.1f} images/s",
+        f"{progress.instances / max(progress.images, 1):.1f} masks/image",
+        *(f"{reason} {count}" for reason, count in sorted(progress.reasons.items())),
+    ]
+    if total is not None and rate > 0:
+        parts.append(f"{_clock(max(total - progress.images, 0) / rate)} left")
+    return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
