@@ -177,7 +177,7 @@ class S3Objects:
                 read_timeout=_S3_TIMEOUT_S,
                 retries={"mode": "standard", "max_attempts": _S3_ATTEMPTS},
             )
-            self._connection = boto3.client("s3", config=config)
+            self._connection = boto3.Session().client("s3", config=config)
         return self._connection
 
     def read(self, key: str) -> bytes:

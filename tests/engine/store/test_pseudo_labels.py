@@ -1,0 +1,191 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from engine.errors import ObjectMissing, StoreError
+from engine.store.objects import LocalObjects, MemoryObjects
+from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.types import ImageRecord, Instances, Outcome, Reason, ShardPlan, Status
+
+INFO = VersionInfo(
+    round=0,
+    configuration={"method": "promerge", "promerge": {"tau_b": 0.2}},
+    weights_digest="0123",
+    parent=None,
+    code_version="1.0",
+    device="cpu",
+)
+
+
+def labelled(name: str) -> Outcome:
+    instances = Instances(
+        size=(2, 3),
+        method="promerge",
+        rles=(b"123", b"06"),
+        boxes_xyxy=np.array([[0, 0, 2, 2], [0, 0, 3, 2]], np.int32),
+        areas=np.array([2, 6]),
+        scores=np.array([0.1, -0.3], np.float32),
+        stabilities=np.array([np.nan, 2.5], np.float32),
+    )
+    record = ImageRecord(image_id=name, path=f"{name}.jpg", coco_id=7)
+    return Outcome(
+        record=record, status=Status.LABELLED, height=2, width=3, sha256="ab", instances=instances
+    )
+
+
+def rejected(name: str) -> Outcome:
+    record = ImageRecord(image_id=name, path=name)
+    return Outcome(record=record, status=Status.REJECTED, reason=Reason.TRUNCATED, detail="cut\nshort ☃")
+
+
+def as_values(outcome: Outcome) -> tuple[object, ...]:
+    instances = outcome.instances
+    arrays = () if instances is None else (
+        instances.size, instances.method, instances.rles, instances.boxes_xyxy.tolist(),
+        instances.areas.tolist(), instances.scores.tobytes(), instances.stabilities.tobytes(),
+    )  # fmt: skip
+    return (
+        outcome.record, outcome.status, outcome.height, outcome.width, outcome.sha256, outcome.reason,
+        outcome.detail, arrays,
+    )  # fmt: skip
+
+
+def begun(objects: MemoryObjects | None = None) -> Version:
+    return PseudoLabelStore(objects or MemoryObjects()).begin(INFO, "resume")
+
+
+def test_rows_come_back_as_they_went() -> None:
+    version = begun()
+    rows = [labelled("a"), rejected("b")]
+    version.commit(3, rows)
+    assert [as_values(row) for row in version.shard(3)] == [as_values(row) for row in rows]
+    assert version.committed() == {3}
+    summary = version.summary(3)
+    assert (summary.images, summary.labelled, summary.rejected, summary.instances) == (2, 1, 1, 2)
+    assert summary.reasons == {"truncated": 1}
+
+
+def test_any_parquet_reader_can_read_a_shard(tmp_path: Path) -> None:
+    version = PseudoLabelStore(LocalObjects(tmp_path)).begin(INFO, "resume")
+    version.commit(0, [labelled("a"), rejected("b")])
+    table = pq.read_table(tmp_path / version.name / "shard-000000.parquet").to_pylist()
+    assert table[0]["instances"][0]["bbox"] == [0, 0, 2, 2]
+    assert table[0]["instances"][0]["stability"] is None
+    assert (table[1]["reason"], table[1]["height"], table[1]["instances"]) == ("truncated", None, [])
+
+
+def test_a_committed_shard_stays() -> None:
+    version = begun()
+    version.commit(0, [labelled("a")])
+    version.commit(0, [rejected("b")])
+    assert [row.record.image_id for row in version.shard(0)] == ["a"]
+
+
+def test_a_version_streams_in_order_and_finds_images() -> None:
+    version = begun()
+    for shard, names in [(1, ["c", "d"]), (0, ["a", "b"])]:
+        version.commit(shard, [labelled(name) for name in names])
+    assert [row.record.image_id for row in version.outcomes()] == ["a", "b", "c", "d"]
+    version.finish()
+    assert version.find("c").record.image_id == "c"
+    with pytest.raises(ObjectMissing):
+        version.find("bb")
+
+
+def test_the_manifest_says_what_the_footers_say() -> None:
+    version = begun()
+    version.commit(0, [labelled("a")])
+    version.commit(1, [rejected("b")])
+    footers = [version.summary(0), version.summary(1)]
+    assert not version.is_finished()
+    assert version.summaries() == footers
+    version.finish()
+    assert version.is_finished()
+    assert version.summaries() == footers
+
+
+def test_plans_come_back_in_order() -> None:
+    version = begun()
+    plans = [
+        ShardPlan(index=i, records=(ImageRecord(image_id=name, path=name, coco_id=i),), is_last=i == 11)
+        for i, name in [(0, "x"), (2, "y"), (11, "z")]
+    ]
+    for plan in reversed(plans):
+        version.record_plan(plan)
+    version.record_plan(replace(plans[0], records=()))  # a plan that is recorded stays
+    assert list(version.plans()) == plans
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    version = PseudoLabelStore(LocalObjects(tmp_path)).begin(INFO, "resume")
+    version.commit(0, [labelled("a")])
+    path = tmp_path / version.name / "shard-000000.parquet"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(StoreError, match="shard-000000"):
+        version.shard(0)
+
+
+def test_rows_that_were_changed_are_told(tmp_path: Path) -> None:
+    version = PseudoLabelStore(LocalObjects(tmp_path)).begin(INFO, "resume")
+    version.commit(0, [labelled("a"), rejected("b")])
+    path = tmp_path / version.name / "shard-000000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, 1), path)
+    with pytest.raises(StoreError, match="not those that were written"):
+        version.shard(0)
+
+
+def test_the_same_configuration_goes_on_with_the_same_version() -> None:
+    store = PseudoLabelStore(MemoryObjects())
+    first = store.begin(INFO, "resume")
+    # Device and code version are recorded beside the configuration and decide nothing.
+    again = store.begin(replace(INFO, device="cuda", code_version="1.1"), "resume")
+    assert again.name == first.name
+    assert again.info == INFO
+    assert store.version().name == first.name
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (replace(INFO, configuration={"method": "promerge", "promerge": {"tau_b": 0.3}}), "promerge.tau_b is 0.2"),
+        (replace(INFO, weights_digest="9999"), "weights is '0123' there, '9999' here"),
+    ],
+)
+def test_another_configuration_is_refused(other: VersionInfo, told: str) -> None:
+    store = PseudoLabelStore(MemoryObjects())
+    store.begin(INFO, "resume")
+    with pytest.raises(StoreError, match="--overwrite") as caught:
+        store.begin(other, "resume")
+    assert told in str(caught.value)
+
+
+def test_overwriting_switches_when_it_is_whole() -> None:
+    store = PseudoLabelStore(MemoryObjects())
+    old = store.begin(INFO, "resume")
+    other = replace(INFO, weights_digest="9999")
+    new = store.begin(other, "overwrite")
+    assert store.version().name == old.name
+    # A second try goes on with the version that was begun.
+    assert store.begin(other, "overwrite").name == new.name
+    new.commit(0, [labelled("a")])
+    new.finish()
+    assert store.version().name == new.name
+    # Asked once more, it begins afresh, and the finished one stays until then.
+    assert store.begin(other, "overwrite").name not in (old.name, new.name)
+    assert store.version().name == new.name
+
+
+def test_rounds_and_stores_without_any() -> None:
+    store = PseudoLabelStore(MemoryObjects())
+    with pytest.raises(StoreError, match="no labels yet"):
+        store.version()
+    store.begin(INFO, "resume")
+    store.begin(replace(INFO, round=1), "resume")
+    assert store.rounds() == [0, 1]
+    assert store.version().info.round == 1
+    with pytest.raises(StoreError, match="no round 5"):
+        store.version(5)

@@ -1,0 +1,47 @@
+"""Dependencies run jobs -> actors -> engine, never back."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[1]
+_FORBIDDEN = {"engine": {"ray", "actors", "jobs", "tests"}, "actors": {"jobs", "tests"}, "jobs": {"tests"}}
+
+
+def _imports(source: str) -> set[str]:
+    """Top-level packages that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(_FORBIDDEN))
+def test_no_import_runs_against_the_direction(package: str) -> None:
+    modules = sorted((_ROOT / package).rglob("*.py"))
+    assert modules
+    offences = {
+        str(module.relative_to(_ROOT)): wrong
+        for module in modules
+        if (wrong := _imports(module.read_text()) & _FORBIDDEN[package])
+    }
+    assert offences == {}
+
+
+def test_an_import_in_a_function_is_seen() -> None:
+    assert _imports("def f():\n    import ray.data\n    from jobs.console import x") == {"ray", "jobs"}
+
+
+def test_ray_starts_only_in_jobs() -> None:
+    starters = [
+        str(path.relative_to(_ROOT))
+        for package in ("engine", "actors")
+        for path in (_ROOT / package).rglob("*.py")
+        if "ray.init" in path.read_text()
+    ]
+    assert starters == []
