@@ -135,7 +135,7 @@ class LocalObjects:
             if identity in above:  # a link to a folder that holds it
                 return
             with os.scandir(folder) as entries:
-                names = [entry.name + "/" if entry.is_dir() else entry.name for entry in entries]
+                names = [entry.name + "/" if _is_folder(entry) else entry.name for entry in entries]
         except FileNotFoundError:
             return
         except OSError as error:
@@ -276,6 +276,11 @@ def _client_error(error: botocore.exceptions.ClientError, place: str) -> Excepti
     if code in _TRANSIENT_CODES or status >= 500:
         return TransientError(f"{place} answered {code or status}")
     return StoreError(f"{place} answered {code or status}: check the credentials, the endpoint and the name")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # A link that leads nowhere is no folder; asking the entry itself would raise.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _byte_order(key: str) -> bytes:

@@ -1,0 +1,133 @@
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.encoders import EncoderConfig
+from engine.errors import ConfigurationError, ImageError
+from engine.labelling import (
+    LabellingConfig,
+    label_features,
+    label_images,
+    make_instances,
+    make_outcome,
+    prepare_image,
+)
+from engine.masks import decode_rles
+from engine.proposals.promerge import ProMergeConfig
+from engine.types import ImageRecord, Instances, Reason, Status
+
+EVERY_PATCH = ProMergeConfig(stride=1)
+PLAIN = LabellingConfig(refine="none", promerge=EVERY_PATCH)
+
+
+class DiscEncoder:
+    """Features that tell bright patches of 8 pixels from dark ones, for images of 48 x 64."""
+
+    name, feature_size, image_size, grid, weights_digest = "disc", 2, (48, 64), (6, 8), "fixed"
+
+    def encode(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        grey = np.stack(images).mean(axis=3).reshape(-1, 6, 8, 8, 8).mean(axis=(2, 4))
+        bright = grey > 100
+        return torch.as_tensor(np.stack([bright, ~bright], axis=-1), dtype=torch.float16)
+
+
+class OneImage:
+    uri = "one:"
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def records(self, after: ImageRecord | None = None) -> Iterator[ImageRecord]:
+        yield ImageRecord(image_id="a", path="a")
+
+    def read(self, record: ImageRecord) -> bytes:
+        return self.data
+
+
+def masks_of(result: Instances | Reason) -> np.ndarray:
+    assert isinstance(result, Instances)
+    return decode_rles(result.rles, result.size)
+
+
+def disc_image(size: tuple[int, int]) -> np.ndarray:
+    image = np.zeros((*size, 3), np.uint8)
+    image[size[0] // 3 : size[0] * 2 // 3, size[1] // 4 : size[1] // 2] = 200
+    return image
+
+
+def test_a_bright_object_is_labelled_at_the_images_own_size() -> None:
+    images = [disc_image((48, 64)), disc_image((96, 128)), np.zeros((48, 64, 3), np.uint8)]
+    config = replace(PLAIN, encoder=EncoderConfig(batch_size=2))
+    first, second, third = label_images(images, DiscEncoder(), config)
+    assert np.array_equal(masks_of(first)[0], images[0][..., 0] > 0)
+    assert np.array_equal(masks_of(second)[0], images[1][..., 0] > 0)
+    assert third == Reason.NO_FOREGROUND
+    assert isinstance(first, Instances)
+    assert first.boxes_xyxy.tolist() == [[16, 16, 32, 32]]
+    assert (first.areas.tolist(), first.method) == ([256], "promerge")
+    assert first.scores[0] == pytest.approx(1.0)
+
+
+def test_refinement_finds_the_edge() -> None:
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[17:33, 16:34] = 200  # its edge lies off the patches
+    features = DiscEncoder().encode([image])[0]
+    coarse = masks_of(label_features(features, image, (48, 64), PLAIN))[0]
+    fine = masks_of(label_features(features, image, (48, 64), LabellingConfig(promerge=EVERY_PATCH)))[0]
+    truth = image[..., 0] > 0
+    assert np.count_nonzero(fine ^ truth) < np.count_nonzero(coarse ^ truth)
+
+
+def test_a_mask_that_refinement_changes_too_much_is_dropped() -> None:
+    image = disc_image((48, 64))
+    features = torch.zeros(6, 8, 2)
+    features[..., 1] = 1
+    features[0:1, 6:7] = torch.tensor([1.0, 0.0])  # an object where the image shows none
+    assert isinstance(label_features(features, image, (48, 64), PLAIN), Instances)
+    strict = LabellingConfig(min_refined_iou=1.0, promerge=EVERY_PATCH)
+    assert label_features(features, image, (48, 64), strict) == Reason.REFINED_AWAY
+
+
+def test_features_that_are_not_finite_reject_the_image() -> None:
+    features = torch.ones(6, 8, 2)
+    features[3, 4, 1] = torch.nan
+    image = disc_image((48, 64))
+    assert label_features(features, image, (48, 64), PLAIN) == Reason.NON_FINITE
+
+
+def test_instances_are_ordered_and_what_vanishes_is_left_out() -> None:
+    masks = np.zeros((4, 4, 6), bool)
+    masks[0, 0, 5] = True  # vanishes at half the size, which takes pixels 1, 3, 5 of each row 1, 3
+    masks[1, 2:, :2] = True
+    masks[2, :2, :2] = True
+    masks[3, :, 2:] = True
+    scores = np.array([0.9, 0.5, 0.5, 0.5], np.float32)
+    instances = make_instances(masks, scores, (2, 3), "promerge")
+    assert instances.areas.tolist() == [4, 1, 1]
+    assert instances.boxes_xyxy.tolist() == [[1, 0, 3, 2], [0, 0, 1, 1], [0, 1, 1, 2]]
+    assert np.isnan(instances.stabilities).all()
+    nothing = make_instances(masks[:0], scores[:0], (2, 3), "promerge")
+    assert (len(nothing), nothing.boxes_xyxy.shape) == (0, (0, 4))
+
+
+def test_a_file_becomes_what_the_encoder_takes(encode_image: Callable[..., bytes]) -> None:
+    data = encode_image(disc_image((96, 128)), "PNG")
+    record = ImageRecord(image_id="a", path="a")
+    prepared = prepare_image(OneImage(data), record, (48, 64), PLAIN.decoding)
+    assert (prepared.resized_hwc.shape, prepared.size) == ((48, 64, 3), (96, 128))
+    with pytest.raises(ImageError, match="empty_file"):
+        prepare_image(OneImage(b""), record, (48, 64), PLAIN.decoding)
+    rows = [make_outcome(record, prepared, reason) for reason in (Reason.NO_BACKGROUND, Reason.NON_FINITE)]
+    assert [(row.status, row.height, row.width) for row in rows] == [
+        (Status.NO_OBJECT, 96, 128),
+        (Status.REJECTED, 96, 128),
+    ]
+    assert rows[0].sha256 == prepared.sha256
+
+
+def test_shares_out_of_range() -> None:
+    with pytest.raises(ConfigurationError, match="component_fraction"):
+        LabellingConfig(component_fraction=1.1)

@@ -1,0 +1,118 @@
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.corpora import plan_shards
+from engine.errors import CorpusError, StoreError
+from engine.planning import check_corpus, shard_plans
+from engine.store.objects import MemoryObjects
+from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.types import ImageRecord, ShardPlan
+
+INFO = VersionInfo(round=0, configuration={}, weights_digest="", parent=None, code_version="", device="cpu")
+
+
+class ListCorpus:
+    """A corpus of names; the ones in it may change."""
+
+    uri = "list:"
+
+    def __init__(self, names: str) -> None:
+        self.names = names
+
+    def records(self, after: ImageRecord | None = None) -> Iterator[ImageRecord]:
+        for name in sorted(self.names):
+            if after is None or name > after.image_id:
+                yield ImageRecord(image_id=name, path=name)
+
+    def read(self, record: ImageRecord) -> bytes:
+        raise NotImplementedError
+
+
+def version() -> Version:
+    return PseudoLabelStore(MemoryObjects()).begin(INFO, "resume")
+
+
+def planned(
+    corpus: ListCorpus, into: Version, *, shard_size: int = 3, limit: int | None = None, extend: bool = False
+) -> list[str]:
+    plans = list(shard_plans(corpus, into, shard_size=shard_size, limit=limit, extend=extend))
+    assert plans == list(into.plans())
+    return ["".join(record.image_id for record in plan.records) for plan in plans]
+
+
+@given(st.integers(0, 20), st.integers(1, 7), st.integers(1, 7))
+def test_shards_and_chunks_hold_every_image_once_in_order(
+    count: int, shard_size: int, chunk_size: int
+) -> None:
+    records = [ImageRecord(image_id=str(i), path=str(i)) for i in range(count)]
+    plans = list(plan_shards(iter(records), shard_size))
+    assert [record for plan in plans for record in plan.records] == records
+    assert all(len(plan.records) == shard_size for plan in plans[:-1])
+    assert [plan.is_last for plan in plans] == [False] * (len(plans) - 1) + [True] * bool(plans)
+    for plan in plans:
+        chunks = list(plan.chunks(chunk_size))
+        assert tuple(record for chunk in chunks for record in chunk.records) == plan.records
+        assert all(len(chunk.records) == chunk_size for chunk in chunks[:-1])
+        assert [(chunk.index, chunk.count) for chunk in chunks] == [
+            (i, len(chunks)) for i in range(len(chunks))
+        ]
+
+
+def test_a_plan_once_made_stays() -> None:
+    into = version()
+    assert planned(ListCorpus("abcdefgh"), into) == ["abc", "def", "gh"]
+    assert planned(ListCorpus("abCcdefghxyz"), into) == ["abc", "def", "gh"]
+
+
+def test_a_listing_that_was_cut_off_goes_on() -> None:
+    into = version()
+    plans = shard_plans(ListCorpus("bcdefgh"), into, shard_size=3, limit=None, extend=False)
+    assert next(plans).index == 0
+    plans.close()
+    # "a" has come to a place that was listed already: it waits for --extend.
+    assert planned(ListCorpus("abcdefgh"), into) == ["bcd", "efg", "h"]
+    assert planned(ListCorpus("abcdefgh"), into, extend=True) == ["bcd", "efg", "h", "a"]
+
+
+def test_extending_adds_what_is_new_and_cuts_nothing_anew() -> None:
+    into = version()
+    planned(ListCorpus("bdf"), into, shard_size=2)
+    assert planned(ListCorpus("abcdefg"), into, shard_size=2, extend=True) == ["bd", "f", "ac", "eg"]
+    assert planned(ListCorpus("abcdefg"), into, shard_size=2, extend=True) == ["bd", "f", "ac", "eg"]
+
+
+def test_an_extension_that_was_cut_off_goes_on() -> None:
+    into = version()
+    planned(ListCorpus("bd"), into, shard_size=2)
+    plans = shard_plans(ListCorpus("abcdefg"), into, shard_size=2, limit=None, extend=True)
+    assert ["".join(r.image_id for r in next(plans).records) for _ in range(2)] == ["bd", "ac"]
+    plans.close()
+    assert planned(ListCorpus("abcdefg"), into, shard_size=2) == ["bd", "ac", "ef", "g"]
+
+
+def test_a_limit_bounds_the_images_in_all() -> None:
+    into = version()
+    assert planned(ListCorpus("abcdefgh"), into, limit=4) == ["abc", "d"]
+    assert planned(ListCorpus("abcdefgh"), into, limit=4) == ["abc", "d"]
+    assert planned(ListCorpus("abcdefgh"), into, limit=4, extend=True) == ["abc", "d"]
+
+
+def test_a_corpus_is_checked_before_work() -> None:
+    into = version()
+    with pytest.raises(CorpusError, match="no images in list:"):
+        check_corpus(ListCorpus(""), into)
+    check_corpus(ListCorpus("abc"), into)
+    into.record_plan(next(plan_shards(ListCorpus("bcd").records(), 3)))
+    check_corpus(ListCorpus("abcdefg"), into)
+    with pytest.raises(StoreError, match="another corpus"):
+        check_corpus(ListCorpus("xyz"), into)
+
+
+def test_plans_are_recorded_before_they_are_handed_out() -> None:
+    into = version()
+    first = next(shard_plans(ListCorpus("abcd"), into, shard_size=2, limit=None, extend=False))
+    assert list(into.plans()) == [first]
+    assert isinstance(first, ShardPlan)
