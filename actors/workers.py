@@ -155,13 +155,11 @@ def rejected_outcome(record: ImageRecord, reason: Reason, detail: str) -> Outcom
     return Outcome(record=record, status=Status.REJECTED, reason=reason, detail=detail)
 
 
-def with_retries(
-    call: Callable[[], PreparedImage], wait: Callable[[float], None] = time.sleep
-) -> PreparedImage:
+def with_retries(call: Callable[[], PreparedImage]) -> PreparedImage:
     """`call()`, tried again after each wait while it raises TransientError; the last try may raise it."""
     for wait_s in _RETRY_WAITS_S:
         try:
             return call()
         except TransientError:
-            wait(wait_s)
+            time.sleep(wait_s)
     return call()

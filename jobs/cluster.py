@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass
 
 import ray
+import ray.data
 
 from engine.errors import UsageError
 

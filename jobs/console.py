@@ -48,14 +48,19 @@ def parse_arguments(arguments_type: type[Arguments], args: list[str]) -> Argumen
 
 
 def _one_line(panel: str) -> str:
-    """What a boxed message of the command line parser says, without the box and the repetitions."""
-    text = [line.strip("│ ").strip() for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
-    paragraphs = " ".join("\n" if re.fullmatch("─+", line) else line for line in text).split("\n")
-    said = paragraphs[0].strip()
-    alike = re.findall(r"(?<!\S)--[\w.-]+", " ".join(paragraphs[1:-1]))
-    if alike and "nrecognized" in said:
-        said += f"; did you mean {' or '.join(dict.fromkeys(alike))}?"
-    return f"{said} (--help lists all flags)"
+    """What a panel of the command line parser says, without its frame and its hints.
+
+    A panel is a title, the message, hints and where the help is, with rules between them. Where the terminal
+    cannot show frames, the title has a rule below it; elsewhere it is part of the frame.
+    """
+    lines = [line.strip("│ ") for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
+    text = " ".join("\n" if re.fullmatch("[─-]{5,}", line) else line for line in lines)
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n")]
+    message, *hints = paragraphs if "╭" in panel else paragraphs[1:]
+    alike = dict.fromkeys(re.findall(r"(?<!\S)--[\w.-]+", " ".join(hints[:-1])))
+    if alike and message.startswith("Unrecognized"):
+        message += f"; did you mean {' or '.join(alike)}?"
+    return f"{message} (--help lists all flags)"
 
 
 def _exit_with(code: int, error: MaskmillError) -> NoReturn:

@@ -1,0 +1,231 @@
+"""Any timm VisionTransformer or Eva as an encoder: the keys of its last attention (METHODS section 1)."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import timm
+import timm.models.eva
+import timm.models.vision_transformer
+import torch
+from numpy.typing import NDArray
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+
+from engine.encoders.encoder import EncoderConfig, check_images, patch_grid
+from engine.encoders.keys import Transformer, keep_keys_only
+from engine.encoders.weights import State, check_fit, digest_state, drop_heads, read_state
+from engine.errors import WeightsError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Backbone:
+    """A transformer with its weights, and the RGB statistics (of values in [0, 1]) that they expect."""
+
+    model: Transformer
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    weights_digest: str
+
+
+def load_vit(config: EncoderConfig, device: torch.device) -> VitEncoder:
+    """The encoder of a timm ViT on `device`. Raises WeightsError, ConfigurationError."""
+    return VitEncoder(load_backbone(config), config, device)
+
+
+def load_backbone(config: EncoderConfig) -> Backbone:
+    """The whole transformer in float32 on the CPU, in evaluation mode, with the weights that `config` names.
+
+    Position embeddings keep the grid that they were trained on; the model resamples them to the image's
+    (timm's bicubic interpolation) in each forward pass.
+
+    Mean and standard deviation are those of the published weights where those are loaded or a tag names them
+    (`vit_base_patch8_224.dino`), and ImageNet's, as in the DINO release, otherwise: an architecture alone
+    says nothing about how the weights in a file were trained.
+    """
+    outline = _outline(config.name)
+    from_hub = config.weights == "hub"
+    model = _from_hub(config, outline) if from_hub else _create(config)
+    if not from_hub and config.weights != "random":
+        _load_file(model, config)
+    statistics = outline.pretrained_cfg if from_hub or "." in config.name else {}
+    return Backbone(
+        model=model.eval().requires_grad_(False),
+        mean=tuple(statistics.get("mean", IMAGENET_MEAN)),
+        std=tuple(statistics.get("std", IMAGENET_STD)),
+        weights_digest=digest_state(drop_heads(model.state_dict())),
+    )
+
+
+class VitEncoder:
+    """Keys of the last attention of a transformer; see `engine.encoders.Encoder`.
+
+    Batches are filled up with black images to `batch_size`, so that all run through the same kernels and an
+    image's features do not depend on how many others there are.
+    """
+
+    def __init__(self, backbone: Backbone, config: EncoderConfig, device: torch.device) -> None:
+        """Takes the backbone over: its last block and head are cut off and it moves to `device`."""
+        self.name = config.name
+        self.weights_digest = backbone.weights_digest
+        self.patch_size = _patch_size(backbone.model)
+        self.grid = patch_grid(config.image_size, self.patch_size, config.name)
+        self.image_size = (self.grid[0] * self.patch_size[0], self.grid[1] * self.patch_size[1])
+        self.feature_size = keep_keys_only(backbone.model)
+        self._model = backbone.model.to(device)
+        self._mean = torch.tensor(backbone.mean, device=device)
+        self._std = torch.tensor(backbone.std, device=device)
+        self._batch_size = config.batch_size
+        self._precision = config.precision
+        self._device = device
+
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """B images uint8 (H, W, 3) -> float16 (B, h, w, C) on the encoder's device; see `Encoder.encode`."""
+        check_images(images, self.patch_size)
+        if not images:
+            return torch.zeros((0, *self.grid, self.feature_size), dtype=torch.float16, device=self._device)
+        starts = range(0, len(images), self._batch_size)
+        parts = [self._encode_batch(images[start : start + self._batch_size]) for start in starts]
+        return torch.cat(parts)  # outside inference mode: what leaves is an ordinary tensor
+
+    @torch.inference_mode()
+    def _encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        batch_bhwc = np.zeros((self._batch_size, *images[0].shape), np.uint8)
+        for index, image in enumerate(images):
+            batch_bhwc[index] = image
+        pixels = torch.from_numpy(batch_bhwc).to(self._device).float() / 255.0
+        inputs = ((pixels - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
+        with _reproducible(self._device), self._autocast():
+            tokens = self._model.forward_features(inputs)
+        keys = tokens[: len(images), self._model.num_prefix_tokens :].float()
+        height, width = (size // patch for size, patch in zip(inputs.shape[2:], self.patch_size, strict=True))
+        keys = keys.reshape(len(images), height, width, self.feature_size)
+        return torch.nn.functional.normalize(keys, dim=-1).to(torch.float16)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self._precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, dtype=_AUTOCAST[self._precision])
+
+
+@contextlib.contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """cuDNN with fixed algorithms and, where float32 is asked for, no silent TF32 in the patch embedding."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def _outline(name: str) -> Transformer:
+    """The architecture, without memory behind it. Raises WeightsError unless it can be an encoder."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise WeightsError(f"timm knows no model {architecture!r}{_suggestion(name, timm.list_models())}")
+    published = timm.list_models(f"{architecture}.*", pretrained=True)
+    if tag and name not in published:
+        raise WeightsError(f"timm publishes no weights {name!r}{_suggestion(name, published)}")
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    if not isinstance(model, VisionTransformer | Eva):
+        raise WeightsError(
+            f"{name!r} is a {type(model).__name__}, which has no patch keys: give a VisionTransformer or Eva "
+            "of timm (DINO, DINOv2, DINOv3, ...), for example vit_base_patch8_224.dino"
+        )
+    return model
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    return f": did you mean {', '.join(matches)}?" if matches else ": timm.list_models() lists what it has"
+
+
+def _create(config: EncoderConfig, pretrained: bool = False) -> Transformer:
+    """A new model at its own input size, its random weights drawn from the seed and from nothing else."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        model: Transformer = timm.create_model(
+            config.name, pretrained=pretrained, num_classes=0, dynamic_img_size=True
+        )
+    return model
+
+
+def _from_hub(config: EncoderConfig, outline: Transformer) -> Transformer:
+    source = outline.pretrained_cfg
+    if not any(source.get(key) for key in ("hf_hub_id", "url", "file")):
+        raise WeightsError(
+            f"timm publishes no weights for {config.name!r}: give --weights FILE, or --weights random"
+        )
+    try:
+        return _create(config, pretrained=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(
+            f"cannot get the weights of {config.name!r} from the hub (offline?): download them elsewhere and "
+            f"give --weights FILE, or use --encoder embedded ({type(error).__name__})"
+        ) from error
+
+
+def _load_file(model: Transformer, config: EncoderConfig) -> None:
+    """Fill `model` from a checkpoint file. Raises WeightsError where it does not fit."""
+    state = read_state(config.weights)
+    _fit_position_grid(model, state, config)
+    state = _rename(model, state, config)
+    expected = drop_heads(model.state_dict())
+    what = f"weights {config.weights!r} do not fit {config.name!r}"
+    check_fit(state, expected, what)
+    model.load_state_dict(state, strict=False)
+
+
+def _fit_position_grid(model: Transformer, state: State, config: EncoderConfig) -> None:
+    """Give `model` the grid of the checkpoint's position embeddings, which may be another than its own."""
+    if model.pos_embed is None or "pos_embed" not in state:
+        return
+    num_tokens = state["pos_embed"].shape[1]
+    side = math.isqrt(num_tokens)
+    if num_tokens == model.pos_embed.shape[1]:
+        return
+    if num_tokens - side**2 > model.num_prefix_tokens:
+        raise WeightsError(
+            f"weights {config.weights!r} have {num_tokens} position embeddings, no square grid and not the "
+            f"{model.pos_embed.shape[1]} of {config.name!r}"
+        )
+    height, width = _patch_size(model)
+    model.set_input_size(img_size=(side * height, side * width))
+
+
+def _rename(model: Transformer, state: State, config: EncoderConfig) -> State:
+    """The state in timm's naming; what it cannot name stays as it is, for `check_fit` to list."""
+    if isinstance(model, Eva):
+        state = _without_empty_biases(model, state, config)
+        return drop_heads(timm.models.eva.checkpoint_filter_fn(state, model))
+    return drop_heads(timm.models.vision_transformer.checkpoint_filter_fn(dict(state), model))
+
+
+def _without_empty_biases(model: Eva, state: State, config: EncoderConfig) -> State:
+    """DINOv3's release stores query and value biases that most of timm's DINOv3 models leave out as zero."""
+    known = model.state_dict()
+    biases = [name for name in state if name.endswith("attn.qkv.bias") and name not in known]
+    if any(name.endswith("attn.q_bias") for name in known):
+        return state
+    if any(part.any() for name in biases for part in state[name].chunk(3)[::2]):
+        raise WeightsError(
+            f"weights {config.weights!r} have query and value biases and {config.name!r} has none: take the "
+            "model of the same name that ends in _qkvb"
+        )
+    return {name: tensor for name, tensor in state.items() if name not in biases}
+
+
+def _patch_size(model: Transformer) -> tuple[int, int]:
+    """(height, width) in pixels of what becomes one token."""
+    height, width = model.patch_embed.feat_ratio(as_scalar=False)
+    return int(height), int(width)

@@ -1,0 +1,55 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.pipeline import LabellingRun, Progress, size_pools
+from engine.corpora import FolderCorpus
+from engine.errors import ConfigurationError
+from engine.labelling import LabellingConfig
+from engine.store.objects import MemoryObjects
+from engine.store.pseudo_labels import Version
+from engine.types import ImageRecord, Outcome, Reason, Status
+
+
+@given(st.floats(1, 512), st.integers(0, 64))
+def test_pools_never_ask_for_more_than_there_is(num_cpus: float, num_gpus: int) -> None:
+    pools = size_pools(num_cpus, num_gpus)
+    assert pools.total_cpus <= num_cpus
+    assert pools.encoders * pools.encoder_gpus <= num_gpus
+    assert min(pools.readers, pools.encoders, pools.labellers, pools.encoder_threads) >= 1
+    assert pools.cpus_each > 0
+
+
+def test_small_and_large_clusters() -> None:
+    laptop, node = size_pools(2, 0), size_pools(96, 8)
+    assert (laptop.readers, laptop.encoders, laptop.labellers) == (1, 1, 2)
+    assert (node.encoders, node.encoder_gpus) == (8, 1.0)
+    assert node.total_cpus > 80
+    with pytest.raises(ConfigurationError, match="at least one"):
+        size_pools(0.5, 4)
+
+
+def test_progress_counts_what_came() -> None:
+    progress = Progress()
+    record = ImageRecord(image_id="a", path="a")
+    progress.add((Outcome(record=record, status=Status.REJECTED, reason=Reason.CORRUPT),) * 2)
+    progress.add((Outcome(record=record, status=Status.LABELLED),))
+    assert (progress.images, progress.instances, progress.reasons) == (3, 0, {Reason.CORRUPT: 2})
+
+
+@pytest.mark.parametrize("wrong", ["shard_size", "chunk_size", "limit"])
+def test_runs_of_nothing_are_refused(wrong: str) -> None:
+    objects = MemoryObjects()
+    run = LabellingRun(
+        corpus=FolderCorpus(objects),
+        version=Version(objects, "round-000-x"),
+        config=LabellingConfig(),
+        image_size=(480, 480),
+        device="cpu",
+        shard_size=10,
+        chunk_size=2,
+    )
+    with pytest.raises(ConfigurationError, match=wrong.replace("_", "-")):
+        replace(run, **{wrong: 0})
