@@ -43,20 +43,21 @@ def shard_plans(
         yield plan
 
 
-def check_corpus(corpus: Corpus, version: Version) -> None:
-    """See that there are images, and that a version begun earlier was begun on them.
-
-    Raises CorpusError for a corpus without images and StoreError where none of the corpus's first images is
-    in the version's first shard.
-    """
-    first_plan = next(version.plans(), None)
-    num_compared = len(first_plan.records) if first_plan else 1
-    listed = {record.image_id for record in islice(corpus.records(), num_compared)}
-    if not listed:
+def check_has_images(corpus: Corpus) -> None:
+    """Raise CorpusError for a corpus without images."""
+    if next(corpus.records(), None) is None:
         raise CorpusError(f"no images in {corpus.uri}: JPEG, PNG, WebP, TIFF and BMP files are looked for")
-    if first_plan and listed.isdisjoint(record.image_id for record in first_plan.records):
+
+
+def check_same_corpus(corpus: Corpus, version: Version) -> None:
+    """Raise StoreError where a version was begun on another corpus: none of its first images is in this one's."""
+    plan = next(version.plans(), None)
+    if plan is None:
+        return
+    listed = {record.image_id for record in islice(corpus.records(), len(plan.records))}
+    if listed.isdisjoint(record.image_id for record in plan.records):
         raise StoreError(
-            f"the store was begun on another corpus: it starts with {first_plan.records[0].image_id!r}, "
+            f"the store was begun on another corpus: it starts with {plan.records[0].image_id!r}, "
             f"{corpus.uri} with {min(listed)!r}; use another --store"
         )
 

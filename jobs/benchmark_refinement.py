@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Compare the dense CRF's backends on coarse masks of real photographs: do they agree, and how fast are they?
 
-For each image the numba backend and the pydensecrf reference refine the same masks one after the other in this
-process, so that a pair of times was taken under the same load.
+For each image the numba backend and the pydensecrf reference refine the same masks one after the other in
+this process, so that a pair of times was taken under the same load.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class BenchmarkConfig:
     num_images: int = 20
     """Images, in the order of their ids, those without instances left out."""
     masks_per_image: int = 10
-    """Masks refined together; instances of the image in turn coarse, grown, shrunk, and blobs of one colour."""
+    """Masks refined together; instances in turn coarse, grown and shrunk, and blobs of one colour."""
     size: int = 480
     """Height and width in pixels to which images are resized; a multiple of 8."""
     threads: tuple[int, ...] = (1, 2)
@@ -87,33 +87,55 @@ def read_images(config: BenchmarkConfig) -> Iterator[tuple[str, NDArray[np.uint8
     """Names, images (size, size, 3) and coarse masks (masks_per_image, size, size)."""
     paths = sorted((config.coco / "annotations").glob("instances_*.json"))
     if not paths:
-        raise CorpusError(f"no annotations/instances_*.json under {config.coco}; give a folder in COCO's layout")
+        raise CorpusError(
+            f"no annotations/instances_*.json under {config.coco}; give a folder in COCO's layout"
+        )
     content = json.loads(paths[0].read_text())
     folder = config.coco / paths[0].stem.removeprefix("instances_")
     annotations: dict[int, list[dict]] = {}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd"):
             annotations.setdefault(annotation["image_id"], []).append(annotation)
-    infos = [info for info in sorted(content["images"], key=lambda info: info["id"]) if info["id"] in annotations]
+    infos = [
+        info for info in sorted(content["images"], key=lambda info: info["id"]) if info["id"] in annotations
+    ]
     for info in infos[: config.num_images]:
-        with Image.open(folder / info["file_name"]) as opened:
-            resized = opened.convert("RGB").resize((config.size, config.size), Image.Resampling.LANCZOS)
-        image = np.asarray(resized)
+        image = read_image(folder / info["file_name"], config.size)
         instances = decode_instances(annotations[info["id"]], info["height"], info["width"])
         grid = patches_of(resize_masks(instances, image.shape[:2]))
         coarse = coarse_masks(grid, image, config.masks_per_image, seed=info["id"])
         yield info["file_name"], image, np.kron(coarse, np.ones((1, PATCH, PATCH), bool))
 
 
+def read_image(path: Path, size: int) -> NDArray[np.uint8]:
+    """The image as uint8 (size, size, 3)."""
+    try:
+        with Image.open(path) as opened:
+            return np.asarray(opened.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
+    except OSError as error:
+        raise CorpusError(
+            f"cannot read {path}: {error}; images must lie where the annotations say"
+        ) from error
+
+
 def decode_instances(annotations: list[dict], height: int, width: int) -> NDArray[np.bool_]:
-    """Masks (N, H, W) of COCO polygons, the largest first."""
+    """Masks (N, H, W) of COCO polygons or run lengths, the largest first."""
     ordered = sorted(annotations, key=lambda annotation: -annotation["area"])
-    rles = [coco_mask.merge(coco_mask.frPyObjects(entry["segmentation"], height, width)) for entry in ordered]
+    rles = [encode_segmentation(annotation["segmentation"], height, width) for annotation in ordered]
     return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1)).astype(bool)
 
 
+def encode_segmentation(segmentation: list | dict, height: int, width: int) -> dict:
+    """COCO's compressed run lengths of polygons, or of run lengths, compressed or not."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
 def patches_of(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Patches (N, H / 8, W / 8) that masks (N, H, W) fill by more than half; masks that fill none are left out."""
+    """Patches (N, H / 8, W / 8) more than half filled by masks (N, H, W), which must fill one."""
     count, height, width = masks.shape
     grid = masks.reshape(count, height // PATCH, PATCH, width // PATCH, PATCH).mean(axis=(2, 4)) > 0.5
     return grid[grid.any(axis=(1, 2))]
@@ -122,7 +144,7 @@ def patches_of(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def coarse_masks(
     instances: NDArray[np.bool_], image: NDArray[np.uint8], count: int, seed: int
 ) -> NDArray[np.bool_]:
-    """`count` masks on the patch grid: the instances in turn in every one of SHAPES, blobs where there are none."""
+    """`count` masks on the patch grid, SHAPES in turn of the instances in turn; blobs if there are none."""
     rng = np.random.default_rng(seed)
     masks = []
     for number in range(count):
@@ -215,7 +237,9 @@ def summarise(comparisons: list[Comparison], threads: tuple[int, ...]) -> dict[s
 
 def print_heading(config: BenchmarkConfig) -> None:
     columns = [f"{name} x{count}" for count in config.threads for name in ("all", "one")]
-    print(f"{'image':<24}{'masks':>6}{'min IoU':>9}{'reference s':>13}" + "".join(f"{c:>16}" for c in columns))
+    print(
+        f"{'image':<24}{'masks':>6}{'min IoU':>9}{'reference s':>13}" + "".join(f"{c:>16}" for c in columns)
+    )
 
 
 def print_row(entry: Comparison, config: BenchmarkConfig) -> None:

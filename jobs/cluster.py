@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ import ray
 import ray.data
 
 from engine.errors import UsageError
+
+
+_CONNECT_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ def join_cluster(address: str | None) -> Resources:
     _quieten_ray()
     if address is None:
         address = os.environ.get("RAY_ADDRESS", "local")
+    if ":" in address:
+        _check_that_someone_listens(address)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address == "local":
@@ -56,6 +62,17 @@ def free_resources() -> Resources:
     """What no other job of the joined cluster has taken."""
     found = ray.available_resources()
     return Resources(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0))
+
+
+def _check_that_someone_listens(address: str) -> None:
+    """Raise UsageError for a HOST:PORT or ray://HOST:PORT without a server; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no Ray at {address!r} ({error}): --address takes local, auto or HOST:PORT"
+        ) from error
 
 
 def _quieten_ray() -> None:

@@ -18,7 +18,7 @@ from engine.decoding import DecodingConfig, decode_image
 from engine.encoders import Encoder, load_encoder
 from engine.errors import ConfigurationError, ImageError, TransientError
 from engine.labelling import LabellingConfig
-from engine.planning import check_corpus
+from engine.planning import check_has_images, check_same_corpus
 from engine.store.objects import LocalObjects, open_objects
 from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version, VersionInfo
 from engine.store.schema import ShardSummary
@@ -81,11 +81,12 @@ def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
     from jobs.cluster import join_cluster
 
     store = PseudoLabelStore(open_objects(arguments.store))
+    check_has_images(corpus)
     encoder = load_encoder(arguments.labelling.encoder, device="cpu")
     resources = join_cluster(arguments.address)
     device = _choose_device(arguments.device, resources.gpus)
     version = store.begin(_version_info(arguments, encoder, device), arguments.mode)
-    check_corpus(corpus, version)
+    check_same_corpus(corpus, version)
     console = Console()
     if version.is_finished() and not arguments.extend:
         print(f"nothing to do: {store.uri} holds these labels already (--extend adds images that are new)")

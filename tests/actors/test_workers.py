@@ -42,7 +42,9 @@ def corpus(photograph: Callable[[int], np.ndarray], encode_image: Callable[..., 
     return FolderCorpus(objects)
 
 
-def run_stages(corpus: FolderCorpus, config: LabellingConfig = CONFIG, chunk_size: int = 5) -> tuple[Outcome, ...]:
+def run_stages(
+    corpus: FolderCorpus, config: LabellingConfig = CONFIG, chunk_size: int = 5
+) -> tuple[Outcome, ...]:
     records = tuple(corpus.records())
     batch: dict[str, Any] = {"chunk": cell(Chunk(shard=7, index=1, count=3, records=records))}
     for stage in (

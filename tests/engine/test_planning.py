@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from engine.corpora import plan_shards
 from engine.errors import CorpusError, StoreError
-from engine.planning import check_corpus, shard_plans
+from engine.planning import check_has_images, check_same_corpus, shard_plans
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
 from engine.types import ImageRecord, ShardPlan
@@ -103,12 +103,13 @@ def test_a_limit_bounds_the_images_in_all() -> None:
 def test_a_corpus_is_checked_before_work() -> None:
     into = version()
     with pytest.raises(CorpusError, match="no images in list:"):
-        check_corpus(ListCorpus(""), into)
-    check_corpus(ListCorpus("abc"), into)
+        check_has_images(ListCorpus(""))
+    check_has_images(ListCorpus("a"))
+    check_same_corpus(ListCorpus("abc"), into)
     into.record_plan(next(plan_shards(ListCorpus("bcd").records(), 3)))
-    check_corpus(ListCorpus("abcdefg"), into)
+    check_same_corpus(ListCorpus("abcdefg"), into)
     with pytest.raises(StoreError, match="another corpus"):
-        check_corpus(ListCorpus("xyz"), into)
+        check_same_corpus(ListCorpus("xyz"), into)
 
 
 def test_plans_are_recorded_before_they_are_handed_out() -> None:

@@ -31,9 +31,7 @@ def labelled(name: str) -> Outcome:
         stabilities=np.array([np.nan, 2.5], np.float32),
     )
     record = ImageRecord(image_id=name, path=f"{name}.jpg", coco_id=7)
-    return Outcome(
-        record=record, status=Status.LABELLED, height=2, width=3, sha256="ab", instances=instances
-    )
+    return Outcome(record=record, status=Status.LABELLED, height=2, width=3, sha256="ab", instances=instances)
 
 
 def rejected(name: str) -> Outcome:
@@ -151,7 +149,10 @@ def test_the_same_configuration_goes_on_with_the_same_version() -> None:
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        (replace(INFO, configuration={"method": "promerge", "promerge": {"tau_b": 0.3}}), "promerge.tau_b is 0.2"),
+        (
+            replace(INFO, configuration={"method": "promerge", "promerge": {"tau_b": 0.3}}),
+            "promerge.tau_b is 0.2",
+        ),
         (replace(INFO, weights_digest="9999"), "weights is '0123' there, '9999' here"),
     ],
 )

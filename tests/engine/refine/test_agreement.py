@@ -1,0 +1,95 @@
+"""The numba backend against the pydensecrf reference."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
+
+from engine.masks import paired_ious
+from engine.refine import CrfConfig, refine_masks
+
+NUMBA = CrfConfig(backend="numba")
+REFERENCE = CrfConfig(backend="pydensecrf")
+DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).parents[4] / "shared"))
+
+
+def coarse_boxes(height: int, width: int, boxes_xyxy: list[tuple[int, int, int, int]]) -> NDArray[np.bool_]:
+    masks = np.zeros((len(boxes_xyxy), height, width), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes_xyxy, strict=True):
+        mask[y0:y1, x0:x1] = True
+    return masks
+
+
+def agreement(image: NDArray[np.uint8], masks: NDArray[np.bool_], **settings: float) -> NDArray[np.float64]:
+    fast = refine_masks(image, masks, replace(NUMBA, **settings))
+    return paired_ious(fast, refine_masks(image, masks, replace(REFERENCE, **settings)))
+
+
+def test_photograph_not_square() -> None:
+    image = np.ascontiguousarray(data.astronaut()[:256:2, 64:352:2])
+    masks = coarse_boxes(*image.shape[:2], [(40, 10, 110, 90), (0, 0, 60, 128), (100, 60, 140, 120)])
+    ious = agreement(image, masks)
+    assert ious.mean() >= 0.995
+    assert ious.min() >= 0.99
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 1},
+        {"gaussian_sigma_xy": 1.0, "gaussian_weight": 3.0},
+        {"bilateral_sigma_xy": 20.0, "bilateral_sigma_rgb": 13.0, "bilateral_weight": 4.0},
+        {"gaussian_weight": 0.0},
+        {"bilateral_weight": 0.0},
+    ],
+)
+def test_every_setting_means_what_it_means_to_the_reference(settings: dict[str, float]) -> None:
+    image = np.ascontiguousarray(data.coffee()[100:300:3, 200:400:2])
+    rng = np.random.default_rng(0)
+    height, width, _ = image.shape
+    noise = coarse_boxes(height, width, [(30, 20, 70, 50), (5, 5, 40, 60)]) ^ (
+        rng.random((2, height, width)) < 0.1
+    )
+    assert agreement(image, noise, **settings).min() >= 0.99
+
+
+def test_noise_without_structure() -> None:
+    rng = np.random.default_rng(9)
+    image = rng.integers(0, 256, (48, 64, 3), np.uint8)
+    masks = np.kron(rng.random((4, 6, 8)) < 0.5, np.ones((8, 8), bool))
+    assert agreement(image, masks).min() >= 0.99
+
+
+@pytest.mark.parametrize("num_threads", [2, 5])
+def test_threads_and_company_do_not_change_a_bit(num_threads: int) -> None:
+    image = np.ascontiguousarray(data.chelsea()[:120:2, :180:2])
+    rng = np.random.default_rng(2)
+    masks = np.kron(rng.random((19, 10, 15)) < 0.4, np.ones((6, 6), bool))
+    together = refine_masks(image, masks, NUMBA, num_threads=num_threads)
+    alone = [refine_masks(image, mask[None], NUMBA)[0] for mask in masks]
+    assert np.array_equal(together, np.array(alone))
+
+
+@pytest.mark.slow
+def test_coarse_instances_of_real_photographs() -> None:
+    annotations = DATA / "data" / "coco" / "annotations" / "instances_val2017.json"
+    if not annotations.exists():
+        pytest.skip(f"no {annotations}; set MASKMILL_DATA to the folder that holds data/coco")
+    content = json.loads(annotations.read_text())
+    ious: list[float] = []
+    for info in sorted(content["images"], key=lambda info: info["id"])[:8]:
+        boxes = [entry["bbox"] for entry in content["annotations"] if entry["image_id"] == info["id"]]
+        with Image.open(annotations.parents[1] / "val2017" / info["file_name"]) as opened:
+            image = np.asarray(opened.convert("RGB"))
+        corners = [(int(x), int(y), int(x + w) + 1, int(y + h) + 1) for x, y, w, h in boxes[:3]]
+        ious += agreement(image, coarse_boxes(*image.shape[:2], corners)).tolist()
+    assert np.mean(ious) >= 0.995
+    assert np.mean(np.array(ious) >= 0.99) >= 0.99

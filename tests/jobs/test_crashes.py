@@ -1,0 +1,142 @@
+"""Whoever dies, whenever: the same command finishes the store as if nobody had died."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+_JOB = Path(__file__).parents[2] / "jobs/label_folder.py"
+_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@dataclass
+class Run:
+    """A label job over small images in a process of its own, with a local Ray below it."""
+
+    store: Path
+    process: subprocess.Popen[str]
+
+    @classmethod
+    def start(cls, corpus: Path, store: Path) -> "Run":
+        command = [
+            sys.executable, str(_JOB), "--corpus", str(corpus), "--store", str(store), "--refine", "none",
+            "--encoder.image-size", "96", "--shard-size", "4", "--chunk-size", "2",
+        ]  # fmt: skip
+        return cls(
+            store, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+
+    def num_shards(self) -> int:
+        return len(list(self.store.glob("round-*/shard-*")))
+
+    def wait_for_shards(self, count: int) -> None:
+        while self.num_shards() < count and self.process.poll() is None:
+            time.sleep(0.02)
+
+    def workers(self) -> list[psutil.Process]:
+        """Processes of Ray that do our work: actors, tasks, and those that wait for some."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                name = child.cmdline()[0]
+            except (psutil.Error, IndexError):
+                continue
+            if name.startswith("ray::") and not name.startswith(_AGENTS):
+                found.append(child)
+        return found
+
+    def kill_driver(self) -> None:
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        # A machine that is cut off takes all with it; what of this Ray outlives its driver must not linger.
+        _, alive = psutil.wait_procs(family, timeout=5)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=10)
+
+    def kill_a_worker(self, rng: random.Random) -> None:
+        workers = self.workers()
+        if workers and self.process.poll() is None:
+            try:
+                os.kill(rng.choice(workers).pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    def finish(self) -> str:
+        output, _ = self.process.communicate()
+        assert self.process.returncode == 0, output
+        return output
+
+
+@pytest.fixture
+def undisturbed(
+    image_folder: Callable[[int], Path], tmp_path: Path
+) -> Callable[[int], tuple[Path, dict[str, bytes]]]:
+    """`undisturbed(40)` labels so many images without a death: the corpus, and the files of its store."""
+
+    def label(count: int) -> tuple[Path, dict[str, bytes]]:
+        corpus = image_folder(count)
+        Run.start(corpus, tmp_path / "undisturbed").finish()
+        return corpus, tree(tmp_path / "undisturbed")
+
+    return label
+
+
+def test_driver_and_worker_die_once(
+    undisturbed: Callable[[int], tuple[Path, dict[str, bytes]]], tmp_path: Path
+) -> None:
+    corpus, expected = undisturbed(48)
+    store = tmp_path / "store"
+    run = Run.start(corpus, store)
+    run.wait_for_shards(2)
+    run.kill_driver()
+    done = run.num_shards()
+    assert 2 <= done < 12
+    run = Run.start(corpus, store)
+    run.wait_for_shards(done + 2)
+    run.kill_a_worker(random.Random(0))
+    run.finish()
+    assert tree(store) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_ten_deaths_at_random_moments(
+    undisturbed: Callable[[int], tuple[Path, dict[str, bytes]]], tmp_path: Path, victim: str
+) -> None:
+    corpus, expected = undisturbed(400)
+    rng = random.Random(victim)
+    store = tmp_path / "store"
+    deaths = 0
+    run = Run.start(corpus, store)
+    while deaths < 10:
+        # Anywhere from Ray's start to the last shard.
+        time.sleep(rng.uniform(0.5, 25) if victim == "driver" else rng.uniform(0.5, 3))
+        if run.process.poll() is not None:
+            run.finish()
+            assert tree(store) == expected
+            shutil.rmtree(store)
+            run = Run.start(corpus, store)
+        elif victim == "driver":
+            run.kill_driver()
+            deaths += 1
+            run = Run.start(corpus, store)
+        elif run.num_shards() > 0:
+            run.kill_a_worker(rng)
+            deaths += 1
+    run.finish()
+    assert tree(store) == expected

@@ -1,0 +1,242 @@
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.store.objects import open_objects
+from engine.store.pseudo_labels import PseudoLabelStore
+from engine.types import Reason, Status
+from jobs.console import run_job as exit_after
+from jobs.label_folder import main
+from jobs.labelling import LabelArguments
+
+RunJob = Callable[..., subprocess.CompletedProcess[str]]
+# Small images need no more than this, and what is tested here is not what is in the labels.
+QUICK = ("--refine", "none", "--encoder.image-size", "96")
+
+
+def store_at(uri: Path | str) -> PseudoLabelStore:
+    return PseudoLabelStore(open_objects(str(uri)))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def flags(corpus: Path | str, store: Path | str, *more: str) -> tuple[str, ...]:
+    return ("label_folder", "--corpus", str(corpus), "--store", str(store), *QUICK, *more)
+
+
+def succeeded(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def wrong_use(result: subprocess.CompletedProcess[str]) -> str:
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert (result.returncode, len(errors)) == (2, 1), result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return errors[0]
+
+
+def test_photographs_are_labelled_on_a_local_ray(run_job: RunJob, tmp_path: Path) -> None:
+    store, previews = tmp_path / "store", tmp_path / "previews"
+    command = ("label_folder", "--corpus", "skimage:", "--store", str(store), "--preview", str(previews))
+    output = succeeded(run_job(*command))
+    assert re.search(r"joined a local Ray: 1 node\(s\), \d+ CPUs", output)
+    rows = list(store_at(store).version().outcomes())
+    assert "astronaut.png" in [row.record.path for row in rows]
+    assert all(row.status != Status.REJECTED for row in rows)
+    assert sum(len(row.instances or ()) for row in rows) > len(rows)
+    labelled = sum(row.status == Status.LABELLED for row in rows)
+    assert len(list(previews.glob("*.jpg"))) == labelled + 1
+    assert min(Image.open(previews / "sheet.jpg").size) > 200
+    before = tree(store)
+    again = succeeded(run_job(*command[:5]))
+    assert "nothing to do" in again
+    assert tree(store) == before
+
+
+def test_a_cluster_joined_by_address_gives_the_same_store(
+    run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path
+) -> None:
+    corpus = image_folder(30)
+    succeeded(run_job(*flags(corpus, tmp_path / "local", "--shard-size", "10", "--chunk-size", "4")))
+    joined = run_job(
+        *flags(corpus, tmp_path / "joined", "--shard-size", "10", "--chunk-size", "4"),
+        "--address", cluster.address, **cluster.environment,
+    )  # fmt: skip
+    assert re.search(rf"joined Ray at \S+:{cluster.address.split(':')[1]}: 1 node", succeeded(joined))
+    assert tree(tmp_path / "local") == tree(tmp_path / "joined")
+
+
+@pytest.mark.parametrize("entrypoint", [("python", "jobs/label_folder.py"), ("jobs/label_folder.py",)])
+def test_submitted_jobs(
+    cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path, entrypoint: tuple[str, ...]
+) -> None:
+    output = cluster.submit(*entrypoint, *flags(image_folder(5), tmp_path / "store")[1:])
+    assert "joined Ray at" in succeeded(output)
+    assert len(list(store_at(tmp_path / "store").version().outcomes())) == 5
+
+
+def test_a_submitted_job_that_fails_says_why(cluster: Any, tmp_path: Path) -> None:
+    result = cluster.submit(
+        "python", "jobs/label_folder.py", *flags(tmp_path / "nowhere", tmp_path / "store")[1:]
+    )
+    assert result.returncode == 1
+    assert "error: no folder" in result.stdout + result.stderr
+
+
+def test_many_chunks_pass_a_small_object_store(
+    run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path
+) -> None:
+    # 300 images of 480 x 480 are 207 MB, their features 86 MB, in a store of 400 MB.
+    command = ["label_folder", "--corpus", str(image_folder(300)), "--store", str(tmp_path / "store")]
+    result = run_job(
+        *command,
+        "--refine",
+        "none",
+        "--shard-size",
+        "64",
+        "--address",
+        cluster.address,
+        **cluster.environment,
+    )
+    assert "300" in succeeded(result)
+    rows = list(store_at(tmp_path / "store").version().outcomes())
+    assert len({row.record.image_id for row in rows}) == len(rows) == 300
+
+
+def test_broken_images_are_rows_and_the_rest_is_labelled(
+    run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path,
+    encode_image: Callable[..., bytes],
+) -> None:  # fmt: skip
+    corpus = image_folder(4)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+    jpeg = encode_image(noise, "JPEG")
+    broken = {
+        "bomb.png": (encode_image(Image.new("1", (30_000, 30_000)), "PNG"), Reason.TOO_LARGE),
+        "cut.jpg": (jpeg[: len(jpeg) // 2], Reason.TRUNCATED),
+        "dot.png": (encode_image(noise[:1, :1], "PNG"), Reason.TOO_SMALL),
+        "empty.jpg": (b"", Reason.EMPTY_FILE),
+        "text.jpg": (b"I am a text.", Reason.NOT_AN_IMAGE),
+    }
+    for name, (data, _) in broken.items():
+        (corpus / name).write_bytes(data)
+    (corpus / "loop.jpg").symlink_to("loop.jpg")
+    (corpus / "vanished.jpg").symlink_to("nothing.jpg")
+    command = (*flags(corpus, tmp_path / "store"), "--address", cluster.address)
+    output = succeeded(run_job(*command, **cluster.environment))
+    rows = {row.record.image_id: row for row in store_at(tmp_path / "store").version().outcomes()}
+    expected = {name: reason for name, (_, reason) in broken.items()}
+    expected |= {"loop.jpg": Reason.UNREADABLE, "vanished.jpg": Reason.MISSING}
+    assert {name: rows[name].reason for name in expected} == expected
+    assert {rows[name].status for name in expected} == {Status.REJECTED}
+    assert len(rows) == 4 + len(expected)
+    assert "rejected 'cut.jpg': truncated" in output
+    assert str(corpus) not in json.dumps([row.detail for row in rows.values()])
+
+
+def test_another_configuration_needs_overwrite_and_new_images_extend(
+    run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path,
+    encode_image: Callable[..., bytes], photograph: Callable[[int], np.ndarray],
+) -> None:  # fmt: skip
+    corpus, store = image_folder(6), tmp_path / "store"
+    to_cluster = ("--address", cluster.address)
+    succeeded(run_job(*flags(corpus, store, "--shard-size", "4"), *to_cluster, **cluster.environment))
+    first = store_at(store).version()
+    other = (*flags(corpus, store, "--shard-size", "4", "--promerge.tau-b", "0.3"), *to_cluster)
+    refusal = wrong_use(run_job(*other, **cluster.environment))
+    assert "promerge.tau_b is 0.2 there, 0.3 here" in refusal
+    assert "--overwrite" in refusal
+    succeeded(run_job(*other, "--overwrite", **cluster.environment))
+    second = store_at(store).version()
+    assert second.name != first.name
+    (corpus / "0/0000-new.png").write_bytes(encode_image(photograph(99), "PNG"))
+    before = tree(store / second.name)
+    succeeded(run_job(*other, "--extend", **cluster.environment))
+    after = tree(store / second.name)
+    assert {name: after[name] for name in before if name != "manifest.parquet"} == {
+        name: data for name, data in before.items() if name != "manifest.parquet"
+    }
+    assert [row.record.image_id for row in second.shard(2)] == ["0/0000-new.png"]
+    assert sum(summary.images for summary in second.summaries()) == 7
+
+
+def test_from_s3_to_s3(
+    run_job: RunJob, s3_server: Any, image_folder: Callable[[int], Path], tmp_path: Path
+) -> None:
+    disk = image_folder(6)
+    disk.rename(s3_server.root / "bucket/images")
+    succeeded(run_job(*flags("s3://bucket/images", "s3://bucket/store", "--shard-size", "4")))
+    succeeded(run_job(*flags(s3_server.root / "bucket/images", tmp_path / "store", "--shard-size", "4")))
+    assert tree(s3_server.root / "bucket/store") == tree(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (("--corpus", "/nonexistent/corpus"), "no folder '/nonexistent/corpus'"),
+        (("--corpus", "gs://bucket"), "s3://bucket/prefix"),
+        (("--corpus", str(Path(__file__).parent)), "no images"),
+        (("--address", "127.0.0.1:1"), "no Ray at '127.0.0.1:1'"),
+        (("--encoder", "vit_smal_patch16_224"), "vit_small_patch16_224"),
+        (("--encoder", "resnet18", "--weights", "random"), "resnet18"),
+        (("--encoder", "vit_tiny_patch16_224", "--weights", "/nonexistent.pth"), "/nonexistent.pth"),
+        (("--encodr", "x"), "did you mean --encoder"),
+        (("--method", "magic"), "promerge"),
+        (("--shard-size", "0"), "at least 1 image"),
+        (("--promerge.tau-b", "7"), "tau_b"),
+        (("--extend", "--overwrite"), "one of the two"),
+        (("--store", "s3:///x"), "names no bucket"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    wrong: tuple[str, ...], told: str,
+) -> None:  # fmt: skip
+    right = {"--corpus": "skimage:", "--store": str(tmp_path / "store")}
+    for name in right.keys() & set(wrong):
+        del right[name]
+    monkeypatch.setattr("sys.argv", ["label_folder.py", *wrong, *(x for pair in right.items() for x in pair)])
+    with pytest.raises(SystemExit) as caught:
+        exit_after(LabelArguments, main)
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert caught.value.code == 2
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert told in errors[0]
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_that_cannot_be_written_is_one_line_too(
+    run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    command = (*flags(image_folder(3), tmp_path / "file/store"), "--address", cluster.address)
+    assert "cannot write" in wrong_use(run_job(*command, **cluster.environment))
+
+
+def test_help_explains_every_flag(run_job: RunJob) -> None:
+    output = succeeded(run_job("label_folder", "--help", COLUMNS="200"))
+    for flag in (
+        "--corpus", "--store", "--method", "--encoder", "--weights", "--refine", "--limit", "--shard-size",
+        "--device", "--address", "--extend", "--overwrite", "--preview", "--promerge.tau-b",
+    ):  # fmt: skip
+        assert flag in output
+    unexplained = re.findall(r"^│ (--\S+(?: \S+)?)\s+\(default: ", output, re.MULTILINE)
+    assert unexplained == []
+
+
+def test_jobs_are_executable() -> None:
+    jobs = Path(__file__).parents[2] / "jobs"
+    scripts = [path for path in jobs.glob("*.py") if path.read_text().startswith("#!")]
+    assert jobs / "label_folder.py" in scripts
+    assert all(os.access(path, os.X_OK) for path in scripts)
