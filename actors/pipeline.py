@@ -126,9 +126,12 @@ def run_labelling(
     """
     committed = run.version.committed()
     progress = Progress()
-    writes: list[ray.ObjectRef] = []
+    commit = ray.remote(_commit_shard).options(
+        num_cpus=0, max_retries=_WRITE_RETRIES, retry_exceptions=[TransientError]
+    )
+    writes: list[ray.ObjectRef[None]] = []
     for shard, outcomes in _full_shards(_dataset(run, pools, committed), progress, on_progress):
-        writes.append(_commit_shard.remote(run.version, shard, outcomes))
+        writes.append(commit.remote(run.version, shard, outcomes))
         while len(writes) >= _WRITES_IN_FLIGHT:
             done, writes = ray.wait(writes)
             _count_written(done, progress, on_progress)
@@ -144,7 +147,7 @@ def run_labelling(
 
 
 def _count_written(
-    writes: list[ray.ObjectRef], progress: Progress, on_progress: Callable[[Progress], None]
+    writes: list[ray.ObjectRef[None]], progress: Progress, on_progress: Callable[[Progress], None]
 ) -> None:
     ray.get(writes)
     progress.shards += len(writes)
@@ -168,7 +171,6 @@ def _full_shards(
             yield chunk.shard, [outcome for index in sorted(arrived) for outcome in arrived[index]]
 
 
-@ray.remote(num_cpus=0, max_retries=_WRITE_RETRIES, retry_exceptions=[TransientError])
 def _commit_shard(version: Version, shard: int, outcomes: list[Outcome]) -> None:
     version.commit(shard, outcomes)
 
@@ -195,13 +197,14 @@ def _dataset(run: LabellingRun, pools: PoolSizes, committed: frozenset[int]) -> 
         num_gpus=pools.encoder_gpus,
         batch_size=1,
     )
-    return encoded.map_batches(
+    labelled: Dataset = encoded.map_batches(
         Labeller,
         fn_constructor_args=(run.config,),
         compute=ActorPoolStrategy(size=pools.labellers),
         num_cpus=pools.cpus_each,
         batch_size=1,
     )
+    return labelled
 
 
 class _ChunkSource(Datasource):

@@ -101,9 +101,8 @@ class EncoderWorker:
     """Holds the encoder and turns the images of a chunk into features."""
 
     def __init__(self, config: LabellingConfig, device: str, num_threads: int) -> None:
-        # Ray gives a process with a share of a CPU one thread; and the last bits of sums depend on it.
-        torch.set_num_threads(num_threads)
-        self._encoder: Encoder = load_encoder(config.encoder, device=device)
+        # Ray gives a process with a share of a CPU one thread; and the last bits of sums depend on how many.
+        self._encoder: Encoder = load_encoder(config.encoder, device, num_threads)
         self._batch_size = config.encoder.batch_size
 
     def __call__(self, batch: Batch) -> Batch:

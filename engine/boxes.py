@@ -15,7 +15,8 @@ def mask_boxes_xyxy(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
     boxes = np.zeros((len(masks), 4), np.int32)
     if masks.size == 0:
         return boxes
-    columns, rows = masks.any(axis=1), masks.any(axis=2)
+    columns: NDArray[np.bool_] = np.any(masks, axis=1)
+    rows: NDArray[np.bool_] = np.any(masks, axis=2)
     boxes[:, 0], boxes[:, 1] = columns.argmax(axis=1), rows.argmax(axis=1)
     boxes[:, 2] = masks.shape[2] - columns[:, ::-1].argmax(axis=1)
     boxes[:, 3] = masks.shape[1] - rows[:, ::-1].argmax(axis=1)

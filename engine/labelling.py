@@ -104,19 +104,24 @@ def label_features(
     scores = score_masks(features_hwc, proposed.masks, config.mask_filter)
     masks = resize_masks(proposed.masks, (resized_hwc.shape[0], resized_hwc.shape[1]))
     if config.refine == "crf":
-        masks, scores = _refine(resized_hwc, masks, scores, config)
+        masks, scores = refine_proposals(resized_hwc, masks, scores, config)
     instances = make_instances(masks, scores, size, config.method)
     return instances if len(instances) > 0 else Reason.REFINED_AWAY
 
 
-def _refine(
+def refine_proposals(
     image_hwc: NDArray[np.uint8],
     masks: NDArray[np.bool_],
     scores: NDArray[np.float32],
     config: LabellingConfig,
+    num_threads: int = 1,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """CRF, large components, holes, and out with masks that are no longer themselves (METHODS 2.7)."""
-    refined = keep_large_components(refine_masks(image_hwc, masks, config.crf), config.component_fraction)
+    """CRF, large components, holes, and out with masks (N, H, W) that are no longer themselves (METHODS 2.7).
+
+    Returns those that stay, with their scores (N,). `image_hwc` is uint8 RGB of the masks' size.
+    """
+    refined = refine_masks(image_hwc, masks, config.crf, num_threads=num_threads)
+    refined = keep_large_components(refined, config.component_fraction)
     refined = fill_holes(refined)
     kept = paired_ious(masks, refined) >= config.min_refined_iou
     return refined[kept], scores[kept]

@@ -50,7 +50,7 @@ def check_has_images(corpus: Corpus) -> None:
 
 
 def check_same_corpus(corpus: Corpus, version: Version) -> None:
-    """Raise StoreError where a version was begun on another corpus: none of its first images is in this one's."""
+    """Raise StoreError where a version was begun on images none of which are the first of this corpus."""
     plan = next(version.plans(), None)
     if plan is None:
         return

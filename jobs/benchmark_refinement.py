@@ -1,15 +1,10 @@
 #!/usr/bin/env python
-"""Compare the dense CRF's backends on coarse masks of real photographs: do they agree, and how fast are they?
-
-For each image the numba backend and the pydensecrf reference refine the same masks one after the other in
-this process, so that a pair of times was taken under the same load.
-"""
+"""Compare the dense CRF's backends on coarse masks of real photographs."""
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +16,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from engine.errors import ConfigurationError, CorpusError, UsageError
+from engine.errors import ConfigurationError, CorpusError
 from engine.masks import paired_ious, resize_masks
 from engine.refine import CrfConfig, refine_masks
+from jobs.console import run_job
 
 PATCH = 8  # pixels: the grid of a ViT-B/8, on which proposals are made
 SHAPES = ("coarse", "grown", "shrunk", "blob")
@@ -33,7 +27,11 @@ SHAPES = ("coarse", "grown", "shrunk", "blob")
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """What is compared, and on what."""
+    """Compare the dense CRF's backends on coarse masks of real photographs: do they agree, how fast are they?
+
+    For each image the numba backend and the pydensecrf reference refine the same masks one after the other in
+    this process, so that a pair of times was taken under the same load.
+    """
 
     coco: Path
     """A folder in COCO's layout: annotations/instances_<split>.json beside <split>/*.jpg."""
@@ -252,10 +250,4 @@ def print_row(entry: Comparison, config: BenchmarkConfig) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        main(tyro.cli(BenchmarkConfig, description=__doc__))
-    except UsageError as error:
-        print(f"benchmark_refinement: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_job(BenchmarkConfig, main)

@@ -13,7 +13,6 @@ import ray.data
 
 from engine.errors import UsageError
 
-
 _CONNECT_TIMEOUT_S = 10
 
 
@@ -65,7 +64,7 @@ def free_resources() -> Resources:
 
 
 def _check_that_someone_listens(address: str) -> None:
-    """Raise UsageError for a HOST:PORT or ray://HOST:PORT without a server; Ray itself would try for minutes."""
+    """Raise UsageError for a HOST:PORT without a server; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()

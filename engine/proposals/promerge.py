@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.errors import ConfigurationError
-from engine.masks import label_components
+from engine.masks import component_owners, label_components
 from engine.types import Reason
 
 # Pool masks that are bool arrays at one time, 3.7 MB at 60 x 60 patches.
@@ -175,10 +175,8 @@ def _split(masks: NDArray[np.bool_], seeds: NDArray[np.int64], config: ProMergeC
     """Components of each mask that are not small beside the seed's own, as masks of their own (2.3)."""
     labels, count = label_components(masks)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
+    owners = component_owners(labels, count)
     flat = labels.reshape(len(masks), masks.shape[1] * masks.shape[2])
-    # Labels rise from map to map, so the highest of each tells whose a label is.
-    highest = np.maximum.accumulate(flat.max(axis=1)) if len(masks) else np.zeros(0, np.int32)
-    owners = np.searchsorted(highest, np.arange(count + 1))
     seed_labels = flat[np.arange(len(masks)), seeds]
     seed_areas = np.where(seed_labels > 0, areas[seed_labels], 0)
     all_labels = np.arange(1, count + 1)

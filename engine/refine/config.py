@@ -11,25 +11,27 @@ from engine.errors import ConfigurationError
 
 @dataclass(frozen=True, kw_only=True)
 class CrfConfig:
-    """The fully connected CRF that fits coarse masks to an image.
-
-    `steps` mean-field updates of two Gaussian kernels: a smoothness kernel on positions (`gaussian_*`) and
-    an appearance kernel on positions and colours (`bilateral_*`). Standard deviations `*_sigma_xy` are in
-    pixels, `bilateral_sigma_rgb` in grey levels of 0..255; weights are in units of energy (nats).
-    `backend` says who computes it: "pydensecrf", the C++ reference, one mask at a time; or "numba", all
-    masks of an image together.
+    """The fully connected CRF that fits coarse masks to an image: mean-field inference with two kernels, one
+    on positions for smoothness and one on positions and colours for appearance.
 
     Source: ProMerge (arXiv 2409.18961), section 2.7, for the values; Krähenbühl & Koltun, "Efficient
     Inference in Fully Connected CRFs with Gaussian Edge Potentials" (NeurIPS 2011), eq. 3, for the kernels.
     """
 
     steps: int = 10
+    """Mean-field updates."""
     gaussian_sigma_xy: float = 3.0
+    """Standard deviation of the smoothness kernel, in pixels."""
     gaussian_weight: float = 7.0
+    """Weight of the smoothness kernel, in nats."""
     bilateral_sigma_xy: float = 50.0
+    """Standard deviation of the appearance kernel in space, in pixels."""
     bilateral_sigma_rgb: float = 5.0
+    """Standard deviation of the appearance kernel in colour, in grey levels of 0 to 255."""
     bilateral_weight: float = 10.0
+    """Weight of the appearance kernel, in nats."""
     backend: Literal["numba", "pydensecrf"] = "numba"
+    """Who computes it: numba, all masks of an image together, or the slow reference, pydensecrf."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:

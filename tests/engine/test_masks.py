@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import ndimage
 
 from engine.boxes import mask_boxes_xyxy, xyxy_to_xywh
 from engine.masks import (
@@ -53,6 +54,12 @@ def test_holes_are_filled_but_bays_are_not() -> None:
     assert filled[0].all()
     assert np.array_equal(filled[1], masks[1])
     assert fill_holes(np.zeros((0, 2, 3), bool)).shape == (0, 2, 3)
+
+
+@given(stacks)
+def test_holes_are_those_that_scipy_fills(masks: np.ndarray) -> None:
+    expected = [ndimage.binary_fill_holes(mask) for mask in masks]
+    assert np.array_equal(fill_holes(masks), np.array(expected, bool).reshape(masks.shape))
 
 
 def test_ious_of_pairs() -> None:

@@ -63,7 +63,8 @@ def start_cluster(home: Path, object_store_bytes: int) -> Iterator[Cluster]:
     )
     command = [
         BIN / "ray", "start", "--head", "--block", "--num-cpus=2",
-        f"--object-store-memory={object_store_bytes}", f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+        f"--object-store-memory={object_store_bytes}", f"--port={port}",
+        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
         f"--dashboard-agent-listen-port={agent}",
     ]  # fmt: skip
     process = psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
