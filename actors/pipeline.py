@@ -12,19 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
-from ray.data.block import Block, BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
-from ray.data.extensions import ArrowPythonObjectArray
 
-from actors.workers import ChunkResult, EncoderWorker, Labeller, Reader
-from engine.corpora import Corpus
+from actors.reader import ChunkResult, Reader
+from actors.storage import ChunkSource, Work, commit_shard
+from actors.workers import EncoderWorker, Labeller
 from engine.errors import ConfigurationError, RunError, TransientError
 from engine.labelling import LabellingConfig
-from engine.planning import shard_plans
-from engine.store.pseudo_labels import Version
 from engine.store.schema import ShardSummary
 from engine.types import Outcome, Reason
 
@@ -81,25 +76,12 @@ def size_pools(num_cpus: float, num_gpus: float) -> PoolSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingRun:
-    """What is to be labelled, how, and into which version."""
+    """What is to be labelled, how, and on which device; `image_size` is the encoder's (height, width)."""
 
-    corpus: Corpus
-    version: Version
+    work: Work
     config: LabellingConfig
     image_size: tuple[int, int]
     device: str
-    shard_size: int
-    chunk_size: int
-    limit: int | None = None
-    extend: bool = False
-
-    def __post_init__(self) -> None:
-        if self.shard_size < 1:
-            raise ConfigurationError(f"--shard-size is at least 1 image, got {self.shard_size}")
-        if self.chunk_size < 1:
-            raise ConfigurationError(f"--chunk-size is at least 1 image, got {self.chunk_size}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigurationError(f"--limit is at least 1 image, got {self.limit}")
 
 
 @dataclass
@@ -124,26 +106,26 @@ def run_labelling(
 
     `on_progress` is called after every chunk. Raises RunError where shards are missing in the end.
     """
-    committed = run.version.committed()
+    committed = run.work.version.committed()
     progress = Progress()
-    commit = ray.remote(_commit_shard).options(
+    commit = ray.remote(commit_shard).options(
         num_cpus=0, max_retries=_WRITE_RETRIES, retry_exceptions=[TransientError]
     )
     writes: list[ray.ObjectRef[None]] = []
     for shard, outcomes in _full_shards(_dataset(run, pools, committed), progress, on_progress):
-        writes.append(commit.remote(run.version, shard, outcomes))
+        writes.append(commit.remote(run.work.version, shard, outcomes))
         while len(writes) >= _WRITES_IN_FLIGHT:
             done, writes = ray.wait(writes)
             _count_written(done, progress, on_progress)
     _count_written(writes, progress, on_progress)
-    planned = {plan.index for plan in run.version.plans()}
-    missing = planned - run.version.committed()
+    planned = {plan.index for plan in run.work.version.plans()}
+    missing = planned - run.work.version.committed()
     if missing:
         raise RunError(
             f"{len(missing)} of {len(planned)} shards are missing, the first is {min(missing)}; "
             "run the same command again"
         )
-    return run.version.finish()
+    return run.work.version.finish()
 
 
 def _count_written(
@@ -171,20 +153,16 @@ def _full_shards(
             yield chunk.shard, [outcome for index in sorted(arrived) for outcome in arrived[index]]
 
 
-def _commit_shard(version: Version, shard: int, outcomes: list[Outcome]) -> None:
-    version.commit(shard, outcomes)
-
-
 def _dataset(run: LabellingRun, pools: PoolSizes, committed: frozenset[int]) -> Dataset:
     """The chunks of all shards that are not committed, read, encoded and labelled as they are consumed."""
     context = DataContext.get_current()
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    chunks = ray.data.read_datasource(_ChunkSource(run, committed), override_num_blocks=1, num_cpus=0)
+    chunks = ray.data.read_datasource(ChunkSource(run.work, committed), override_num_blocks=1, num_cpus=0)
     read = chunks.map_batches(
         Reader,
-        fn_constructor_args=(run.corpus, run.config, run.image_size, run.chunk_size),
+        fn_constructor_args=(run.work.corpus, run.config.decoding, run.image_size, run.work.chunk_size),
         compute=ActorPoolStrategy(size=pools.readers),
         num_cpus=pools.cpus_each,
         batch_size=1,
@@ -205,37 +183,3 @@ def _dataset(run: LabellingRun, pools: PoolSizes, committed: frozenset[int]) -> 
         batch_size=1,
     )
     return labelled
-
-
-class _ChunkSource(Datasource):
-    """Chunks of the plan's uncommitted shards, one block each, made while they are consumed.
-
-    One task makes them all, since a listing is one stream. Which shards are committed is fixed when the run
-    starts: a task that Ray repeats must make the same blocks again.
-    """
-
-    def __init__(self, run: LabellingRun, committed: frozenset[int]) -> None:
-        self._run = run
-        self._committed = committed
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(
-        self,
-        parallelism: int,
-        per_task_row_limit: int | None = None,
-        data_context: DataContext | None = None,
-    ) -> list[ReadTask]:
-        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(self._blocks, unknown)]
-
-    def _blocks(self) -> Iterator[Block]:
-        run = self._run
-        plans = shard_plans(
-            run.corpus, run.version, shard_size=run.shard_size, limit=run.limit, extend=run.extend
-        )
-        for plan in plans:
-            if plan.index not in self._committed:
-                for chunk in plan.chunks(run.chunk_size):
-                    yield pa.table({"chunk": ArrowPythonObjectArray.from_objects([chunk])})

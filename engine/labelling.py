@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from engine.boxes import mask_boxes_xyxy
-from engine.corpora import Corpus
-from engine.decoding import DecodingConfig, decode_image, resize_image
+from engine.decoding import DecodingConfig, resize_image
 from engine.encoders import Encoder, EncoderConfig
 from engine.errors import ConfigurationError
 from engine.masks import encode_rles, fill_holes, keep_large_components, paired_ious, resize_masks
+from engine.preparation import PreparedImage
 from engine.proposals.mask_filter import MaskFilterConfig, score_masks
 from engine.proposals.promerge import ProMergeConfig, run_promerge
 from engine.refine import CrfConfig, refine_masks
@@ -47,16 +46,6 @@ class LabellingConfig:
                 raise ConfigurationError(f"{name} is a share, 0 to 1, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PreparedImage:
-    """An image as the encoder takes it: `resized_hwc` is uint8 RGB at the encoder's size; `size` is the
-    upright original's (height, width) and `sha256` the hex digest of its file."""
-
-    resized_hwc: NDArray[np.uint8]
-    size: tuple[int, int]
-    sha256: str
-
-
 def label_images(
     images_hwc: Sequence[NDArray[np.uint8]], encoder: Encoder, config: LabellingConfig
 ) -> list[Instances | Reason]:
@@ -70,19 +59,6 @@ def label_images(
             size = (image.shape[0], image.shape[1])
             results.append(label_features(features[i], resized[i], size, config))
     return results
-
-
-def prepare_image(
-    corpus: Corpus, record: ImageRecord, image_size: tuple[int, int], config: DecodingConfig
-) -> PreparedImage:
-    """Read, decode and resize one image of a corpus. Raises ImageError, or TransientError while reading."""
-    data = corpus.read(record)
-    image = decode_image(data, config)
-    return PreparedImage(
-        resized_hwc=resize_image(image, image_size),
-        size=(image.shape[0], image.shape[1]),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
 
 
 def label_features(
@@ -125,6 +101,14 @@ def refine_proposals(
     refined = fill_holes(refined)
     kept = paired_ious(masks, refined) >= config.min_refined_iou
     return refined[kept], scores[kept]
+
+
+def warm_up(config: LabellingConfig) -> None:
+    """Do now what the first image of a process would wait for: loading compiled code."""
+    if config.refine == "crf":
+        image = np.zeros((8, 8, 3), np.uint8)
+        for num_masks in (1, 8, 16):  # the numba backend has code of its own for each
+            refine_masks(image, np.zeros((num_masks, 8, 8), bool), config.crf)
 
 
 def make_instances(

@@ -111,20 +111,19 @@ def _label(
 ) -> list[ShardSummary]:
     """Do what is left to do, in view of a person."""
     from actors.pipeline import LabellingRun, run_labelling, size_pools
+    from actors.storage import Work
     from jobs.cluster import free_resources
     from jobs.progress import ProgressDisplay
 
-    run = LabellingRun(
+    work = Work(
         corpus=corpus,
         version=version,
-        config=arguments.labelling,
-        image_size=image_size,
-        device=device,
         shard_size=arguments.shard_size,
         chunk_size=arguments.chunk_size,
         limit=arguments.limit,
         extend=arguments.extend,
     )
+    run = LabellingRun(work=work, config=arguments.labelling, image_size=image_size, device=device)
     free = free_resources()
     pools = size_pools(free.cpus, free.gpus if device == "cuda" else 0)
 

@@ -29,13 +29,15 @@ class ProgressDisplay:
         self._console = console
         self._total: int | None = None
         self._count_total = count_total
-        self._started = self._last_line = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        self._last_line = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> ProgressDisplay:
         threading.Thread(target=self._count, daemon=True).start()
         if self._console.is_terminal:
             self._live.start()
+            self._live.update("starting the workers ...")
         return self
 
     def __exit__(
@@ -45,16 +47,24 @@ class ProgressDisplay:
 
     def show(self, progress: Progress) -> None:
         """Take notice of new progress."""
+        if self._first is None:
+            self._first = (time.monotonic(), progress.images)
         if self._console.is_terminal:
             self._live.update(self._bar(progress))
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LOG_LINES:
             self._last_line = time.monotonic()
-            print(progress_line(progress, self._total, time.monotonic() - self._started), flush=True)
+            print(progress_line(progress, self._total, self._rate(progress)), flush=True)
+
+    def _rate(self, progress: Progress) -> float:
+        """Images a second since the first ones came; starting the workers says nothing about the rest."""
+        assert self._first is not None
+        seconds = time.monotonic() - self._first[0]
+        return (progress.images - self._first[1]) / seconds if seconds > 0 else 0.0
 
     def _bar(self, progress: Progress) -> Table:
         line = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=self._total, completed=progress.images, width=24, pulse=self._total is None)
-        line.add_row(bar, progress_line(progress, self._total, time.monotonic() - self._started))
+        bar = ProgressBar(total=self._total, completed=progress.images, width=16, pulse=self._total is None)
+        line.add_row(bar, progress_line(progress, self._total, self._rate(progress)))
         return line
 
     def _count(self) -> None:
@@ -64,23 +74,23 @@ class ProgressDisplay:
             print(f"cannot count the images: {error}", file=sys.stderr)
 
 
-def progress_line(progress: Progress, total: int | None, elapsed_s: float) -> str:
-    """One line for people.
+def progress_line(progress: Progress, total: int | None, images_per_s: float) -> str:
+    """One line for people; a speed of 0 is one that is not known yet.
 
     >>> from engine.types import Reason
-    >>> done = Progress(images=40, instances=100); done.reasons[Reason.TRUNCATED] = 2
-    >>> progress_line(done, 100, 20.0)
+    >>> done = Progress(images=40, instances=100)
+    >>> done.reasons[Reason.TRUNCATED] = 2
+    >>> progress_line(done, 100, 2.0)
     '40/100 images, 2.0 images/s, 2.5 masks/image, truncated 2, 0:00:30 left'
     """
-    rate = progress.images / elapsed_s if elapsed_s > 0 else 0.0
     parts = [
         f"{progress.images}/{'?' if total is None else total} images",
-        f"{rate:.1f} images/s",
+        f"{images_per_s:.1f} images/s" if images_per_s > 0 else "? images/s",
         f"{progress.instances / max(progress.images, 1):.1f} masks/image",
         *(f"{reason} {count}" for reason, count in sorted(progress.reasons.items())),
     ]
-    if total is not None and rate > 0:
-        parts.append(f"{_clock(max(total - progress.images, 0) / rate)} left")
+    if total is not None and images_per_s > 0:
+        parts.append(f"{_clock(max(total - progress.images, 0) / images_per_s)} left")
     return ", ".join(parts)
 
 

@@ -19,9 +19,6 @@ def load_encoder(config: EncoderConfig, device: str, num_threads: int | None = N
     """
     import torch
 
-    from engine.encoders.descriptor import DescriptorEncoder
-    from engine.encoders.vit import load_vit
-
     if num_threads is not None:
         if num_threads < 1:
             raise ConfigurationError(f"num_threads must be at least 1, got {num_threads}")
@@ -34,6 +31,11 @@ def load_encoder(config: EncoderConfig, device: str, num_threads: int | None = N
         raise ConfigurationError(
             f"no device {device!r} here: torch sees {torch.cuda.device_count()} CUDA devices; give cpu"
         )
+    # timm takes seconds to import, and the descriptor does without.
     if config.is_descriptor:
+        from engine.encoders.descriptor import DescriptorEncoder
+
         return DescriptorEncoder(config, torch_device)
+    from engine.encoders.vit import load_vit
+
     return load_vit(config, torch_device)

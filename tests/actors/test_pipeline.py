@@ -1,13 +1,15 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.pipeline import LabellingRun, Progress, size_pools
+from actors.pipeline import Progress, size_pools
+from actors.storage import Work
 from engine.corpora import FolderCorpus
 from engine.errors import ConfigurationError
-from engine.labelling import LabellingConfig
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import Version
 from engine.types import ImageRecord, Outcome, Reason, Status
@@ -40,16 +42,18 @@ def test_progress_counts_what_came() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["shard_size", "chunk_size", "limit"])
-def test_runs_of_nothing_are_refused(wrong: str) -> None:
+def test_work_of_nothing_is_refused(wrong: str) -> None:
     objects = MemoryObjects()
-    run = LabellingRun(
-        corpus=FolderCorpus(objects),
-        version=Version(objects, "round-000-x"),
-        config=LabellingConfig(),
-        image_size=(480, 480),
-        device="cpu",
-        shard_size=10,
-        chunk_size=2,
+    work = Work(
+        corpus=FolderCorpus(objects), version=Version(objects, "round-000-x"), shard_size=10, chunk_size=2
     )
-    with pytest.raises(ConfigurationError, match=wrong.replace("_", "-")):
-        replace(run, **{wrong: 0})
+    with pytest.raises(ConfigurationError, match=wrong):
+        replace(work, **{wrong: 0})
+
+
+@pytest.mark.parametrize("module", ["actors.reader", "actors.storage", "engine.encoders"])
+def test_light_modules_stay_light(module: str) -> None:
+    heavy = "{'torch', 'timm', 'numba', 'skimage'}"
+    program = f"import sys, {module}; print(sorted({heavy} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors import workers
-from actors.workers import ChunkResult, EncoderWorker, Labeller, Reader, cell
+from actors import reader, workers
+from actors.reader import ChunkResult, Reader, cell
+from actors.workers import EncoderWorker, Labeller
 from engine.corpora import FolderCorpus
 from engine.encoders import EncoderConfig
 from engine.errors import TransientError
@@ -48,7 +49,7 @@ def run_stages(
     records = tuple(corpus.records())
     batch: dict[str, Any] = {"chunk": cell(Chunk(shard=7, index=1, count=3, records=records))}
     for stage in (
-        Reader(corpus, config, SIZE, chunk_size),
+        Reader(corpus, config.decoding, SIZE, chunk_size),
         EncoderWorker(config, "cpu", 1),
         Labeller(config),
     ):
@@ -79,12 +80,12 @@ def test_an_images_row_does_not_depend_on_its_neighbours(corpus: FolderCorpus) -
 
 def test_a_server_that_stumbles_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(workers.time, "sleep", waits.append)
+    monkeypatch.setattr(reader.time, "sleep", waits.append)
     objects = FlakyObjects(failures=2)
     objects.write("a.png", b"")
     (outcome,) = run_stages(FolderCorpus(objects))
     assert outcome.reason == Reason.EMPTY_FILE
-    assert waits == list(workers._RETRY_WAITS_S[:2])
+    assert waits == list(reader._RETRY_WAITS_S[:2])
     objects.failures = 100
     (outcome,) = run_stages(FolderCorpus(objects))
     assert (outcome.status, outcome.reason) == (Status.REJECTED, Reason.UNREACHABLE)
@@ -98,7 +99,7 @@ def test_what_nobody_foresaw_is_a_row_too(corpus: FolderCorpus, monkeypatch: pyt
     outcomes = run_stages(corpus)
     assert [o.reason for o in outcomes] == [Reason.FAILED, Reason.FAILED, Reason.NOT_AN_IMAGE, Reason.FAILED]
     assert "RuntimeError: surprise" in outcomes[0].detail
-    monkeypatch.setattr(workers, "prepare_image", fail)
+    monkeypatch.setattr(reader, "prepare_image", fail)
     assert {outcome.reason for outcome in run_stages(corpus)} == {Reason.FAILED}
 
 

@@ -13,9 +13,10 @@ from engine.labelling import (
     label_images,
     make_instances,
     make_outcome,
-    prepare_image,
+    warm_up,
 )
 from engine.masks import decode_rles
+from engine.preparation import prepare_image
 from engine.proposals.promerge import ProMergeConfig
 from engine.types import ImageRecord, Instances, Reason, Status
 
@@ -126,6 +127,15 @@ def test_a_file_becomes_what_the_encoder_takes(encode_image: Callable[..., bytes
         (Status.REJECTED, 96, 128),
     ]
     assert rows[0].sha256 == prepared.sha256
+
+
+def test_warming_up_changes_nothing() -> None:
+    image = disc_image((48, 64))
+    features = DiscEncoder().encode([image])[0]
+    config = LabellingConfig(promerge=EVERY_PATCH)
+    before = masks_of(label_features(features, image, (48, 64), config))
+    warm_up(config)
+    assert np.array_equal(masks_of(label_features(features, image, (48, 64), config)), before)
 
 
 def test_shares_out_of_range() -> None:

@@ -57,7 +57,8 @@ def test_photographs_are_labelled_on_a_local_ray(run_job: RunJob, tmp_path: Path
     assert sum(len(row.instances or ()) for row in rows) > len(rows)
     labelled = sum(row.status == Status.LABELLED for row in rows)
     assert len(list(previews.glob("*.jpg"))) == labelled + 1
-    assert min(Image.open(previews / "sheet.jpg").size) > 200
+    with Image.open(previews / "sheet.jpg") as sheet:
+        assert min(sheet.size) > 200
     before = tree(store)
     again = succeeded(run_job(*command[:5]))
     assert "nothing to do" in again
