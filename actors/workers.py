@@ -1,4 +1,4 @@
-"""The stages that compute: features of a chunk, and the instances in them. Rows are those of actors.reader."""
+"""The stages that compute: a chunk's features, and the instances in them. Rows are those of actors.reader."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def progress_line(progress: Progress, total: int | None, images_per_s: float) ->
     """
     parts = [
         f"{progress.images}/{'?' if total is None else total} images",
-        f"{images_per_s:.1f} images/s" if images_per_s > 0 else "? images/s",
+        *([f"{images_per_s:.1f} images/s"] if images_per_s > 0 else []),
         f"{progress.instances / max(progress.images, 1):.1f} masks/image",
         *(f"{reason} {count}" for reason, count in sorted(progress.reasons.items())),
     ]
