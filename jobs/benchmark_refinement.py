@@ -8,15 +8,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from engine.errors import ConfigurationError, CorpusError
+from engine.ground_truth import read_coco_folder
 from engine.masks import paired_ious, resize_masks
 from engine.refine import CrfConfig, refine_masks
 from jobs.console import run_job
@@ -83,26 +84,13 @@ def main(config: BenchmarkConfig) -> None:
 
 def read_images(config: BenchmarkConfig) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.bool_]]]:
     """Names, images (size, size, 3) and coarse masks (masks_per_image, size, size)."""
-    paths = sorted((config.coco / "annotations").glob("instances_*.json"))
-    if not paths:
-        raise CorpusError(
-            f"no annotations/instances_*.json under {config.coco}; give a folder in COCO's layout"
-        )
-    content = json.loads(paths[0].read_text())
-    folder = config.coco / paths[0].stem.removeprefix("instances_")
-    annotations: dict[int, list[dict]] = {}
-    for annotation in content["annotations"]:
-        if not annotation.get("iscrowd"):
-            annotations.setdefault(annotation["image_id"], []).append(annotation)
-    infos = [
-        info for info in sorted(content["images"], key=lambda info: info["id"]) if info["id"] in annotations
-    ]
-    for info in infos[: config.num_images]:
-        image = read_image(folder / info["file_name"], config.size)
-        instances = decode_instances(annotations[info["id"]], info["height"], info["width"])
+    for annotated in islice(read_coco_folder(config.coco), config.num_images):
+        image = read_image(annotated.path, config.size)
+        instances = annotated.masks()
+        instances = instances[np.argsort(-instances.sum(axis=(1, 2)), kind="stable")]
         grid = patches_of(resize_masks(instances, image.shape[:2]))
-        coarse = coarse_masks(grid, image, config.masks_per_image, seed=info["id"])
-        yield info["file_name"], image, np.kron(coarse, np.ones((1, PATCH, PATCH), bool))
+        coarse = coarse_masks(grid, image, config.masks_per_image, seed=annotated.coco_id)
+        yield annotated.path.name, image, np.kron(coarse, np.ones((1, PATCH, PATCH), bool))
 
 
 def read_image(path: Path, size: int) -> NDArray[np.uint8]:
@@ -114,22 +102,6 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
         raise CorpusError(
             f"cannot read {path}: {error}; images must lie where the annotations say"
         ) from error
-
-
-def decode_instances(annotations: list[dict], height: int, width: int) -> NDArray[np.bool_]:
-    """Masks (N, H, W) of COCO polygons or run lengths, the largest first."""
-    ordered = sorted(annotations, key=lambda annotation: -annotation["area"])
-    rles = [encode_segmentation(annotation["segmentation"], height, width) for annotation in ordered]
-    return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1)).astype(bool)
-
-
-def encode_segmentation(segmentation: list | dict, height: int, width: int) -> dict:
-    """COCO's compressed run lengths of polygons, or of run lengths, compressed or not."""
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation
 
 
 def patches_of(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
