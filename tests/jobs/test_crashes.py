@@ -27,7 +27,8 @@ class Run:
     """A label job over small images in a process of its own, with a local Ray below it."""
 
     store: Path
-    process: subprocess.Popen[str]
+    log: Path
+    process: subprocess.Popen[bytes]
 
     @classmethod
     def start(cls, corpus: Path, store: Path) -> "Run":
@@ -35,9 +36,9 @@ class Run:
             sys.executable, str(_JOB), "--corpus", str(corpus), "--store", str(store), "--refine", "none",
             "--encoder.image-size", "96", "--shard-size", "4", "--chunk-size", "2",
         ]  # fmt: skip
-        return cls(
-            store, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
+        log = store.with_suffix(".log")
+        with log.open("wb") as output:
+            return cls(store, log, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
 
     def num_shards(self) -> int:
         return len(list(self.store.glob("round-*/shard-*")))
@@ -76,10 +77,8 @@ class Run:
             except ProcessLookupError:
                 return
 
-    def finish(self) -> str:
-        output, _ = self.process.communicate()
-        assert self.process.returncode == 0, output
-        return output
+    def finish(self) -> None:
+        assert self.process.wait() == 0, self.log.read_text()
 
 
 @pytest.fixture
