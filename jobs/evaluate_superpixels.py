@@ -34,8 +34,7 @@ HEADINGS = ("boundary recall", "undersegmentation", "accuracy", "contour density
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Measure superpixels: against the human segmentations of BSDS500 (--data), and against COCO's object masks
-    (--coco).
+    """Measure superpixels against human segmentations of BSDS500 (--data) and object masks of COCO (--coco).
 
     One process, one image after the other; times are the processor's. Every figure is a mean over images; on
     BSDS500 the figure of an image is the mean over its annotators.
