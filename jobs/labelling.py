@@ -19,7 +19,8 @@ from engine.encoders import Encoder, load_encoder
 from engine.errors import ConfigurationError, ImageError, TransientError
 from engine.labelling import LabellingConfig
 from engine.planning import check_has_images, check_same_corpus
-from engine.store.objects import LocalObjects, open_objects
+from engine.store.local import LocalObjects
+from engine.store.objects import open_objects
 from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version, VersionInfo
 from engine.store.schema import ShardSummary
 from engine.types import Status

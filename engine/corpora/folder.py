@@ -9,7 +9,8 @@ from pathlib import Path
 
 from engine.decoding import IMAGE_SUFFIXES
 from engine.errors import CorpusError, ImageError, ObjectMissing, StoreError
-from engine.store.objects import LocalObjects, ObjectStore, open_objects
+from engine.store.local import LocalObjects
+from engine.store.objects import ObjectStore, open_objects
 from engine.types import ImageRecord, Reason
 
 SKIMAGE_URI = "skimage:"

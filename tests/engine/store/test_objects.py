@@ -6,13 +6,15 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.stub import Stubber
 from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
 from engine.errors import ObjectMissing, StoreError, TransientError
-from engine.store import objects as objects_module
-from engine.store.objects import LocalObjects, MemoryObjects, ObjectStore, open_objects, read_uri
+from engine.store import local, s3
+from engine.store.local import LocalObjects
+from engine.store.objects import MemoryObjects, ObjectStore, open_objects, read_uri
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])
@@ -82,12 +84,22 @@ def test_creating_never_replaces_on_s3(conditional_s3: ObjectStore) -> None:
     assert len(list(conditional_s3.keys("many/"))) == 1005
 
 
+def test_a_server_without_conditional_writes_is_written_to(conditional_s3: ObjectStore) -> None:
+    client = conditional_s3._client
+    with Stubber(client) as stub:
+        place = {"Bucket": "bucket", "Key": "a", "Body": b"x"}
+        stub.add_client_error("put_object", "NotImplemented", expected_params={**place, "IfNoneMatch": "*"})
+        stub.add_response("put_object", {}, expected_params=place)
+        assert conditional_s3.create("a", b"x")
+        stub.assert_no_pending_responses()
+
+
 @pytest.mark.parametrize("has_nameless_files", [True, False])
 def test_unfinished_files_are_neither_left_nor_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_nameless_files: bool
 ) -> None:
     if not has_nameless_files:
-        monkeypatch.setattr(objects_module, "_open_nameless", lambda folder: None)
+        monkeypatch.setattr(local, "_open_nameless", lambda folder: None)
     objects = LocalObjects(tmp_path)
     assert objects.create("a", b"one")
     assert not objects.create("a", b"two")
@@ -156,7 +168,7 @@ def test_s3_errors_say_what_to_do(s3_server: Any, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_server_that_is_away_is_transient(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects_module, "_S3_ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "_ATTEMPTS", 1)
     s3_server.kill()
     with pytest.raises(TransientError, match="no answer"):
         open_objects("s3://bucket").read("a")

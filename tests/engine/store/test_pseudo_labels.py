@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import ObjectMissing, StoreError
-from engine.store.objects import LocalObjects, MemoryObjects
+from engine.store.local import LocalObjects
+from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Reason, ShardPlan, Status
 

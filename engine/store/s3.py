@@ -1,0 +1,121 @@
+"""Objects of an S3 bucket, through boto3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+import botocore.config
+import botocore.exceptions
+
+from engine.errors import ObjectMissing, StoreError, TransientError
+from engine.store.keys import byte_order
+
+_CONFLICT_CODES = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+_MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
+_TRANSIENT_CODES = frozenset(
+    {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError", "ServiceUnavailable"}
+)
+# urllib3 gives up after this long without a byte; botocore then waits and tries again, ten times in all.
+_TIMEOUT_S = 30
+_ATTEMPTS = 10
+
+
+class S3Objects:
+    """Objects of an S3 bucket below a prefix."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._connection: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_connection": None}
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    @property
+    def _client(self) -> Any:
+        if self._connection is None:
+            config = botocore.config.Config(
+                connect_timeout=_TIMEOUT_S,
+                read_timeout=_TIMEOUT_S,
+                retries={"mode": "standard", "max_attempts": _ATTEMPTS},
+            )
+            self._connection = boto3.Session().client("s3", config=config)
+        return self._connection
+
+    def read(self, key: str) -> bytes:
+        with self._translated_errors(key):
+            data: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
+            return data
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._translated_errors(key):
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._translated_errors(key):
+            try:
+                self._client.put_object(
+                    Bucket=self._bucket, Key=self._prefix + key, Body=data, IfNoneMatch="*"
+                )
+            except botocore.exceptions.ClientError as error:
+                code = error.response["Error"]["Code"]
+                if code in _CONFLICT_CODES:
+                    return False
+                if code != "NotImplemented":
+                    raise
+                # A server without conditional writes: what two writers put here is the same anyway.
+                self.write(key, data)
+        return True
+
+    def keys(self, prefix: str = "", start_after: str = "") -> Iterator[str]:
+        request = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+        if start_after:
+            request["StartAfter"] = self._prefix + start_after
+        with self._translated_errors(prefix):
+            for page in self._client.get_paginator("list_objects_v2").paginate(**request):
+                for entry in page.get("Contents", ()):
+                    key = entry["Key"].removeprefix(self._prefix)
+                    # Some servers ignore StartAfter; "folder/" markers are no objects.
+                    if key and not key.endswith("/") and byte_order(key) > byte_order(start_after):
+                        yield key
+
+    @contextmanager
+    def _translated_errors(self, key: str) -> Iterator[None]:
+        place = f"s3://{self._bucket}/{self._prefix}{key}"
+        try:
+            yield
+        except botocore.exceptions.ClientError as error:
+            raise _client_error(error, place) from error
+        except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
+            raise StoreError(
+                f"no S3 credentials for {place}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from error
+        except (
+            botocore.exceptions.HTTPClientError,
+            botocore.exceptions.ConnectionError,
+            botocore.exceptions.IncompleteReadError,
+            botocore.exceptions.ResponseStreamingError,
+        ) as error:
+            raise TransientError(f"no answer for {place}: {type(error).__name__}") from error
+        except botocore.exceptions.BotoCoreError as error:
+            raise StoreError(f"cannot use {place}: {error}") from error
+
+
+def _client_error(error: botocore.exceptions.ClientError, place: str) -> Exception:
+    """What an S3 answer with an error code means for us."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _MISSING_CODES:
+        return ObjectMissing(f"no object {place}")
+    if code == "NoSuchBucket":
+        return StoreError(f"no such bucket: {place}; create it or correct the name")
+    if code in _TRANSIENT_CODES or status >= 500:
+        return TransientError(f"{place} answered {code or status}")
+    return StoreError(f"{place} answered {code or status}: check the credentials, the endpoint and the name")
