@@ -46,7 +46,7 @@ def wrong_use(result: subprocess.CompletedProcess[str]) -> str:
     return errors[0]
 
 
-def test_photographs_are_labelled_on_a_local_ray(run_job: RunJob, tmp_path: Path) -> None:
+def test_photographs_are_labelled_on_a_local_ray(run_job: RunJob, cluster: Any, tmp_path: Path) -> None:
     store, previews = tmp_path / "store", tmp_path / "previews"
     command = ("label_folder", "--corpus", "skimage:", "--store", str(store), "--preview", str(previews))
     output = succeeded(run_job(*command))
@@ -60,7 +60,7 @@ def test_photographs_are_labelled_on_a_local_ray(run_job: RunJob, tmp_path: Path
     with Image.open(previews / "sheet.jpg") as sheet:
         assert min(sheet.size) > 200
     before = tree(store)
-    again = succeeded(run_job(*command[:5]))
+    again = succeeded(run_job(*command[:5], "--address", cluster.address, **cluster.environment))
     assert "nothing to do" in again
     assert tree(store) == before
 
@@ -172,12 +172,13 @@ def test_another_configuration_needs_overwrite_and_new_images_extend(
 
 
 def test_from_s3_to_s3(
-    run_job: RunJob, s3_server: Any, image_folder: Callable[[int], Path], tmp_path: Path
+    run_job: RunJob, cluster: Any, s3_server: Any, image_folder: Callable[[int], Path], tmp_path: Path
 ) -> None:
     disk = image_folder(6)
     disk.rename(s3_server.root / "bucket/images")
     succeeded(run_job(*flags("s3://bucket/images", "s3://bucket/store", "--shard-size", "4")))
-    succeeded(run_job(*flags(s3_server.root / "bucket/images", tmp_path / "store", "--shard-size", "4")))
+    from_disk = flags(s3_server.root / "bucket/images", tmp_path / "store", "--shard-size", "4")
+    succeeded(run_job(*from_disk, "--address", cluster.address, **cluster.environment))
     assert tree(s3_server.root / "bucket/store") == tree(tmp_path / "store")
 
 
