@@ -1,0 +1,91 @@
+"""The jobs that measure, on as little as they take."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.encoders import EncoderConfig
+from engine.errors import ConfigurationError, CorpusError
+from engine.labelling import LabellingConfig
+from jobs import benchmark, benchmark_refinement, evaluate_superpixels
+
+
+@pytest.fixture
+def coco_folder(
+    tmp_path: Path, photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
+) -> Path:
+    """Two images in COCO's layout, with a square drawn in each."""
+    root = tmp_path / "coco"
+    for folder in ("val", "annotations"):
+        (root / folder).mkdir(parents=True)
+    images, annotations = [], []
+    for number in range(2):
+        (root / f"val/{number}.png").write_bytes(encode_image(photograph(number), "PNG"))
+        images.append({"id": number, "file_name": f"{number}.png", "height": 48, "width": 64})
+        square = [16, 8, 48, 8, 48, 40, 16, 40]
+        annotations.append({"image_id": number, "segmentation": [square], "iscrowd": 0})
+    content = json.dumps({"images": images, "annotations": annotations})
+    (root / "annotations/instances_val.json").write_text(content)
+    return root
+
+
+def test_the_stages_of_labelling_are_timed(image_folder: Callable[[int], Path], tmp_path: Path) -> None:
+    output = tmp_path / "benchmark.json"
+    folder = image_folder(3)
+    (folder / "pipe.png").symlink_to("pipe.png")
+    benchmark.main(
+        benchmark.BenchmarkArguments(
+            corpus=str(folder),
+            num_images=4,
+            labelling=LabellingConfig(encoder=EncoderConfig(image_size=96)),
+            output=output,
+        )
+    )
+    figures = json.loads(output.read_text())
+    assert figures["images"] == 3
+    assert {"decode", "encode", "propose", "propose at 768", "refine"} <= figures["stages"].keys()
+    assert sum(row["share"] for name, row in figures["stages"].items() if name != "sum") == pytest.approx(1)
+    with pytest.raises(ConfigurationError):
+        benchmark.BenchmarkArguments(num_images=0)
+
+
+def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "refinement.json"
+    config = benchmark_refinement.BenchmarkConfig(
+        coco=coco_folder, masks_per_image=4, size=96, threads=(1,), output=output
+    )
+    benchmark_refinement.main(config)
+    summary = json.loads(output.read_text())["summary"]
+    assert summary["masks"] == 8
+    assert summary["mean IoU with the reference"] > 0.99
+
+
+def test_superpixels_are_measured_on_coco(coco_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "superpixels.json"
+    evaluate_superpixels.main(
+        evaluate_superpixels.EvaluationConfig(coco=coco_folder, counts=(6,), output=output)
+    )
+    rows = json.loads(output.read_text())["figures"]["coco"]
+    assert [row["COCO"] for row in rows] == ["hierarchy", "slic", "felzenszwalb"]
+    assert all(row["objects"] == 2 and 0 <= row["of them crossing"] <= 1 for row in rows)
+    with pytest.raises(CorpusError):
+        evaluate_superpixels.main(evaluate_superpixels.EvaluationConfig(coco=tmp_path))
+
+
+def test_superpixels_are_measured_on_bsds500(development_data: Callable[[str], Path], tmp_path: Path) -> None:
+    output = tmp_path / "superpixels.json"
+    evaluate_superpixels.main(
+        evaluate_superpixels.EvaluationConfig(
+            data=development_data("data/bsds500"),
+            counts=(100,),
+            methods=("hierarchy",),
+            limit=1,
+            output=output,
+        )
+    )
+    (row,) = json.loads(output.read_text())["figures"]["bsds500"]
+    assert row["segments"] == 100
+    assert row["boundary recall"] > 0.5
