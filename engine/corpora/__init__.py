@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from engine.corpora.folder import FolderCorpus
+from engine.errors import CorpusError
 from engine.types import ImageRecord, ShardPlan
 
-__all__ = ["Corpus", "FolderCorpus", "plan_shards"]
+__all__ = ["Corpus", "CorpusKind", "FolderCorpus", "open_corpus", "plan_shards"]
+
+CorpusKind = Literal["folder"]
+"""How a corpus is laid out; a version of labels records it, so that its images can be found again."""
 
 
 class Corpus(Protocol):
@@ -26,6 +30,13 @@ class Corpus(Protocol):
 
     def read(self, record: ImageRecord) -> bytes:
         """The image's file. Raises ImageError, or TransientError where another try may help."""
+
+
+def open_corpus(uri: str, kind: str) -> Corpus:
+    """The corpus of this kind at `uri`. Raises CorpusError where there is none, or no such kind."""
+    if kind == "folder":
+        return FolderCorpus.open(uri)
+    raise CorpusError(f"no corpus of kind {kind!r}: there are {', '.join(get_args(CorpusKind))}")
 
 
 def plan_shards(records: Iterator[ImageRecord], shard_size: int, first: int = 0) -> Iterator[ShardPlan]:

@@ -32,8 +32,8 @@ _MANIFEST = "manifest.parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class VersionInfo:
-    """What a version was made from. `configuration` is nested and holds what JSON can; the device and the
-    code version are recorded beside it and are no part of the digest."""
+    """What a version was made from. `configuration` is nested and holds what JSON can; the device, the code
+    version and the kind of corpus are recorded beside it and are no part of the digest."""
 
     round: int
     configuration: Mapping[str, Any]
@@ -41,6 +41,7 @@ class VersionInfo:
     parent: str | None
     code_version: str
     device: str
+    corpus_kind: str = "folder"
 
     @property
     def digest(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine.corpora import FolderCorpus
+from engine.corpora import FolderCorpus, open_corpus
 from engine.decoding import DecodingConfig, decode_image
 from engine.errors import CorpusError, ImageError
 from engine.types import Reason
@@ -89,3 +89,9 @@ def test_no_folder_is_an_error_that_says_what_to_give(tmp_path: Path, make: Call
     make(tmp_path / "x")
     with pytest.raises(CorpusError, match="--corpus takes a folder, s3://bucket/prefix or skimage:"):
         FolderCorpus.open(str(tmp_path / "x"))
+
+
+def test_a_corpus_is_opened_by_its_recorded_kind() -> None:
+    assert open_corpus("skimage:", "folder").uri == "skimage:"
+    with pytest.raises(CorpusError, match="no corpus of kind 'video'"):
+        open_corpus("skimage:", "video")
