@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from engine.corpora import Corpus
 from engine.decoding import DecodingConfig, decode_image, resize_image
+from engine.stopwatch import Stopwatch
 from engine.types import ImageRecord
 
 
@@ -24,13 +25,20 @@ class PreparedImage:
 
 
 def prepare_image(
-    corpus: Corpus, record: ImageRecord, image_size: tuple[int, int], config: DecodingConfig
+    corpus: Corpus,
+    record: ImageRecord,
+    image_size: tuple[int, int],
+    config: DecodingConfig,
+    watch: Stopwatch | None = None,
 ) -> PreparedImage:
     """Read, decode and resize one image of a corpus. Raises ImageError, or TransientError while reading."""
-    data = corpus.read(record)
-    image = decode_image(data, config)
-    return PreparedImage(
-        resized_hwc=resize_image(image, image_size),
-        size=(image.shape[0], image.shape[1]),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
+    watch = watch or Stopwatch()
+    with watch.time("read"):
+        data = corpus.read(record)
+    with watch.time("decode"):
+        image = decode_image(data, config)
+    with watch.time("resize"):
+        resized = resize_image(image, image_size)
+    with watch.time("digest"):
+        sha256 = hashlib.sha256(data).hexdigest()
+    return PreparedImage(resized_hwc=resized, size=(image.shape[0], image.shape[1]), sha256=sha256)

@@ -1,160 +1,304 @@
 #!/usr/bin/env python
-"""Time the stages of labelling, one process, one thread."""
+"""Time labelling: its stages, the encoder alone, and the whole pipeline against what they allow."""
 
 from __future__ import annotations
 
 import json
-import statistics
+import multiprocessing
+import os
+import resource
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, TypeVar
+from threading import Barrier
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 import tyro
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from engine.corpora import FolderCorpus
-from engine.decoding import decode_image, resize_image
+from engine import __version__
+from engine.corpora import Corpus, CorpusKind, open_corpus
+from engine.corpora.repeated import RepeatedCorpus
 from engine.encoders import Encoder, load_encoder
-from engine.errors import ConfigurationError, ImageError
-from engine.labelling import LabellingConfig, make_instances, refine_proposals
-from engine.masks import resize_masks
-from engine.proposals.mask_filter import score_masks
-from engine.proposals.promerge import run_promerge
+from engine.errors import ConfigurationError
+from engine.labelling import LabellingConfig
+from engine.planning import check_has_images
+from engine.stopwatch import Stopwatch
+from engine.store.objects import open_objects
+from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.store.schema import encode_shard
+from engine.types import Chunk, Outcome, ShardPlan
 from jobs.console import run_job
 
-Result = TypeVar("Result")
-# ProMerge is timed at the descriptor's and at a ViT-B's feature size, on features of equal cosines.
-_VIT_B_FEATURES = 768
+# The steady part of a run leaves out so many chunks at either end, while the pipeline fills and empties.
+_EDGE_CHUNKS = 5
+_READY_TIMEOUT_S = 300
+# The store that the pipeline writes is thrown away, so nobody asks what it was made from.
+_VERSION = VersionInfo(
+    round=0, configuration={}, weights_digest="", parent=None, code_version=__version__, device=""
+)
+_BATCH_SIZES = {"cpu": (1, 2, 4, 8, 16), "cuda": (8, 16, 32, 64, 128)}
+# Seconds an image for pseudo-labels, as their authors or others published them, on their machines.
+_PUBLISHED = {
+    "ProMerge": "1.85",
+    "MaskCut": "4.7 to 13.5",
+    "UnSAM": "5.27",
+    "SAM 2, automatic": "3.24",
+    "UniAP": "0.045",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkArguments:
-    """Time the stages of labelling image by image, in one process, without Ray.
+    """Time labelling: how long its stages take, the encoder alone, and the Ray pipeline end to end.
 
-    Prints the median and the mean of each stage in milliseconds per image, and its share. `propose at 768` is
-    ProMerge on the same features, turned into 768 dimensions; it is not part of the sum.
+    Stages are timed in as many processes of one thread as there are cores, all at work at once. Their
+    sum over the cores is the ideal; on a GPU the encoder alone, at its best batch size, is. The pipeline's
+    rate is that of its steady part, from the 5th to the last but 5th chunk, with start-up apart.
     """
 
     corpus: str = "skimage:"
     """Images to time on: a folder, s3://bucket/prefix or skimage:."""
-    num_images: int = 32
-    """How many of them."""
-    threads: int = 1
-    """Threads of the encoder, of ProMerge's products and of the CRF."""
+    corpus_kind: CorpusKind = "folder"
+    """How the corpus is laid out."""
+    num_images: int = 300
+    """Images that pass the pipeline; at least 11 chunks, so that it has a steady part."""
+    stage_images: int = 16
+    """Images on which each process times the stages."""
+    encoder_seconds: float = 5.0
+    """How long the encoder alone is timed at each batch size."""
+    chunk_size: int = 16
+    """Images that travel and are computed together."""
+    parts: tuple[Literal["stages", "encoder", "pipeline"], ...] = ("stages", "encoder", "pipeline")
+    """What is measured."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the encoder runs."""
     output: Path | None = None
     """Where to write the figures as JSON."""
     labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(default_factory=LabellingConfig)
 
     def __post_init__(self) -> None:
-        if self.num_images < 1 or self.threads < 1:
-            raise ConfigurationError("--num-images and --threads are at least 1")
+        if self.stage_images < 1 or self.chunk_size < 1:
+            raise ConfigurationError("--stage-images and --chunk-size are at least 1")
+        if "pipeline" in self.parts and self.num_images <= 2 * _EDGE_CHUNKS * self.chunk_size:
+            raise ConfigurationError(
+                f"--num-images {self.num_images} has no steady part at --chunk-size {self.chunk_size}: "
+                f"give more than {2 * _EDGE_CHUNKS * self.chunk_size}"
+            )
 
 
-class Stopwatch:
-    """Seconds by stage, in the order in which stages first came."""
+@dataclass(frozen=True, kw_only=True)
+class StageFigures:
+    """What one process measured: seconds by stage over `images`, and its peak memory."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {}
+    seconds: dict[str, float]
+    images: int
+    peak_mib: float
 
-    def time(self, stage: str, call: Callable[[], Result]) -> Result:
-        start = time.perf_counter()
-        result = call()
-        self.seconds.setdefault(stage, []).append(time.perf_counter() - start)
-        return result
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineFigures:
+    """`start_up_s` ends with the first chunk; `images_per_s` is of the steady part."""
+
+    images: int
+    start_up_s: float
+    total_s: float
+    images_per_s: float
 
 
 def main(arguments: BenchmarkArguments) -> None:
-    torch.set_num_threads(arguments.threads)
-    corpus = FolderCorpus.open(arguments.corpus)
-    encoder = load_encoder(arguments.labelling.encoder, "cpu", arguments.threads)
-    files = []
-    for record in islice(corpus.records(), arguments.num_images):
-        try:
-            files.append(corpus.read(record))
-        except ImageError as error:
-            print(f"left out {record.image_id!r}: {error}")
-    if not files:
-        raise ConfigurationError(f"no readable image in {corpus.uri}")
-    # The first image pays for compiling and for memory that later ones find ready.
-    time_stages(files[:1], encoder, arguments)
-    figures = summarise(time_stages(files, encoder, arguments))
-    Console().print(_table(figures))
+    check_has_images(open_corpus(arguments.corpus, arguments.corpus_kind))
+    encoder = load_encoder(arguments.labelling.encoder, arguments.device)
+    cores = len(os.sched_getaffinity(0))
+    figures: dict[str, Any] = {"cores": cores, "published_s_per_image": _PUBLISHED}
+    if "stages" in arguments.parts:
+        figures["stages"] = summarise_stages(time_stages_on_all_cores(encoder.image_size, cores, arguments))
+    if "encoder" in arguments.parts:
+        figures["encoder_images_per_s"] = time_encoder(encoder, arguments)
+    if "pipeline" in arguments.parts:
+        figures["pipeline"] = asdict(time_pipeline(encoder, arguments))
+    figures["ratios"] = compare_with_ideal(figures, arguments.device)
+    print_figures(figures)
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps({"images": len(files), "stages": figures}, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def time_stages(files: list[bytes], encoder: Encoder, arguments: BenchmarkArguments) -> Stopwatch:
-    """Label each file step by step; the steps are those of engine.labelling."""
+def time_stages_on_all_cores(
+    image_size: tuple[int, int], cores: int, arguments: BenchmarkArguments
+) -> list[StageFigures]:
+    """The stages in one process a core, all at work between the same two moments."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(cores) as pool:
+        all_ready = manager.Barrier(cores)
+        shares = [(arguments, image_size, slice(core, None, cores), all_ready) for core in range(cores)]
+        return pool.starmap(time_stages, shares, chunksize=1)
+
+
+def time_stages(
+    arguments: BenchmarkArguments, image_size: tuple[int, int], share: slice, all_ready: Barrier
+) -> StageFigures:
+    """Label this share of the images with the pipeline's actors, one thread each, in this process."""
+    from actors.reader import Batch, Reader, cell
+    from actors.workers import EncoderWorker, Labeller
+
     config, watch = arguments.labelling, Stopwatch()
-    rotation = _rotation(encoder.feature_size)
-    for data in files:
-        image = watch.time("decode", lambda data=data: decode_image(data, config.decoding))
-        resized = watch.time("resize", lambda image=image: resize_image(image, encoder.image_size))
-        features = watch.time("encode", lambda resized=resized: encoder.encode([resized]))[0]
-        proposed = watch.time("propose", lambda features=features: run_promerge(features, config.promerge))
-        wide = (features.float() @ rotation).half()
-        watch.time("propose at 768", lambda wide=wide: run_promerge(wide, config.promerge))
-        masks = proposed.masks
-        scores = watch.time(
-            "score", lambda features=features, masks=masks: score_masks(features, masks, config.mask_filter)
-        )
-        coarse = resize_masks(masks, encoder.image_size)
-        if config.refine == "crf":
-            coarse, scores = watch.time(
-                "refine",
-                lambda resized=resized, coarse=coarse, scores=scores: refine_proposals(
-                    resized, coarse, scores, config, num_threads=arguments.threads
-                ),
-            )
-        size = (image.shape[0], image.shape[1])
-        watch.time(
-            "resize masks, run lengths",
-            lambda coarse=coarse, scores=scores, size=size: make_instances(
-                coarse, scores, size, config.method
-            ),
-        )
-    return watch
+    corpus = _corpus(arguments, arguments.stage_images * (share.step))
+    reader = Reader(corpus, config.decoding, image_size, arguments.chunk_size, watch)
+    encoder = EncoderWorker(config, arguments.device, 1, watch)
+    labeller = Labeller(config, watch)
+
+    def label(chunk: Chunk) -> tuple[Outcome, ...]:
+        row: Batch = labeller(encoder(reader({"chunk": cell(chunk)})))
+        return row["result"][0].outcomes
+
+    records = tuple(islice(corpus.records(), share.start, None, share.step))
+    chunks = list(ShardPlan(index=0, records=records, is_last=True).chunks(arguments.chunk_size))
+    # The first image pays for compiled code and memory that later ones find ready.
+    label(replace(chunks[0], records=records[:1]))
+    watch.seconds.clear()
+    all_ready.wait(_READY_TIMEOUT_S)
+    outcomes = [outcome for chunk in chunks for outcome in label(chunk)]
+    with watch.time("write"):
+        encode_shard("benchmark", 0, outcomes)
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return StageFigures(seconds=watch.seconds, images=len(outcomes), peak_mib=peak_kib / 1024)
 
 
-def summarise(watch: Stopwatch) -> dict[str, dict[str, float]]:
-    """Milliseconds per image of each stage, and its share of the mean."""
-    counted = {stage: statistics.mean(s) for stage, s in watch.seconds.items() if stage != "propose at 768"}
-    total = sum(counted.values())
+def summarise_stages(processes: Sequence[StageFigures]) -> dict[str, Any]:
+    """Milliseconds an image and shares by stage, their sum, and the largest peak memory of a process."""
+    images = sum(figures.images for figures in processes)
+    seconds = {
+        stage: sum(figures.seconds.get(stage, 0.0) for figures in processes) / images
+        for stage in processes[0].seconds
+    }
+    total = sum(seconds.values())
     return {
-        stage: {
-            "median_ms": 1e3 * statistics.median(seconds),
-            "mean_ms": 1e3 * statistics.mean(seconds),
-            "share": counted.get(stage, 0.0) / total,
-        }
-        for stage, seconds in watch.seconds.items()
-    } | {"sum": {"median_ms": float("nan"), "mean_ms": 1e3 * total, "share": 1.0}}
+        "images": images,
+        "ms_per_image": {stage: 1e3 * value for stage, value in seconds.items()},
+        "share": {stage: value / total for stage, value in seconds.items()},
+        "sum_ms": 1e3 * total,
+        "peak_mib": max(figures.peak_mib for figures in processes),
+    }
 
 
-def _rotation(feature_size: int) -> torch.Tensor:
-    """Orthonormal rows (C, 768): features times it keep their cosines."""
-    size = max(_VIT_B_FEATURES, feature_size)
-    rows: NDArray[np.float64] = np.linalg.qr(np.random.default_rng(0).standard_normal((size, feature_size)))[
-        0
-    ]
-    return torch.as_tensor(rows.T, dtype=torch.float32)
+def time_encoder(encoder: Encoder, arguments: BenchmarkArguments) -> dict[str, float]:
+    """Images a second of the encoder alone, with all threads, by the number of images in a batch."""
+    image = np.random.default_rng(0).integers(0, 256, (*encoder.image_size, 3), np.uint8)
+    rates = {}
+    for batch_size in _BATCH_SIZES[arguments.device]:
+        batch = [image] * batch_size
+        encoder.encode(batch).cpu()
+        start, batches = time.perf_counter(), 0
+        while time.perf_counter() - start < arguments.encoder_seconds:
+            encoder.encode(batch).cpu()
+            batches += 1
+        rates[str(batch_size)] = batches * batch_size / (time.perf_counter() - start)
+    return rates
 
 
-def _table(figures: dict[str, dict[str, float]]) -> Table:
-    table = Table("stage", "median ms/image", "mean ms/image", "share")
+def time_pipeline(encoder: Encoder, arguments: BenchmarkArguments) -> PipelineFigures:
+    """Label into a store that is thrown away, on a local Ray, noting when each chunk arrives."""
+    from actors.pipeline import LabellingRun, Progress, run_labelling, size_pools
+    from actors.storage import Work
+    from jobs.cluster import free_resources, join_cluster
+
+    join_cluster("local")
+    free = free_resources()
+    pools = size_pools(free.cpus, free.gpus if arguments.device == "cuda" else 0)
+    arrivals: list[tuple[float, int]] = []
+
+    def note(progress: Progress) -> None:
+        if progress.images > (arrivals[-1][1] if arrivals else 0):
+            arrivals.append((time.perf_counter() - start, progress.images))
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Work(
+            corpus=_corpus(arguments, arguments.num_images),
+            version=PseudoLabelStore(open_objects(folder)).begin(_VERSION, "resume"),
+            shard_size=1000,
+            chunk_size=arguments.chunk_size,
+        )
+        run = LabellingRun(
+            work=work, config=arguments.labelling, image_size=encoder.image_size, device=arguments.device
+        )
+        start = time.perf_counter()
+        run_labelling(run, pools, note)
+    return summarise_arrivals(arrivals, time.perf_counter() - start)
+
+
+def summarise_arrivals(arrivals: Sequence[tuple[float, int]], total_s: float) -> PipelineFigures:
+    """The steady rate from (seconds, images so far) at the arrival of each chunk.
+
+    >>> figures = summarise_arrivals([(10.0 + i, 2 * (i + 1)) for i in range(12)], 22.0)
+    >>> figures.start_up_s, figures.images_per_s
+    (10.0, 2.0)
+    """
+    (first_s, first), (last_s, last) = arrivals[_EDGE_CHUNKS - 1], arrivals[-_EDGE_CHUNKS - 1]
+    return PipelineFigures(
+        images=arrivals[-1][1],
+        start_up_s=arrivals[0][0],
+        total_s=total_s,
+        images_per_s=(last - first) / (last_s - first_s),
+    )
+
+
+def compare_with_ideal(figures: dict[str, Any], device: str) -> dict[str, float]:
+    """The pipeline's steady rate over what its parts allow, where both were measured."""
+    if "pipeline" not in figures:
+        return {}
+    steady = figures["pipeline"]["images_per_s"]
+    ratios = {}
+    if "stages" in figures and device == "cpu":
+        ratios["of ideal"] = steady * figures["stages"]["sum_ms"] / 1e3 / figures["cores"]
+    if "encoder_images_per_s" in figures:
+        ratios["of the encoder alone"] = steady / max(figures["encoder_images_per_s"].values())
+    return ratios
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """Tables for people; --output has the same for machines."""
+    console = Console()
+    if "stages" in figures:
+        console.print(_stage_table(figures["stages"], figures["cores"]))
+    summary = Table("measured", "")
+    summary.columns[1].justify = "right"
+    for batch_size, rate in figures.get("encoder_images_per_s", {}).items():
+        summary.add_row(f"encoder alone, batches of {batch_size}", f"{rate:.2f} images/s")
+    if "pipeline" in figures:
+        pipeline = figures["pipeline"]
+        summary.add_row("pipeline, start-up to the first chunk", f"{pipeline['start_up_s']:.1f} s")
+        summary.add_row(f"pipeline, {pipeline['images']} images in all", f"{pipeline['total_s']:.1f} s")
+        summary.add_row("pipeline, steady part", f"{pipeline['images_per_s']:.2f} images/s")
+    for name, ratio in figures["ratios"].items():
+        summary.add_row(f"pipeline, share {name}", f"{ratio:.2f}")
+    console.print(summary)
+    published = Table("published, on their machines", "s/image")
+    published.columns[1].justify = "right"
+    for name, seconds in figures["published_s_per_image"].items():
+        published.add_row(name, seconds)
+    console.print(published)
+
+
+def _stage_table(stages: dict[str, Any], cores: int) -> Table:
+    table = Table("stage", "ms/image", "share")
     for column in table.columns[1:]:
         column.justify = "right"
-    for stage, row in figures.items():
-        median = "" if np.isnan(row["median_ms"]) else f"{row['median_ms']:.1f}"
-        share = f"{row['share']:.0%}" if row["share"] > 0 else ""
-        table.add_row(stage, median, f"{row['mean_ms']:.1f}", share)
+    for stage, milliseconds in stages["ms_per_image"].items():
+        table.add_row(stage, f"{milliseconds:.1f}", f"{stages['share'][stage]:.0%}")
+    table.add_section()
+    table.add_row("sum, on one core", f"{stages['sum_ms']:.1f}", "")
+    table.add_row(f"ideal, on {cores} cores", f"{stages['sum_ms'] / cores:.1f}", "")
+    table.add_row("peak memory of a process", f"{stages['peak_mib']:.0f} MiB", "")
     return table
+
+
+def _corpus(arguments: BenchmarkArguments, num_images: int) -> Corpus:
+    return RepeatedCorpus(open_corpus(arguments.corpus, arguments.corpus_kind), num_images)
 
 
 if __name__ == "__main__":

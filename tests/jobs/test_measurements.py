@@ -1,15 +1,14 @@
 """The jobs that measure, on as little as they take."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError, CorpusError
-from engine.labelling import LabellingConfig
 from jobs import benchmark, benchmark_refinement, evaluate_superpixels
 
 
@@ -32,24 +31,26 @@ def coco_folder(
     return root
 
 
-def test_the_stages_of_labelling_are_timed(image_folder: Callable[[int], Path], tmp_path: Path) -> None:
+def test_labelling_is_timed(
+    run_job: Callable[..., subprocess.CompletedProcess[str]],
+    image_folder: Callable[[int], Path],
+    tmp_path: Path,
+) -> None:
     output = tmp_path / "benchmark.json"
-    folder = image_folder(3)
-    (folder / "pipe.png").symlink_to("pipe.png")
-    benchmark.main(
-        benchmark.BenchmarkArguments(
-            corpus=str(folder),
-            num_images=4,
-            labelling=LabellingConfig(encoder=EncoderConfig(image_size=96)),
-            output=output,
-        )
-    )
+    small = ("--num-images", "12", "--stage-images", "2", "--chunk-size", "1", "--encoder.image-size", "96")
+    few = (*small, "--encoder-seconds", "0.1")
+    result = run_job("benchmark", "--corpus", str(image_folder(3)), *few, "--output", str(output))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "share of ideal" in result.stdout
     figures = json.loads(output.read_text())
-    assert figures["images"] == 3
-    assert {"decode", "encode", "propose", "propose at 768", "refine"} <= figures["stages"].keys()
-    assert sum(row["share"] for name, row in figures["stages"].items() if name != "sum") == pytest.approx(1)
-    with pytest.raises(ConfigurationError):
-        benchmark.BenchmarkArguments(num_images=0)
+    assert figures["stages"]["images"] == 2 * figures["cores"]
+    assert {"read", "decode", "encode", "propose", "refine", "write"} <= figures["stages"]["share"].keys()
+    assert sum(figures["stages"]["share"].values()) == pytest.approx(1)
+    assert figures["pipeline"]["images"] == 12
+    assert figures["pipeline"]["start_up_s"] < figures["pipeline"]["total_s"]
+    assert figures["ratios"].keys() == {"of ideal", "of the encoder alone"}
+    with pytest.raises(ConfigurationError, match="no steady part"):
+        benchmark.BenchmarkArguments(num_images=160)
 
 
 def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path) -> None:
