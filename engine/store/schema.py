@@ -119,6 +119,17 @@ def read_summary(data: bytes, name: str) -> ShardSummary:
     return _summary(_decode(data, name)[1])
 
 
+def read_footer(schema: pa.Schema, name: str) -> dict[str, Any]:
+    """What the footer of a file with this schema holds. Raises StoreError where it is not one of ours."""
+    try:
+        footer: dict[str, Any] = json.loads((schema.metadata or {})[_FOOTER_KEY])
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"{name} is not a file of this store ({error}); remove it and run again") from error
+    if footer["format"] != FORMAT:
+        raise StoreError(f"{name} has format {footer['format']}, this program reads format {FORMAT}")
+    return footer
+
+
 def encode_plan(plan: ShardPlan) -> bytes:
     """A plan file: the images that a shard will hold."""
     rows = [_record_row(record) for record in plan.records]
@@ -148,19 +159,17 @@ def decode_manifest(data: bytes, name: str) -> list[ShardSummary]:
 def _encode(table: pa.Table, footer: dict[str, Any]) -> bytes:
     sink = io.BytesIO()
     metadata = {_FOOTER_KEY: json.dumps(footer, sort_keys=True).encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    table = table.replace_schema_metadata(metadata)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
 def _decode(data: bytes, name: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
         table = pq.read_table(pa.BufferReader(data))
-        footer = json.loads((table.schema.metadata or {})[_FOOTER_KEY])
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise StoreError(f"{name} is not a file of this store ({error}); remove it and run again") from error
-    if footer["format"] != FORMAT:
-        raise StoreError(f"{name} has format {footer['format']}, this program reads format {FORMAT}")
-    return table, footer
+    return table, read_footer(table.schema, name)
 
 
 def _digest(rows: Sequence[dict[str, Any]]) -> str:
