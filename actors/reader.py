@@ -27,7 +27,6 @@ from engine.corpora import Corpus
 from engine.decoding import DecodingConfig
 from engine.errors import ImageError, TransientError
 from engine.preparation import PreparedImage, prepare_image
-from engine.stopwatch import Stopwatch
 from engine.types import Chunk, ImageRecord, Outcome, Reason, Status
 
 Batch = dict[str, NDArray[Any]]
@@ -65,18 +64,12 @@ class Reader:
     """Reads and decodes the images of a chunk."""
 
     def __init__(
-        self,
-        corpus: Corpus,
-        config: DecodingConfig,
-        image_size: tuple[int, int],
-        chunk_size: int,
-        watch: Stopwatch | None = None,
+        self, corpus: Corpus, config: DecodingConfig, image_size: tuple[int, int], chunk_size: int
     ) -> None:
         self._corpus = corpus
         self._config = config
         self._image_size = image_size
         self._chunk_size = chunk_size
-        self._watch = watch
 
     def __call__(self, batch: Batch) -> Batch:
         chunk: Chunk = batch["chunk"][0]
@@ -93,9 +86,7 @@ class Reader:
 
     def _prepare(self, record: ImageRecord) -> PreparedImage | Outcome:
         try:
-            return with_retries(
-                lambda: prepare_image(self._corpus, record, self._image_size, self._config, self._watch)
-            )
+            return with_retries(lambda: prepare_image(self._corpus, record, self._image_size, self._config))
         except ImageError as error:
             return rejected_outcome(record, error.reason, error.detail)
         except TransientError as error:

@@ -10,20 +10,17 @@ from actors.reader import Batch, ChunkResult, Head, Heads, cell, rejected_outcom
 from engine.encoders import Encoder, load_encoder
 from engine.labelling import LabellingConfig, label_features, make_outcome, warm_up
 from engine.preparation import PreparedImage
-from engine.stopwatch import Stopwatch
+from engine.stopwatch import stage
 from engine.types import Chunk, Outcome, Reason
 
 
 class EncoderWorker:
     """Holds the encoder and turns the images of a chunk into features."""
 
-    def __init__(
-        self, config: LabellingConfig, device: str, num_threads: int, watch: Stopwatch | None = None
-    ) -> None:
+    def __init__(self, config: LabellingConfig, device: str, num_threads: int) -> None:
         # Ray gives a process with a share of a CPU one thread; and the last bits of sums depend on how many.
         self._encoder: Encoder = load_encoder(config.encoder, device, num_threads)
         self._batch_size = config.encoder.batch_size
-        self._watch = watch or Stopwatch()
 
     def __call__(self, batch: Batch) -> Batch:
         images = batch["images"][0]
@@ -32,7 +29,7 @@ class EncoderWorker:
         num_images = len(batch["heads"][0].heads)
         for start in range(0, num_images, self._batch_size):
             stop = min(start + self._batch_size, num_images)
-            with self._watch.time("encode"):
+            with stage("encode"):
                 features[start:stop] = self._encoder.encode(list(images[start:stop])).cpu().numpy()
         return {**batch, "features": features[None]}
 
@@ -40,10 +37,9 @@ class EncoderWorker:
 class Labeller:
     """Proposes and refines the instances of a chunk's images."""
 
-    def __init__(self, config: LabellingConfig, watch: Stopwatch | None = None) -> None:
+    def __init__(self, config: LabellingConfig) -> None:
         torch.set_num_threads(1)
         self._config = config
-        self._watch = watch
         warm_up(config)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -57,7 +53,7 @@ class Labeller:
         if head.rejected is not None:
             return head.rejected
         try:
-            result = label_features(features, image, head.size, self._config, self._watch)
+            result = label_features(features, image, head.size, self._config)
         except Exception as error:  # as in Reader
             detail = f"while labelling: {type(error).__name__}: {error}"
             return rejected_outcome(head.record, Reason.FAILED, detail)

@@ -19,7 +19,7 @@ from engine.preparation import PreparedImage
 from engine.proposals.mask_filter import MaskFilterConfig, score_masks
 from engine.proposals.promerge import ProMergeConfig, run_promerge
 from engine.refine import CrfConfig, refine_masks
-from engine.stopwatch import Stopwatch
+from engine.stopwatch import stage
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
 
 
@@ -67,27 +67,25 @@ def label_features(
     resized_hwc: NDArray[np.uint8],
     size: tuple[int, int],
     config: LabellingConfig,
-    watch: Stopwatch | None = None,
 ) -> Instances | Reason:
     """Instances of one image at `size` = (height, width), or the reason why there are none.
 
     `features_hwc` (h, w, C) are the encoder's features of `resized_hwc`, uint8 RGB at the encoder's size.
-    Instances are ordered by score, area and first pixel (METHODS 3). `watch` is told the time of each stage.
+    Instances are ordered by score, area and first pixel (METHODS 3).
     """
-    watch = watch or Stopwatch()
     if not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
         return Reason.NON_FINITE
-    with watch.time("propose"):
+    with stage("propose"):
         proposed = run_promerge(features_hwc, config.promerge)
     if proposed.skipped is not None:
         return proposed.skipped
-    with watch.time("score"):
+    with stage("score"):
         scores = score_masks(features_hwc, proposed.masks, config.mask_filter)
     masks = resize_masks(proposed.masks, (resized_hwc.shape[0], resized_hwc.shape[1]))
     if config.refine == "crf":
-        with watch.time("refine"):
+        with stage("refine"):
             masks, scores = refine_proposals(resized_hwc, masks, scores, config)
-    with watch.time("resize masks, run lengths"):
+    with stage("resize masks, run lengths"):
         instances = make_instances(masks, scores, size, config.method)
     return instances if len(instances) > 0 else Reason.REFINED_AWAY
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engine.corpora import Corpus
 from engine.decoding import DecodingConfig, decode_image, resize_image
-from engine.stopwatch import Stopwatch
+from engine.stopwatch import stage
 from engine.types import ImageRecord
 
 
@@ -25,20 +25,16 @@ class PreparedImage:
 
 
 def prepare_image(
-    corpus: Corpus,
-    record: ImageRecord,
-    image_size: tuple[int, int],
-    config: DecodingConfig,
-    watch: Stopwatch | None = None,
+    corpus: Corpus, record: ImageRecord, image_size: tuple[int, int], config: DecodingConfig
 ) -> PreparedImage:
     """Read, decode and resize one image of a corpus. Raises ImageError, or TransientError while reading."""
-    watch = watch or Stopwatch()
-    with watch.time("read"):
+    with stage("read"):
         data = corpus.read(record)
-    with watch.time("decode"):
+    with stage("decode, resize"):
         image = decode_image(data, config)
-    with watch.time("resize"):
         resized = resize_image(image, image_size)
-    with watch.time("digest"):
-        sha256 = hashlib.sha256(data).hexdigest()
-    return PreparedImage(resized_hwc=resized, size=(image.shape[0], image.shape[1]), sha256=sha256)
+    return PreparedImage(
+        resized_hwc=resized,
+        size=(image.shape[0], image.shape[1]),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )

@@ -28,7 +28,7 @@ from engine.encoders import Encoder, load_encoder
 from engine.errors import ConfigurationError
 from engine.labelling import LabellingConfig
 from engine.planning import check_has_images
-from engine.stopwatch import Stopwatch
+from engine.stopwatch import stage, timed_stages
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
 from engine.store.schema import encode_shard
@@ -146,11 +146,11 @@ def time_stages(
     from actors.reader import Batch, Reader, cell
     from actors.workers import EncoderWorker, Labeller
 
-    config, watch = arguments.labelling, Stopwatch()
+    config = arguments.labelling
     corpus = _corpus(arguments, arguments.stage_images * (share.step))
-    reader = Reader(corpus, config.decoding, image_size, arguments.chunk_size, watch)
-    encoder = EncoderWorker(config, arguments.device, 1, watch)
-    labeller = Labeller(config, watch)
+    reader = Reader(corpus, config.decoding, image_size, arguments.chunk_size)
+    encoder = EncoderWorker(config, arguments.device, 1)
+    labeller = Labeller(config)
 
     def label(chunk: Chunk) -> tuple[Outcome, ...]:
         row: Batch = labeller(encoder(reader({"chunk": cell(chunk)})))
@@ -160,27 +160,27 @@ def time_stages(
     chunks = list(ShardPlan(index=0, records=records, is_last=True).chunks(arguments.chunk_size))
     # The first image pays for compiled code and memory that later ones find ready.
     label(replace(chunks[0], records=records[:1]))
-    watch.seconds.clear()
     all_ready.wait(_READY_TIMEOUT_S)
-    outcomes = [outcome for chunk in chunks for outcome in label(chunk)]
-    with watch.time("write"):
-        encode_shard("benchmark", 0, outcomes)
+    with timed_stages() as seconds:
+        outcomes = [outcome for chunk in chunks for outcome in label(chunk)]
+        with stage("write"):
+            encode_shard("benchmark", 0, outcomes)
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return StageFigures(seconds=watch.seconds, images=len(outcomes), peak_mib=peak_kib / 1024)
+    return StageFigures(seconds=seconds, images=len(outcomes), peak_mib=peak_kib / 1024)
 
 
 def summarise_stages(processes: Sequence[StageFigures]) -> dict[str, Any]:
     """Milliseconds an image and shares by stage, their sum, and the largest peak memory of a process."""
     images = sum(figures.images for figures in processes)
     seconds = {
-        stage: sum(figures.seconds.get(stage, 0.0) for figures in processes) / images
-        for stage in processes[0].seconds
+        name: sum(figures.seconds.get(name, 0.0) for figures in processes) / images
+        for name in processes[0].seconds
     }
     total = sum(seconds.values())
     return {
         "images": images,
-        "ms_per_image": {stage: 1e3 * value for stage, value in seconds.items()},
-        "share": {stage: value / total for stage, value in seconds.items()},
+        "ms_per_image": {name: 1e3 * value for name, value in seconds.items()},
+        "share": {name: value / total for name, value in seconds.items()},
         "sum_ms": 1e3 * total,
         "peak_mib": max(figures.peak_mib for figures in processes),
     }
@@ -288,8 +288,8 @@ def _stage_table(stages: dict[str, Any], cores: int) -> Table:
     table = Table("stage", "ms/image", "share")
     for column in table.columns[1:]:
         column.justify = "right"
-    for stage, milliseconds in stages["ms_per_image"].items():
-        table.add_row(stage, f"{milliseconds:.1f}", f"{stages['share'][stage]:.0%}")
+    for name, milliseconds in stages["ms_per_image"].items():
+        table.add_row(name, f"{milliseconds:.1f}", f"{stages['share'][name]:.0%}")
     table.add_section()
     table.add_row("sum, on one core", f"{stages['sum_ms']:.1f}", "")
     table.add_row(f"ideal, on {cores} cores", f"{stages['sum_ms'] / cores:.1f}", "")

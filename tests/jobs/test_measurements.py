@@ -44,7 +44,9 @@ def test_labelling_is_timed(
     assert "share of ideal" in result.stdout
     figures = json.loads(output.read_text())
     assert figures["stages"]["images"] == 2 * figures["cores"]
-    assert {"read", "decode", "encode", "propose", "refine", "write"} <= figures["stages"]["share"].keys()
+    assert {"read", "decode, resize", "encode", "propose", "refine", "write"} <= figures["stages"][
+        "share"
+    ].keys()
     assert sum(figures["stages"]["share"].values()) == pytest.approx(1)
     assert figures["pipeline"]["images"] == 12
     assert figures["pipeline"]["start_up_s"] < figures["pipeline"]["total_s"]
