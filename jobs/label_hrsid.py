@@ -8,6 +8,7 @@ import tyro
 
 from engine.corpora import open_hrsid
 from engine.labelling import LabellingConfig
+from engine.tiling import TilingConfig
 from jobs.console import run_job
 from jobs.labelling import LabelArguments, run_label_job
 
@@ -27,7 +28,7 @@ class HrsidArguments(LabelArguments):
     """The list of images (relative to the corpus, or an absolute path or S3 URI): train2017.json or
     test2017.json. Default: the only one in annotations/."""
     labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: LabellingConfig(tile=400)
+        default_factory=lambda: LabellingConfig(tiling=TilingConfig(tile=400))
     )
 
 

@@ -13,7 +13,8 @@ from jobs.labelling import LabelArguments, run_label_job
 class Sa1bArguments(LabelArguments):
     """Label SA-1B: images in, a store of instance masks out. Run it again to go on after a stop.
 
-    Tars are read in place, member by member; nothing is unpacked. Where their images lie is kept in the store.
+    Tars are read in place, member by member, and never unpacked; where their images lie is kept in the
+    store.
     Exit codes: 0 done (images that could not be read are rows with a reason), 1 failed, 2 wrong use.
     """
 

@@ -60,8 +60,10 @@ def open_corpus(uri: str, kind: str, kept_indexes: ObjectStore | None = None) ->
         return FolderCorpus.open(uri)
     if kind == "sa1b":
         return Sa1bCorpus.open(uri, kept_indexes)
-    if kind == "coco" or kind == "hrsid":
-        return CocoCorpus(open_corpus_objects(uri), "hrsid" if kind == "hrsid" else "coco")
+    if kind == "coco":
+        return CocoCorpus(open_corpus_objects(uri), "coco")
+    if kind == "hrsid":
+        return CocoCorpus(open_corpus_objects(uri), "hrsid")
     raise CorpusError(f"no corpus of kind {kind!r}: there are {', '.join(get_args(CorpusKind))}")
 
 

@@ -69,17 +69,21 @@ class CocoCorpus:
 def open_coco(uri: str, annotations: str | None = None, images: str | None = None) -> CocoCorpus:
     """The images below `uri` that the list `annotations` names, or all of them.
 
-    `annotations` is a file relative to the corpus, an absolute path or an S3 URI; `images` the folder in which
-    its file names begin, relative to the corpus: by default `val2017` for `instances_val2017.json`, where
-    there is such a folder. Raises CorpusError for a list that cannot be used.
+    `annotations` is a file relative to the corpus, an absolute path or an S3 URI; `images` the folder in
+    which its file names begin, relative to the corpus: by default `val2017` for `instances_val2017.json`,
+    where there is such a folder. Raises CorpusError for a list that cannot be used.
     """
     objects = open_corpus_objects(uri)
     if annotations is None:
         if images is not None:
-            raise CorpusError("--images goes with --annotations; without a list --corpus is the folder itself")
+            raise CorpusError(
+                "--images goes with --annotations; without a list --corpus is the folder itself"
+            )
         return CocoCorpus(objects, "coco")
     image_list = _checked_list(objects, annotations)
-    return CocoCorpus(objects, "coco", image_list, _split_folder(objects, annotations) if images is None else images)
+    return CocoCorpus(
+        objects, "coco", image_list, _split_folder(objects, annotations) if images is None else images
+    )
 
 
 def open_hrsid(uri: str, annotations: str | None = None) -> CocoCorpus:
@@ -109,7 +113,9 @@ def _checked_list(objects: ObjectStore, annotations: str) -> ImageList:
     parent, _, name = annotations.rpartition("/")
     try:
         outside = annotations.startswith("/") or "://" in annotations
-        image_list = ImageList(open_objects(parent or "/"), name) if outside else ImageList(objects, annotations)
+        image_list = (
+            ImageList(open_objects(parent or "/"), name) if outside else ImageList(objects, annotations)
+        )
     except StoreError as error:
         raise CorpusError(str(error)) from error
     image_list.check()

@@ -109,7 +109,9 @@ class ImageList:
                 if event in ("start_map", "start_array"):
                     depth += 1
                     if depth > _MAX_DEPTH:
-                        raise CorpusError(f"{self.name} is nested more than {_MAX_DEPTH} deep: no annotations")
+                        raise CorpusError(
+                            f"{self.name} is nested more than {_MAX_DEPTH} deep: no annotations"
+                        )
         except ijson.JSONError as error:
             message = " ".join(str(error).split())[:100]
             raise CorpusError(f"{self.name} is not JSON, or not whole: {message}") from error

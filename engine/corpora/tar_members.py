@@ -1,7 +1,7 @@
 """The images in a tar file, found by its headers alone: names, places, and what is wrong with them.
 
-A tar is a chain of 512-byte headers, each saying how much data stands between it and the next. Where the chain
-breaks, the next header is searched for, so that one damaged spot costs what lies in it and nothing else.
+A tar is a chain of 512-byte headers, each saying how much data stands between it and the next. Where the
+chain breaks, the next header is searched for, so that a damaged spot costs what lies in it and nothing else.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def test_what_is_written_is_read(objects: ObjectStore) -> None:
 def test_ranges_end_where_the_object_ends(objects: ObjectStore) -> None:
     objects.write("a", b"0123456789")
     objects.write("empty", b"")
-    ranges = [objects.read_range("a", start, size) for start, size in [(0, 3), (4, 6), (8, 100), (10, 5), (99, 1)]]
+    ranges = [
+        objects.read_range("a", start, size) for start, size in [(0, 3), (4, 6), (8, 100), (10, 5), (99, 1)]
+    ]
     assert ranges == [b"012", b"456789", b"89", b"", b""]
     assert objects.read_range("empty", 0, 10) == b""
     assert (objects.size("a"), objects.size("empty")) == (10, 0)
