@@ -177,8 +177,10 @@ def make_instances(
         if area > 0:
             row, column = divmod(int(part.argmax()), x1 - x0)
             first_pixel = (y0 + row) * size[1] + x0 + column
-            box = mask_boxes_xyxy(part)[0] + np.array([x0, y0, x0, y0], np.int32)
-            found.append((-float(score), -area, first_pixel, encode_rle_within(part[0], x0, y0, size), box))
+            left, top, right, bottom = mask_boxes_xyxy(part)[0].tolist()
+            rle = encode_rle_within(part[0, top:bottom, left:right], x0 + left, y0 + top, size)
+            box = np.array([x0 + left, y0 + top, x0 + right, y0 + bottom], np.int32)
+            found.append((-float(score), -area, first_pixel, rle, box))
     found.sort(key=lambda item: item[:3])
     return Instances(
         size=size,

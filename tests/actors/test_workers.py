@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ from actors.pipeline import is_whole_chunk, merge_parts
 from actors.reader import ChunkResult, Reader, cell
 from actors.workers import EncoderWorker, Labeller
 from engine.corpora import Corpus, FolderCorpus
+from engine.decoding import decode_image
 from engine.encoders import EncoderConfig, load_encoder
 from engine.errors import TransientError
-from engine.decoding import decode_image
 from engine.labelling import LabellingConfig, label_images
 from engine.preparation import PreparationConfig
 from engine.store.objects import MemoryObjects
@@ -48,9 +47,7 @@ def corpus(photograph: Callable[[int], np.ndarray], encode_image: Callable[..., 
     return FolderCorpus(objects)
 
 
-def run_stages(
-    corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int = 5
-) -> tuple[Outcome, ...]:
+def run_stages(corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int = 5) -> tuple[Outcome, ...]:
     """Every image of the corpus through the stages; each row of each stage is checked to be full."""
     records = tuple(corpus.records())
     chunk = Chunk(shard=7, index=1, count=3, records=records)

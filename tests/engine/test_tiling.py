@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,7 +25,7 @@ def test_tiles_cover_the_image_and_overlap(height: int, width: int, tile: int, o
     for axis, length in ((0, width), (1, height)):
         spans = sorted({(box[axis], box[axis + 2]) for box in boxes})
         assert (spans[0][0], spans[-1][1]) == (0, length)
-        for (_, stop), (start, _) in zip(spans, spans[1:], strict=False):
+        for (_, stop), (start, _) in pairwise(spans):
             assert stop - start >= overlap * tile - 1  # places are whole pixels
 
 

@@ -30,7 +30,12 @@ def instances(*scored: tuple[float, np.ndarray]) -> Instances:
     )
 
 
-OBJECT, SHIFTED, PART, OTHER = square(0, 0, 10, 10), square(2, 0, 12, 10), square(2, 2, 5, 5), square(20, 5, 30, 15)
+OBJECT, SHIFTED, PART, OTHER = (
+    square(0, 0, 10, 10),
+    square(2, 0, 12, 10),
+    square(2, 2, 5, 5),
+    square(20, 5, 30, 15),
+)
 
 
 def test_of_two_views_the_higher_score_stays() -> None:
@@ -74,7 +79,9 @@ def test_crops_without_objects() -> None:
 
 def test_rows_of_crops_become_one_row() -> None:
     whole = Outcome(record=RECORD, status=Status.NO_OBJECT, height=20, width=30, reason=Reason.NO_FOREGROUND)
-    tile = Outcome(record=RECORD, status=Status.LABELLED, height=20, width=30, instances=instances((0.5, OBJECT)))
+    tile = Outcome(
+        record=RECORD, status=Status.LABELLED, height=20, width=30, instances=instances((0.5, OBJECT))
+    )
     broken = Outcome(record=RECORD, status=Status.REJECTED, reason=Reason.FAILED)
     merged = merge_outcomes([whole, tile], CONFIG)
     assert (merged.status, merged.reason, merged.height) == (Status.LABELLED, None, 20)
