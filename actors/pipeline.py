@@ -1,15 +1,16 @@
 """The labelling pipeline: a plan streams through pools of actors into a store.
 
-Ray Data moves chunks between the pools; a row is one chunk and a block is one row, so that no chunk is split
-or merged whatever the timing. The driver holds only run lengths: it gathers the chunks of a shard and hands
-the full shard to a write task. The run has succeeded when the committed shards are those of the plan.
+Ray Data moves chunks between the pools; a row is one chunk, or a part of one where images have tiles, and
+a block is one row, so that nothing is split or merged whatever the timing. The driver holds only run lengths:
+it gathers the chunks of a shard and hands the full shard to a write task. The run has succeeded when the
+committed shards are those of the plan.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import ray
@@ -20,8 +21,11 @@ from actors.storage import ChunkSource, Work, commit_shard
 from actors.workers import EncoderWorker, Labeller
 from engine.errors import ConfigurationError, RunError, TransientError
 from engine.labelling import LabellingConfig
+from engine.preparation import PreparationConfig
+from engine.proposals.duplicates import merge_outcomes
 from engine.store.schema import ShardSummary
-from engine.types import Outcome, Reason
+from engine.tiling import TilingConfig
+from engine.types import ImageRecord, Outcome, Reason
 
 # Full shards that wait for their write at one time; more would let memory grow with a slow store.
 _WRITES_IN_FLIGHT = 4
@@ -112,7 +116,8 @@ def run_labelling(
         num_cpus=0, max_retries=_WRITE_RETRIES, retry_exceptions=[TransientError]
     )
     writes: list[ray.ObjectRef[None]] = []
-    for shard, outcomes in _full_shards(_dataset(run, pools, committed), progress, on_progress):
+    dataset = _dataset(run, pools, committed)
+    for shard, outcomes in _full_shards(dataset, run.config.tiling, progress, on_progress):
         writes.append(commit.remote(run.work.version, shard, outcomes))
         while len(writes) >= _WRITES_IN_FLIGHT:
             done, writes = ray.wait(writes)
@@ -137,20 +142,40 @@ def _count_written(
 
 
 def _full_shards(
-    dataset: Dataset, progress: Progress, on_progress: Callable[[Progress], None]
+    dataset: Dataset, tiling: TilingConfig, progress: Progress, on_progress: Callable[[Progress], None]
 ) -> Iterator[tuple[int, list[Outcome]]]:
-    """Shards as their last chunk arrives, whatever the order in which chunks arrive."""
+    """Shards as their last chunk arrives, whatever the order in which chunks and their parts arrive."""
+    parts: dict[tuple[int, int], dict[int, ChunkResult]] = {}
     gathered: dict[int, dict[int, tuple[Outcome, ...]]] = {}
     for row in dataset.iter_rows():
         result: ChunkResult = row["result"]
         chunk = result.chunk
-        progress.add(result.outcomes)
+        arrived = parts.setdefault((chunk.shard, chunk.index), {})
+        arrived[result.part] = result
+        if not is_whole_chunk(arrived):
+            continue
+        outcomes = merge_parts(parts.pop((chunk.shard, chunk.index)), tiling)
+        progress.add(outcomes)
         on_progress(progress)
-        arrived = gathered.setdefault(chunk.shard, {})
-        arrived[chunk.index] = result.outcomes
-        if len(arrived) == chunk.count:
+        chunks = gathered.setdefault(chunk.shard, {})
+        chunks[chunk.index] = outcomes
+        if len(chunks) == chunk.count:
             del gathered[chunk.shard]
-            yield chunk.shard, [outcome for index in sorted(arrived) for outcome in arrived[index]]
+            yield chunk.shard, [outcome for index in sorted(chunks) for outcome in chunks[index]]
+
+
+def is_whole_chunk(parts: Mapping[int, ChunkResult]) -> bool:
+    """Whether the last part of a chunk has arrived, and all before it."""
+    return any(result.is_last and result.part == len(parts) - 1 for result in parts.values())
+
+
+def merge_parts(parts: Mapping[int, ChunkResult], tiling: TilingConfig) -> tuple[Outcome, ...]:
+    """One outcome for each image of a chunk, in the chunk's order, of those of its crops."""
+    crops: dict[ImageRecord, list[Outcome]] = {}
+    for part in sorted(parts):
+        for outcome in parts[part].outcomes:
+            crops.setdefault(outcome.record, []).append(outcome)
+    return tuple(merge_outcomes(outcomes, tiling) for outcomes in crops.values())
 
 
 def _dataset(run: LabellingRun, pools: PoolSizes, committed: frozenset[int]) -> Dataset:
@@ -159,10 +184,13 @@ def _dataset(run: LabellingRun, pools: PoolSizes, committed: frozenset[int]) -> 
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    preparation = PreparationConfig(
+        image_size=run.image_size, decoding=run.config.decoding, tiling=run.config.tiling
+    )
     chunks = ray.data.read_datasource(ChunkSource(run.work, committed), override_num_blocks=1, num_cpus=0)
     read = chunks.map_batches(
         Reader,
-        fn_constructor_args=(run.work.corpus, run.config.decoding, run.image_size, run.work.chunk_size),
+        fn_constructor_args=(run.work.corpus, preparation, run.work.chunk_size),
         compute=ActorPoolStrategy(size=pools.readers),
         num_cpus=pools.cpus_each,
         batch_size=1,

@@ -8,14 +8,20 @@ from numpy.typing import NDArray
 
 from actors.reader import Batch, ChunkResult, Head, Heads, cell, rejected_outcome
 from engine.encoders import Encoder, load_encoder
-from engine.labelling import LabellingConfig, label_features, make_outcome, warm_up
-from engine.preparation import PreparedImage
+from engine.labelling import (
+    LabellingConfig,
+    Tile,
+    find_tile_background,
+    label_features,
+    make_outcome,
+    warm_up,
+)
 from engine.stopwatch import stage
-from engine.types import Chunk, Outcome, Reason
+from engine.types import Outcome, Reason
 
 
 class EncoderWorker:
-    """Holds the encoder and turns the images of a chunk into features."""
+    """Holds the encoder and turns the images of a row into features."""
 
     def __init__(self, config: LabellingConfig, device: str, num_threads: int) -> None:
         # Ray gives a process with a share of a CPU one thread; and the last bits of sums depend on how many.
@@ -35,7 +41,7 @@ class EncoderWorker:
 
 
 class Labeller:
-    """Proposes and refines the instances of a chunk's images."""
+    """Proposes and refines the instances of a row's images."""
 
     def __init__(self, config: LabellingConfig) -> None:
         torch.set_num_threads(1)
@@ -44,18 +50,36 @@ class Labeller:
 
     def __call__(self, batch: Batch) -> Batch:
         images, features = batch["images"][0], batch["features"][0]
-        chunk: Chunk = batch["chunk"][0]
         heads: Heads = batch["heads"][0]
-        outcomes = [self._label(head, images[i], features[i]) for i, head in enumerate(heads.heads)]
-        return {"result": cell(ChunkResult(chunk=chunk, outcomes=tuple(outcomes)))}
+        outcomes: list[Outcome] = []
+        background: torch.Tensor | None = None
+        for i, head in enumerate(heads.heads):
+            if head.rejected is None and head.box_xyxy is None:
+                background = find_tile_background(features[i], self._config)
+            # A tile of which nothing is known of the background shows nothing.
+            if head.is_repeated or (head.box_xyxy is not None and background is None):
+                continue
+            outcomes.append(self._label(head, images[i], features[i], background))
+        result = ChunkResult(
+            chunk=batch["chunk"][0], part=heads.part, is_last=heads.is_last, outcomes=tuple(outcomes)
+        )
+        return {"result": cell(result)}
 
-    def _label(self, head: Head, image: NDArray[np.uint8], features: NDArray[np.float16]) -> Outcome:
+    def _label(
+        self,
+        head: Head,
+        image: NDArray[np.uint8],
+        features: NDArray[np.float16],
+        background: torch.Tensor | None,
+    ) -> Outcome:
         if head.rejected is not None:
             return head.rejected
+        tile = None
+        if head.box_xyxy is not None and background is not None:
+            tile = Tile(box_xyxy=head.box_xyxy, background=background)
         try:
-            result = label_features(features, image, head.size, self._config)
+            result = label_features(features, image, head.size, self._config, tile)
         except Exception as error:  # as in Reader
             detail = f"while labelling: {type(error).__name__}: {error}"
             return rejected_outcome(head.record, Reason.FAILED, detail)
-        prepared = PreparedImage(resized_hwc=image, size=head.size, sha256=head.sha256)
-        return make_outcome(head.record, prepared, result)
+        return make_outcome(head.record, head.size, head.sha256, result)

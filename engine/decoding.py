@@ -29,12 +29,16 @@ class DecodingConfig:
     """Images of more than this many million pixels are rejected before they are decoded."""
     min_side: int = 16
     """Images with fewer pixels than this on either side are rejected."""
+    timeout_s: float = 60.0
+    """Images that take more CPU seconds than this to decode are given up."""
 
     def __post_init__(self) -> None:
         if self.max_megapixels <= 0:
             raise ConfigurationError(f"decoding.max_megapixels must be above 0, got {self.max_megapixels}")
         if self.min_side < 1:
             raise ConfigurationError(f"decoding.min_side is at least 1 pixel, got {self.min_side}")
+        if self.timeout_s <= 0:
+            raise ConfigurationError(f"decoding.timeout_s must be above 0, got {self.timeout_s}")
 
 
 def decode_image(data: bytes, config: DecodingConfig) -> NDArray[np.uint8]:

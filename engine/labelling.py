@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import islice
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import tyro
 from numpy.typing import NDArray
 
 from engine.boxes import mask_boxes_xyxy
-from engine.decoding import DecodingConfig, resize_image
+from engine.decoding import DecodingConfig
 from engine.encoders import Encoder, EncoderConfig
 from engine.errors import ConfigurationError
-from engine.masks import encode_rles, fill_holes, keep_large_components, paired_ious, resize_masks
-from engine.preparation import PreparedImage
+from engine.masks import encode_rle_within, fill_holes, keep_large_components, paired_ious, resize_masks
+from engine.preparation import PreparationConfig, cut_crops
+from engine.proposals.duplicates import merge_results
 from engine.proposals.mask_filter import MaskFilterConfig, score_masks
-from engine.proposals.promerge import ProMergeConfig, run_promerge
+from engine.proposals.promerge import ProMergeConfig, find_background, run_promerge
 from engine.refine import CrfConfig, refine_masks
 from engine.stopwatch import stage
+from engine.tiling import Box, TilingConfig, touch_inner_edges
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
 
 
@@ -40,6 +44,7 @@ class LabellingConfig:
     mask_filter: MaskFilterConfig = field(default_factory=MaskFilterConfig)
     crf: CrfConfig = field(default_factory=CrfConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    tiling: Annotated[TilingConfig, tyro.conf.arg(name="")] = field(default_factory=TilingConfig)
 
     def __post_init__(self) -> None:
         for name in ("min_refined_iou", "component_fraction"):
@@ -47,19 +52,45 @@ class LabellingConfig:
                 raise ConfigurationError(f"{name} is a share, 0 to 1, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tile:
+    """Where in its image a crop lies, and the mean feature (C,) of what is background in the whole image."""
+
+    box_xyxy: Box
+    background: torch.Tensor
+
+
 def label_images(
     images_hwc: Sequence[NDArray[np.uint8]], encoder: Encoder, config: LabellingConfig
 ) -> list[Instances | Reason]:
     """Instances of every image (H, W, 3) of uint8 RGB, best first, or the reason why there are none."""
-    results: list[Instances | Reason] = []
-    for start in range(0, len(images_hwc), config.encoder.batch_size):
-        batch = images_hwc[start : start + config.encoder.batch_size]
-        resized = [resize_image(image, encoder.image_size) for image in batch]
-        features = encoder.encode(resized)
-        for i, image in enumerate(batch):
-            size = (image.shape[0], image.shape[1])
-            results.append(label_features(features[i], resized[i], size, config))
-    return results
+    preparation = PreparationConfig(
+        image_size=encoder.image_size, decoding=config.decoding, tiling=config.tiling
+    )
+    crops = ((i, crop) for i, image in enumerate(images_hwc) for crop in cut_crops(image, preparation))
+    results: list[list[Instances | Reason]] = [[] for _ in images_hwc]
+    background: torch.Tensor | None = None
+    while batch := list(islice(crops, config.encoder.batch_size)):
+        features = encoder.encode([crop.resized_hwc for _, crop in batch])
+        for (i, crop), features_hwc in zip(batch, features, strict=True):
+            tile = None
+            if crop.is_whole:
+                background = find_tile_background(features_hwc, config)
+            elif background is None:
+                continue
+            else:
+                tile = Tile(box_xyxy=crop.box_xyxy, background=background)
+            results[i].append(label_features(features_hwc, crop.resized_hwc, crop.size, config, tile))
+    return [merge_results(found, config.tiling) for found in results]
+
+
+def find_tile_background(
+    features_hwc: NDArray[np.floating] | torch.Tensor, config: LabellingConfig
+) -> torch.Tensor | None:
+    """What the features of a whole image (h, w, C) tell its tiles of the background; None: look at none."""
+    if config.tiling.tile is None or not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
+        return None
+    return find_background(features_hwc, config.promerge)
 
 
 def label_features(
@@ -67,27 +98,41 @@ def label_features(
     resized_hwc: NDArray[np.uint8],
     size: tuple[int, int],
     config: LabellingConfig,
+    tile: Tile | None = None,
 ) -> Instances | Reason:
     """Instances of one image at `size` = (height, width), or the reason why there are none.
 
-    `features_hwc` (h, w, C) are the encoder's features of `resized_hwc`, uint8 RGB at the encoder's size.
+    `features_hwc` (h, w, C) are the encoder's features of `resized_hwc`, uint8 RGB at the encoder's size: the
+    whole image, or the `tile`, which leaves out what its inner edges cut.
     Instances are ordered by score, area and first pixel (METHODS 3).
     """
     if not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
         return Reason.NON_FINITE
     with stage("propose"):
-        proposed = run_promerge(features_hwc, config.promerge)
+        proposed = run_promerge(features_hwc, config.promerge, tile.background if tile else None)
     if proposed.skipped is not None:
         return proposed.skipped
     with stage("score"):
         scores = score_masks(features_hwc, proposed.masks, config.mask_filter)
-    masks = resize_masks(proposed.masks, (resized_hwc.shape[0], resized_hwc.shape[1]))
+    masks, scores = drop_cut_masks(proposed.masks, scores, size, tile)
+    masks = resize_masks(masks, (resized_hwc.shape[0], resized_hwc.shape[1]))
     if config.refine == "crf":
         with stage("refine"):
             masks, scores = refine_proposals(resized_hwc, masks, scores, config)
+        masks, scores = drop_cut_masks(masks, scores, size, tile)
     with stage("resize masks, run lengths"):
-        instances = make_instances(masks, scores, size, config.method)
+        instances = make_instances(masks, scores, size, config.method, tile.box_xyxy if tile else None)
     return instances if len(instances) > 0 else Reason.REFINED_AWAY
+
+
+def drop_cut_masks(
+    masks: NDArray[np.bool_], scores: NDArray[np.float32], size: tuple[int, int], tile: Tile | None
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """The masks (N, h, w) of a tile that its inner edges do not cut, with their scores (N,)."""
+    if tile is None:
+        return masks, scores
+    kept = ~touch_inner_edges(masks, tile.box_xyxy, size)
+    return masks[kept], scores[kept]
 
 
 def refine_proposals(
@@ -117,20 +162,30 @@ def warm_up(config: LabellingConfig) -> None:
 
 
 def make_instances(
-    masks: NDArray[np.bool_], scores: NDArray[np.float32], size: tuple[int, int], method: str
+    masks: NDArray[np.bool_],
+    scores: NDArray[np.float32],
+    size: tuple[int, int],
+    method: str,
+    box_xyxy: Box | None = None,
 ) -> Instances:
-    """Instances of masks (N, h, w) brought to `size` = (height, width), best first, without what vanishes.
+    """Instances of masks (N, h, w) of an image of `size` = (height, width), without what vanishes.
 
+    The masks are brought to the image's size, or to that of `box_xyxy` and to its place in the image.
     Ordered by falling score, then falling area, then first pixel in reading order. One mask at a time is
     held at full size, which for a large photograph is a hundred megabytes.
     """
+    x0, y0, x1, y1 = box_xyxy or (0, 0, size[1], size[0])
     found: list[tuple[float, int, int, bytes, NDArray[np.int32]]] = []
     for mask, score in zip(masks, scores, strict=True):
-        full = resize_masks(mask[None], size)
-        area = int(np.count_nonzero(full))
+        part = resize_masks(mask[None], (y1 - y0, x1 - x0))
+        area = int(np.count_nonzero(part))
         if area > 0:
-            first_pixel = int(full.argmax())
-            found.append((-float(score), -area, first_pixel, encode_rles(full)[0], mask_boxes_xyxy(full)[0]))
+            row, column = divmod(int(part.argmax()), x1 - x0)
+            first_pixel = (y0 + row) * size[1] + x0 + column
+            left, top, right, bottom = mask_boxes_xyxy(part)[0].tolist()
+            rle = encode_rle_within(part[0, top:bottom, left:right], x0 + left, y0 + top, size)
+            box = np.array([x0 + left, y0 + top, x0 + right, y0 + bottom], np.int32)
+            found.append((-float(score), -area, first_pixel, rle, box))
     found.sort(key=lambda item: item[:3])
     return Instances(
         size=size,
@@ -143,17 +198,19 @@ def make_instances(
     )
 
 
-def make_outcome(record: ImageRecord, image: PreparedImage, result: Instances | Reason) -> Outcome:
-    """The row of an image that was looked at."""
+def make_outcome(
+    record: ImageRecord, size: tuple[int, int], sha256: str, result: Instances | Reason
+) -> Outcome:
+    """The row of an image of `size` = (height, width) that was looked at; `sha256` is its file's."""
     labelled = isinstance(result, Instances)
     reason = None if isinstance(result, Instances) else result
     rejected = reason is Reason.NON_FINITE
     return Outcome(
         record=record,
         status=Status.LABELLED if labelled else Status.REJECTED if rejected else Status.NO_OBJECT,
-        height=image.size[0],
-        width=image.size[1],
-        sha256=image.sha256,
+        height=size[0],
+        width=size[1],
+        sha256=sha256,
         reason=reason,
         instances=result if isinstance(result, Instances) else None,
     )

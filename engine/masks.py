@@ -23,6 +23,37 @@ def encode_rles(masks: NDArray[np.bool_]) -> tuple[bytes, ...]:
     return tuple(rle["counts"] for rle in coco_mask.encode(column_major))
 
 
+def encode_rle_within(mask: NDArray[np.bool_], x0: int, y0: int, size: tuple[int, int]) -> bytes:
+    """`encode_rles` of an image of `size` = (height, width) that is empty but for `mask` (h, w) at (x0, y0).
+
+    Takes time and memory for the mask alone, however large the image is.
+    """
+    height, width = size
+    by_column = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
+    by_column[:, 1:-1] = mask.T
+    steps = np.diff(by_column, axis=1)
+    starts, stops = (
+        (x0 + column) * height + y0 + row for column, row in map(np.nonzero, (steps > 0, steps < 0))
+    )
+    # A run that fills a column of the image goes on in the next.
+    goes_on = np.flatnonzero(starts[1:] == stops[:-1])
+    edges = np.stack([np.delete(starts, goes_on + 1), np.delete(stops, goes_on)], axis=1).ravel()
+    counts = np.diff(edges, prepend=0, append=height * width)
+    runs = counts[: -1 if counts[-1] == 0 else None].tolist()
+    rle: bytes = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
+    return rle
+
+
+def overlaps(rles: Sequence[bytes], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """IoU of every pair of run lengths, and IoA, the share of the first in the second; (N, N) each."""
+    if len(rles) == 0:
+        return np.zeros((0, 0)), np.zeros((0, 0))
+    masks = [{"size": list(size), "counts": counts} for counts in rles]
+    # For a crowd, pycocotools divides by the first mask's area instead of the union's.
+    ious, ioas = (coco_mask.iou(masks, masks, [is_crowd] * len(masks)) for is_crowd in (0, 1))
+    return ious, ioas
+
+
 def decode_rles(rles: Sequence[bytes], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Masks (N, H, W) of compressed run lengths for images of `size` = (height, width)."""
     if len(rles) == 0:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from itertools import islice
 
 from engine.corpora import Corpus, plan_shards
-from engine.errors import CorpusError, StoreError
+from engine.errors import CorpusError, ImageError, StoreError
 from engine.store.pseudo_labels import Version
-from engine.types import ImageRecord, ShardPlan
+from engine.types import ImageRecord, Reason, ShardPlan
 
 
 def shard_plans(
@@ -50,16 +50,25 @@ def check_has_images(corpus: Corpus) -> None:
 
 
 def check_same_corpus(corpus: Corpus, version: Version) -> None:
-    """Raise StoreError where a version was begun on images none of which are the first of this corpus."""
+    """Raise StoreError where a version was begun on images that this corpus has not."""
     plan = next(version.plans(), None)
     if plan is None:
         return
     listed = {record.image_id for record in islice(corpus.records(), len(plan.records))}
-    if listed.isdisjoint(record.image_id for record in plan.records):
+    # A corpus that grew may begin with many new images: then its old ones must still be there.
+    if listed.isdisjoint(record.image_id for record in plan.records) and not _has(corpus, plan.records[0]):
         raise StoreError(
             f"the store was begun on another corpus: it starts with {plan.records[0].image_id!r}, "
             f"{corpus.uri} with {min(listed)!r}; use another --store"
         )
+
+
+def _has(corpus: Corpus, record: ImageRecord) -> bool:
+    try:
+        corpus.read(record)
+    except ImageError as error:
+        return error.reason is not Reason.MISSING
+    return True
 
 
 def _unplanned(corpus: Corpus, version: Version) -> Iterator[ImageRecord]:

@@ -1,40 +1,46 @@
-"""An image of a corpus, read and brought to the size that an encoder takes."""
+"""An image as the encoder takes it: the whole, and its tiles where there are any, all at one size."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.corpora import Corpus
-from engine.decoding import DecodingConfig, decode_image, resize_image
-from engine.stopwatch import stage
-from engine.types import ImageRecord
+from engine.decoding import DecodingConfig, resize_image
+from engine.tiling import Box, TilingConfig, tile_boxes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparationConfig:
+    """What happens to an image before it is encoded; `image_size` is the encoder's (height, width)."""
+
+    image_size: tuple[int, int]
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    tiling: TilingConfig = field(default_factory=TilingConfig)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PreparedImage:
-    """An image as the encoder takes it: `resized_hwc` is uint8 RGB at the encoder's size; `size` is the
-    upright original's (height, width) and `sha256` the hex digest of its file."""
+class Crop:
+    """The whole of an image of `size` = (height, width), or its tile `box_xyxy`, as the encoder takes it.
+
+    `resized_hwc` is uint8 RGB at the encoder's size, the aspect not kept.
+    """
 
     resized_hwc: NDArray[np.uint8]
+    box_xyxy: Box
     size: tuple[int, int]
-    sha256: str
+
+    @property
+    def is_whole(self) -> bool:
+        return self.box_xyxy == (0, 0, self.size[1], self.size[0])
 
 
-def prepare_image(
-    corpus: Corpus, record: ImageRecord, image_size: tuple[int, int], config: DecodingConfig
-) -> PreparedImage:
-    """Read, decode and resize one image of a corpus. Raises ImageError, or TransientError while reading."""
-    with stage("read"):
-        data = corpus.read(record)
-    with stage("decode, resize"):
-        image = decode_image(data, config)
-        resized = resize_image(image, image_size)
-    return PreparedImage(
-        resized_hwc=resized,
-        size=(image.shape[0], image.shape[1]),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
+def cut_crops(image_hwc: NDArray[np.uint8], config: PreparationConfig) -> Iterator[Crop]:
+    """The whole of an RGB image (H, W, 3), then its tiles, row by row, as they are asked for."""
+    size = (image_hwc.shape[0], image_hwc.shape[1])
+    for box in [(0, 0, size[1], size[0]), *tile_boxes(size, config.tiling)]:
+        x0, y0, x1, y1 = box
+        part = np.ascontiguousarray(image_hwc[y0:y1, x0:x1])
+        yield Crop(resized_hwc=resize_image(part, config.image_size), box_xyxy=box, size=size)

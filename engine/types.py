@@ -40,6 +40,8 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     TOO_SMALL = "too_small"
     NON_FINITE = "non_finite"
+    TIMED_OUT = "timed_out"
+    DUPLICATE = "duplicate"
     FAILED = "failed"
 
 

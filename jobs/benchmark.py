@@ -28,6 +28,7 @@ from engine.encoders import Encoder, load_encoder
 from engine.errors import ConfigurationError
 from engine.labelling import LabellingConfig
 from engine.planning import check_has_images
+from engine.preparation import PreparationConfig
 from engine.stopwatch import stage, timed_stages
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
@@ -143,18 +144,20 @@ def time_stages(
     arguments: BenchmarkArguments, image_size: tuple[int, int], share: slice, all_ready: Barrier
 ) -> StageFigures:
     """Label this share of the images with the pipeline's actors, one thread each, in this process."""
-    from actors.reader import Batch, Reader, cell
+    from actors.pipeline import merge_parts
+    from actors.reader import Reader, cell
     from actors.workers import EncoderWorker, Labeller
 
     config = arguments.labelling
     corpus = _corpus(arguments, arguments.stage_images * (share.step))
-    reader = Reader(corpus, config.decoding, image_size, arguments.chunk_size)
+    preparation = PreparationConfig(image_size=image_size, decoding=config.decoding, tiling=config.tiling)
+    reader = Reader(corpus, preparation, arguments.chunk_size)
     encoder = EncoderWorker(config, arguments.device, 1)
     labeller = Labeller(config)
 
     def label(chunk: Chunk) -> tuple[Outcome, ...]:
-        row: Batch = labeller(encoder(reader({"chunk": cell(chunk)})))
-        return row["result"][0].outcomes
+        rows = (labeller(encoder(row)) for row in reader({"chunk": cell(chunk)}))
+        return merge_parts({i: row["result"][0] for i, row in enumerate(rows)}, config.tiling)
 
     records = tuple(islice(corpus.records(), share.start, None, share.step))
     chunks = list(ShardPlan(index=0, records=records, is_last=True).chunks(arguments.chunk_size))

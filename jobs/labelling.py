@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine import __version__
-from engine.corpora import Corpus
+from engine.corpora import Corpus, CorpusKind
 from engine.decoding import DecodingConfig, decode_image
 from engine.encoders import Encoder, load_encoder
 from engine.errors import ConfigurationError, ImageError, TransientError
@@ -86,7 +86,7 @@ def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
     encoder = load_encoder(arguments.labelling.encoder, device="cpu")
     resources = join_cluster(arguments.address)
     device = _choose_device(arguments.device, resources.gpus)
-    version = store.begin(_version_info(arguments, encoder, device), arguments.mode)
+    version = store.begin(_version_info(arguments, corpus.kind, encoder, device), arguments.mode)
     check_same_corpus(corpus, version)
     console = Console()
     if version.is_finished() and not arguments.extend:
@@ -145,7 +145,9 @@ def _choose_device(asked: str, num_gpus: float) -> str:
     return "cuda" if asked != "cpu" and num_gpus >= 1 else "cpu"
 
 
-def _version_info(arguments: LabelArguments, encoder: Encoder, device: str) -> VersionInfo:
+def _version_info(
+    arguments: LabelArguments, corpus_kind: CorpusKind, encoder: Encoder, device: str
+) -> VersionInfo:
     configuration: dict[str, Any] = asdict(arguments.labelling)
     # Weights are known by their content, wherever they lie.
     configuration["encoder"].pop("weights")
@@ -161,6 +163,7 @@ def _version_info(arguments: LabelArguments, encoder: Encoder, device: str) -> V
         parent=None,
         code_version=__version__,
         device=device,
+        corpus_kind=corpus_kind,
     )
 
 

@@ -5,18 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, Protocol, get_args
 
+from engine.corpora.coco import CocoCorpus, open_coco, open_hrsid
+from engine.corpora.files import open_corpus_objects
 from engine.corpora.folder import FolderCorpus
+from engine.corpora.sa1b import Sa1bCorpus
 from engine.errors import CorpusError
+from engine.store.objects import ObjectStore
 from engine.types import ImageRecord, ShardPlan
 
-__all__ = ["Corpus", "CorpusKind", "FolderCorpus", "open_corpus", "plan_shards"]
+__all__ = [
+    "CocoCorpus",
+    "Corpus",
+    "CorpusKind",
+    "FolderCorpus",
+    "Sa1bCorpus",
+    "open_coco",
+    "open_corpus",
+    "open_hrsid",
+    "plan_shards",
+]
 
-CorpusKind = Literal["folder"]
+CorpusKind = Literal["folder", "coco", "sa1b", "hrsid"]
 """How a corpus is laid out; a version of labels records it, so that its images can be found again."""
 
 
 class Corpus(Protocol):
     """What the pipeline asks of every corpus. Implementations pickle small: they hold names, not images."""
+
+    @property
+    def kind(self) -> CorpusKind:
+        """How it is laid out."""
 
     @property
     def uri(self) -> str:
@@ -32,10 +50,20 @@ class Corpus(Protocol):
         """The image's file. Raises ImageError, or TransientError where another try may help."""
 
 
-def open_corpus(uri: str, kind: str) -> Corpus:
-    """The corpus of this kind at `uri`. Raises CorpusError where there is none, or no such kind."""
+def open_corpus(uri: str, kind: str, kept_indexes: ObjectStore | None = None) -> Corpus:
+    """The corpus of this kind at `uri`, to read images of that records name.
+
+    `kept_indexes` is the label store that the records come from: with it, images in tars are found at once,
+    without it by walking the tar's headers. Raises CorpusError where there is no such folder or kind.
+    """
     if kind == "folder":
         return FolderCorpus.open(uri)
+    if kind == "sa1b":
+        return Sa1bCorpus.open(uri, kept_indexes)
+    if kind == "coco":
+        return CocoCorpus(open_corpus_objects(uri), "coco")
+    if kind == "hrsid":
+        return CocoCorpus(open_corpus_objects(uri), "hrsid")
     raise CorpusError(f"no corpus of kind {kind!r}: there are {', '.join(get_args(CorpusKind))}")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from engine.types import ImageRecord
 
 if TYPE_CHECKING:
-    from engine.corpora import Corpus
+    from engine.corpora import Corpus, CorpusKind
 
 
 class RepeatedCorpus:
@@ -22,6 +22,10 @@ class RepeatedCorpus:
     def __init__(self, corpus: Corpus, num_images: int) -> None:
         self._corpus = corpus
         self._num_images = num_images
+
+    @property
+    def kind(self) -> CorpusKind:
+        return self._corpus.kind
 
     @property
     def uri(self) -> str:

@@ -93,25 +93,79 @@ def promerge_masks(
     return run_promerge(features_hwc, config).masks
 
 
-def run_promerge(features_hwc: NDArray[np.floating] | torch.Tensor, config: ProMergeConfig) -> ProMergeResult:
-    """`promerge_masks` with the voted background and the reason of an empty result."""
+def run_promerge(
+    features_hwc: NDArray[np.floating] | torch.Tensor,
+    config: ProMergeConfig,
+    background: torch.Tensor | None = None,
+) -> ProMergeResult:
+    """`promerge_masks` with the voted background and the reason of an empty result.
+
+    `background` is what `find_background` returned for the whole image of which these are a tile's features
+    (C,): then its border is no border, no mask is a candidate, and background are the patches that resemble
+    the image's by more than tau_b.
+    """
     features = normalised_features(features_hwc)
     size = (features_hwc.shape[0], features_hwc.shape[1])
-    candidates, others, seeds = _prompt(features, size, config)
+    if background is None:
+        vote = _vote(features, size, config)
+        background_mask, pool_masks, seeds, skipped = vote.background, vote.others, vote.seeds, vote.skipped
+        background = _mean_feature(features, background_mask)
+    else:
+        resemblance = features @ torch.nn.functional.normalize(background.to(features.device), dim=0)
+        background_mask = (resemblance > config.tau_b).cpu().numpy().reshape(size)
+        pool_masks, seeds = _prompt(features, size, config)
+        skipped = None
+    if skipped is None:
+        pool = _split(pool_masks, seeds, config)
+        accepted = _cascade_filter(pool, background_mask, background, features, config)
+        if accepted:
+            masks = _by_area(_as_masks(_merge(accepted, features, config), size))
+            return ProMergeResult(masks=masks, background=background_mask)
+        skipped = Reason.NO_FOREGROUND
+    return ProMergeResult(masks=np.zeros((0, *size), bool), background=background_mask, skipped=skipped)
+
+
+def find_background(
+    features_hwc: NDArray[np.floating] | torch.Tensor, config: ProMergeConfig
+) -> torch.Tensor | None:
+    """Mean feature of an image's voted background (METHODS 2.1, 2.2, 2.4): float32 (C,), not of unit length.
+
+    None where there is no background, or too little of it.
+    """
+    features = normalised_features(features_hwc)
+    vote = _vote(features, (features_hwc.shape[0], features_hwc.shape[1]), config)
+    return _mean_feature(features, vote.background) if vote.skipped is None else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Vote:
+    """The background (h, w), why it is not trusted, and the seed masks that are no candidates for it."""
+
+    background: NDArray[np.bool_]
+    others: NDArray[np.bool_]
+    seeds: NDArray[np.int64]
+    skipped: Reason | None
+
+
+def _vote(features: torch.Tensor, size: tuple[int, int], config: ProMergeConfig) -> _Vote:
+    """Seed masks that cover the border are candidates (2.2), and vote on the background (2.4)."""
+    masks, seeds = _prompt(features, size, config)
+    is_candidate = touched_sides(masks, config.border_coverage) >= config.border_sides
+    candidates = masks[is_candidate]
     background = candidates.sum(axis=0) > config.vote_fraction * len(candidates)
     skipped = None
     if len(candidates) == 0:
         skipped = Reason.NO_BACKGROUND
     elif np.count_nonzero(background) < config.min_background * background.size:
         skipped = Reason.SMALL_BACKGROUND
-    if skipped is None:
-        pool = _split(others, seeds, config)
-        accepted = _cascade_filter(pool, background, features, config)
-        if accepted:
-            masks = _by_area(_as_masks(_merge(accepted, features, config), size))
-            return ProMergeResult(masks=masks, background=background)
-        skipped = Reason.NO_FOREGROUND
-    return ProMergeResult(masks=np.zeros((0, *size), bool), background=background, skipped=skipped)
+    return _Vote(
+        background=background, others=masks[~is_candidate], seeds=seeds[~is_candidate], skipped=skipped
+    )
+
+
+def _mean_feature(features: torch.Tensor, mask: NDArray[np.bool_]) -> torch.Tensor:
+    members = torch.as_tensor(mask.ravel(), device=features.device)
+    return features[members].mean(dim=0)
 
 
 def normalised_features(features_hwc: NDArray[np.floating] | torch.Tensor) -> torch.Tensor:
@@ -130,15 +184,14 @@ def normalised_features(features_hwc: NDArray[np.floating] | torch.Tensor) -> to
 
 def _prompt(
     features: torch.Tensor, size: tuple[int, int], config: ProMergeConfig
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
-    """Seed masks (2.1), parted into background candidates (2.2) and the others, and the others' seeds."""
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Seed masks, bool (K, h, w), and the patches of their seeds (2.1)."""
     height, width = size
     rows, columns = np.arange(0, height, config.stride), np.arange(0, width, config.stride)
     seeds = (rows[:, None] * width + columns[None, :]).ravel()
     affinity = features[torch.as_tensor(seeds, device=features.device)] @ features.T
     masks = (affinity > config.tau_b).cpu().numpy().reshape(-1, height, width)
-    is_background = touched_sides(masks, config.border_coverage) >= config.border_sides
-    return masks[is_background], masks[~is_background], seeds[~is_background]
+    return masks, seeds
 
 
 def touched_sides(masks: NDArray[np.bool_], coverage: float) -> NDArray[np.int64]:
@@ -186,14 +239,18 @@ def _split(masks: NDArray[np.bool_], seeds: NDArray[np.int64], config: ProMergeC
 
 
 def _cascade_filter(
-    pool: _ComponentPool, background: NDArray[np.bool_], features: torch.Tensor, config: ProMergeConfig
+    pool: _ComponentPool,
+    background_mask: NDArray[np.bool_],
+    background: torch.Tensor,
+    features: torch.Tensor,
+    config: ProMergeConfig,
 ) -> list[int]:
     """Masks of the pool that stand out from the background, smallest first, as bits (2.5)."""
     positions = np.arange(len(pool.kept))
     if config.filter != "ioa":
         similarity = _background_similarity(pool, background, features)
         positions = positions[similarity < config.max_background_similarity]
-    (background_bits,) = _as_bits(background[None])
+    (background_bits,) = _as_bits(background_mask[None])
     covered, accepted = 0, []
     for start in range(0, len(positions), _POOL_BATCH):
         for bits in _as_bits(pool.masks(positions[start : start + _POOL_BATCH])):
@@ -208,12 +265,11 @@ def _cascade_filter(
 
 
 def _background_similarity(
-    pool: _ComponentPool, background: NDArray[np.bool_], features: torch.Tensor
+    pool: _ComponentPool, background: torch.Tensor, features: torch.Tensor
 ) -> NDArray[np.float64]:
     """Dot product of each pool mask's mean feature with the background's mean feature, float64 (N,)."""
     # mean(a) . mean(b) is the mean over a of x . mean(b), so no mask's mean feature has to be formed.
-    members = torch.as_tensor(background.ravel(), device=features.device)
-    to_background = (features @ features[members].mean(dim=0)).cpu().numpy()
+    to_background = (features @ background.to(features.device)).cpu().numpy()
     weights = np.broadcast_to(to_background, (len(pool.labels), len(to_background)))
     sums = np.bincount(pool.labels.ravel(), weights=weights.ravel(), minlength=len(pool.areas))
     similarity: NDArray[np.float64] = sums[pool.kept] / pool.areas[pool.kept]

@@ -31,16 +31,18 @@ class LocalObjects:
         return str(self._root)
 
     def read(self, key: str) -> bytes:
-        path = self._path(key)
-        try:
-            # A pipe or device would block for ever; whatever is no plain file is not read.
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise StoreError(f"{path} is not a regular file")
+        with self._plain_file(key) as path:
             return path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise ObjectMissing(f"no file {path}") from error
-        except (OSError, ValueError) as error:
-            raise StoreError(f"cannot read {path}: {_os_reason(error)}") from error
+
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        with self._plain_file(key) as path, path.open("rb") as file:
+            file.seek(start)
+            # Python reserves what is asked for, not what there is.
+            return file.read(max(0, min(size, os.fstat(file.fileno()).st_size - start)))
+
+    def size(self, key: str) -> int:
+        with self._plain_file(key) as path:
+            return path.stat().st_size
 
     def write(self, key: str, data: bytes) -> None:
         with self.writer(key) as file:
@@ -100,6 +102,20 @@ class LocalObjects:
             # A folder none of whose keys can come after `start_after` is not opened.
             elif byte_order(prefix + name) + b"\xff" > byte_order(start_after):
                 yield from self._walk(folder / name, prefix + name, start_after, above | {identity})
+
+    @contextmanager
+    def _plain_file(self, key: str) -> Iterator[Path]:
+        """The path of a key, for reading."""
+        path = self._path(key)
+        try:
+            # A pipe or device would block for ever; whatever is no plain file is not read.
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise StoreError(f"{path} is not a regular file")
+            yield path
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ObjectMissing(f"no file {path}") from error
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot read {path}: {_os_reason(error)}") from error
 
     def _path(self, key: str) -> Path:
         if key.startswith("/") or ".." in key.split("/"):

@@ -33,6 +33,12 @@ class ObjectStore(Protocol):
     def read(self, key: str) -> bytes:
         """The bytes of an object. Raises ObjectMissing."""
 
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        """The `size` bytes of an object from byte `start` on, fewer where it ends. Raises ObjectMissing."""
+
+    def size(self, key: str) -> int:
+        """How many bytes an object has. Raises ObjectMissing."""
+
     def write(self, key: str, data: bytes) -> None:
         """Make `key` hold `data`, in one step, whether or not it existed."""
 
@@ -98,6 +104,12 @@ class MemoryObjects:
         if key not in self._objects:
             raise ObjectMissing(f"no object {key!r}")
         return self._objects[key]
+
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        return self.read(key)[start : start + size]
+
+    def size(self, key: str) -> int:
+        return len(self.read(key))
 
     def write(self, key: str, data: bytes) -> None:
         self._objects[key] = data

@@ -16,6 +16,7 @@ from engine.store.keys import byte_order
 
 _CONFLICT_CODES = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 _MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
+_BEYOND_CODES = frozenset({"InvalidRange", "416"})
 _TRANSIENT_CODES = frozenset(
     {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError", "ServiceUnavailable"}
 )
@@ -56,6 +57,24 @@ class S3Objects:
         with self._translated_errors(key):
             data: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
             return data
+
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        with self._translated_errors(key):
+            try:
+                answer = self._client.get_object(
+                    Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={start}-{start + size - 1}"
+                )
+            except botocore.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] in _BEYOND_CODES:
+                    return b""
+                raise
+            data: bytes = answer["Body"].read()
+            return data
+
+    def size(self, key: str) -> int:
+        with self._translated_errors(key):
+            answer = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+            return int(answer["ContentLength"])
 
     def write(self, key: str, data: bytes) -> None:
         with self._translated_errors(key):

@@ -1,20 +1,24 @@
 """The stages without Ray: plain classes that are given batches."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from actors import reader, workers
+from actors.pipeline import is_whole_chunk, merge_parts
 from actors.reader import ChunkResult, Reader, cell
 from actors.workers import EncoderWorker, Labeller
-from engine.corpora import FolderCorpus
-from engine.encoders import EncoderConfig
+from engine.corpora import Corpus, FolderCorpus
+from engine.decoding import decode_image
+from engine.encoders import EncoderConfig, load_encoder
 from engine.errors import TransientError
-from engine.labelling import LabellingConfig
+from engine.labelling import LabellingConfig, label_images
+from engine.preparation import PreparationConfig
 from engine.store.objects import MemoryObjects
-from engine.types import Chunk, Outcome, Reason, Status
+from engine.tiling import TilingConfig
+from engine.types import Chunk, Instances, Outcome, Reason, Status
 
 CONFIG = LabellingConfig(refine="none", encoder=EncoderConfig(image_size=96, batch_size=2))
 SIZE = (96, 96)
@@ -27,11 +31,11 @@ class FlakyObjects(MemoryObjects):
         super().__init__()
         self.failures = failures
 
-    def read(self, key: str) -> bytes:
+    def read_range(self, key: str, start: int, size: int) -> bytes:
         if self.failures > 0:
             self.failures -= 1
             raise TransientError("no answer")
-        return super().read(key)
+        return super().read_range(key, start, size)
 
 
 @pytest.fixture
@@ -43,21 +47,23 @@ def corpus(photograph: Callable[[int], np.ndarray], encode_image: Callable[..., 
     return FolderCorpus(objects)
 
 
-def run_stages(
-    corpus: FolderCorpus, config: LabellingConfig = CONFIG, chunk_size: int = 5
-) -> tuple[Outcome, ...]:
+def run_stages(corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int = 5) -> tuple[Outcome, ...]:
+    """Every image of the corpus through the stages; each row of each stage is checked to be full."""
     records = tuple(corpus.records())
-    batch: dict[str, Any] = {"chunk": cell(Chunk(shard=7, index=1, count=3, records=records))}
-    for stage in (
-        Reader(corpus, config.decoding, SIZE, chunk_size),
-        EncoderWorker(config, "cpu", 1),
-        Labeller(config),
-    ):
-        batch = stage(batch)
-    result: ChunkResult = batch["result"][0]
-    assert (result.chunk.shard, result.chunk.index) == (7, 1)
-    assert [outcome.record for outcome in result.outcomes] == list(records)
-    return result.outcomes
+    chunk = Chunk(shard=7, index=1, count=3, records=records)
+    preparation = PreparationConfig(image_size=SIZE, decoding=config.decoding, tiling=config.tiling)
+    encode, label = EncoderWorker(config, "cpu", 1), Labeller(config)
+    parts: dict[int, ChunkResult] = {}
+    for row in Reader(corpus, preparation, chunk_size)({"chunk": cell(chunk)}):
+        assert row["images"].shape == (1, chunk_size, *SIZE, 3)
+        assert not is_whole_chunk(parts)
+        result: ChunkResult = label(encode(row))["result"][0]
+        assert result.chunk == chunk
+        parts[result.part] = result
+    assert is_whole_chunk(parts)
+    outcomes = merge_parts(parts, config.tiling)
+    assert [outcome.record for outcome in outcomes] == list(records)
+    return outcomes
 
 
 def test_every_image_of_a_chunk_becomes_a_row(corpus: FolderCorpus) -> None:
@@ -99,10 +105,27 @@ def test_what_nobody_foresaw_is_a_row_too(corpus: FolderCorpus, monkeypatch: pyt
     outcomes = run_stages(corpus)
     assert [o.reason for o in outcomes] == [Reason.FAILED, Reason.FAILED, Reason.NOT_AN_IMAGE, Reason.FAILED]
     assert "RuntimeError: surprise" in outcomes[0].detail
-    monkeypatch.setattr(reader, "prepare_image", fail)
+    monkeypatch.setattr(reader.DecodingProcess, "crops", fail)
     assert {outcome.reason for outcome in run_stages(corpus)} == {Reason.FAILED}
 
 
 def test_a_chunk_without_a_readable_image(corpus: FolderCorpus) -> None:
     (outcome,) = run_stages(FolderCorpus(corpus._objects, ("2.png",)))
     assert outcome.reason == Reason.NOT_AN_IMAGE
+
+
+def test_tiles_of_several_images_share_rows(corpus: FolderCorpus) -> None:
+    # A 48 x 64 image has 6 tiles of 32: with the whole that is 7 crops, in rows of 5.
+    config = replace(CONFIG, tiling=TilingConfig(tile=32))
+    encoder = load_encoder(config.encoder, "cpu", 1)
+    rows = run_stages(corpus, config)
+    assert rows[2].reason == Reason.NOT_AN_IMAGE
+    other_rows = run_stages(corpus, config, chunk_size=3)
+    for i in (0, 1, 3):
+        image = decode_image(corpus.read(rows[i].record), config.decoding)
+        (expected,) = label_images([image], encoder, config)
+        assert isinstance(expected, Instances)
+        for found in (rows[i].instances, other_rows[i].instances):
+            assert found is not None
+            assert found.rles == expected.rles
+            assert found.scores.tobytes() == expected.scores.tobytes()

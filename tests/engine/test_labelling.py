@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.encoders import EncoderConfig
-from engine.errors import ConfigurationError, ImageError
+from engine.errors import ConfigurationError
 from engine.labelling import (
     LabellingConfig,
     label_features,
@@ -16,7 +16,6 @@ from engine.labelling import (
     warm_up,
 )
 from engine.masks import decode_rles
-from engine.preparation import prepare_image
 from engine.proposals.promerge import ProMergeConfig
 from engine.types import ImageRecord, Instances, Reason, Status
 
@@ -33,19 +32,6 @@ class DiscEncoder:
         grey = np.stack(images).mean(axis=3).reshape(-1, 6, 8, 8, 8).mean(axis=(2, 4))
         bright = grey > 100
         return torch.as_tensor(np.stack([bright, ~bright], axis=-1), dtype=torch.float16)
-
-
-class OneImage:
-    uri = "one:"
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def records(self, after: ImageRecord | None = None) -> Iterator[ImageRecord]:
-        yield ImageRecord(image_id="a", path="a")
-
-    def read(self, record: ImageRecord) -> bytes:
-        return self.data
 
 
 def masks_of(result: Instances | Reason) -> np.ndarray:
@@ -114,19 +100,15 @@ def test_instances_are_ordered_and_what_vanishes_is_left_out() -> None:
     assert (len(nothing), nothing.boxes_xyxy.shape) == (0, (0, 4))
 
 
-def test_a_file_becomes_what_the_encoder_takes(encode_image: Callable[..., bytes]) -> None:
-    data = encode_image(disc_image((96, 128)), "PNG")
+def test_what_was_looked_at_becomes_a_row() -> None:
     record = ImageRecord(image_id="a", path="a")
-    prepared = prepare_image(OneImage(data), record, (48, 64), PLAIN.decoding)
-    assert (prepared.resized_hwc.shape, prepared.size) == ((48, 64, 3), (96, 128))
-    with pytest.raises(ImageError, match="empty_file"):
-        prepare_image(OneImage(b""), record, (48, 64), PLAIN.decoding)
-    rows = [make_outcome(record, prepared, reason) for reason in (Reason.NO_BACKGROUND, Reason.NON_FINITE)]
+    reasons = (Reason.NO_BACKGROUND, Reason.NON_FINITE)
+    rows = [make_outcome(record, (96, 128), "digest", reason) for reason in reasons]
     assert [(row.status, row.height, row.width) for row in rows] == [
         (Status.NO_OBJECT, 96, 128),
         (Status.REJECTED, 96, 128),
     ]
-    assert rows[0].sha256 == prepared.sha256
+    assert rows[0].sha256 == "digest"
 
 
 def test_warming_up_changes_nothing() -> None:

@@ -8,10 +8,12 @@ from scipy import ndimage
 from engine.boxes import mask_boxes_xyxy, xyxy_to_xywh
 from engine.masks import (
     decode_rles,
+    encode_rle_within,
     encode_rles,
     fill_holes,
     keep_large_components,
     label_components,
+    overlaps,
     paired_ious,
     resize_masks,
 )
@@ -22,6 +24,23 @@ stacks = arrays(bool, st.tuples(st.integers(0, 3), st.integers(1, 7), st.integer
 @given(stacks)
 def test_run_lengths_hold_the_masks(masks: np.ndarray) -> None:
     assert np.array_equal(decode_rles(encode_rles(masks), masks.shape[1:]), masks)
+
+
+@given(stacks, st.integers(0, 4), st.integers(0, 4), st.integers(0, 4), st.integers(0, 4))
+def test_run_lengths_of_a_part_are_those_of_the_image(
+    masks: np.ndarray, x0: int, y0: int, right: int, bottom: int
+) -> None:
+    for mask in masks:
+        image = np.pad(mask, ((y0, bottom), (x0, right)))
+        assert encode_rle_within(mask, x0, y0, image.shape) == encode_rles(image[None])[0]
+
+
+def test_overlaps_of_run_lengths() -> None:
+    masks = np.array([[[1, 1, 1, 1, 0]], [[0, 0, 1, 1, 1]], [[0, 0, 1, 0, 0]]], bool)
+    ious, ioas = overlaps(encode_rles(masks), (1, 5))
+    assert np.allclose(ious, [[1, 2 / 5, 1 / 4], [2 / 5, 1, 1 / 3], [1 / 4, 1 / 3, 1]])
+    assert np.allclose(ioas, [[1, 2 / 4, 1 / 4], [2 / 3, 1, 1 / 3], [1, 1, 1]])
+    assert overlaps((), (1, 5))[0].shape == (0, 0)
 
 
 def test_run_lengths_are_cocos() -> None:

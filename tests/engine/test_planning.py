@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.corpora import plan_shards
-from engine.errors import CorpusError, StoreError
+from engine.errors import CorpusError, ImageError, StoreError
 from engine.planning import check_has_images, check_same_corpus, shard_plans
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
-from engine.types import ImageRecord, ShardPlan
+from engine.types import ImageRecord, Reason, ShardPlan
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="", parent=None, code_version="", device="cpu")
 
@@ -17,7 +17,7 @@ INFO = VersionInfo(round=0, configuration={}, weights_digest="", parent=None, co
 class ListCorpus:
     """A corpus of names; the ones in it may change."""
 
-    uri = "list:"
+    uri, kind = "list:", "folder"
 
     def __init__(self, names: str) -> None:
         self.names = names
@@ -28,7 +28,9 @@ class ListCorpus:
                 yield ImageRecord(image_id=name, path=name)
 
     def read(self, record: ImageRecord) -> bytes:
-        raise NotImplementedError
+        if record not in self.records():
+            raise ImageError(Reason.MISSING, "not listed")
+        return b""
 
 
 def version() -> Version:
@@ -108,6 +110,8 @@ def test_a_corpus_is_checked_before_work() -> None:
     check_same_corpus(ListCorpus("abc"), into)
     into.record_plan(next(plan_shards(ListCorpus("bcd").records(), 3)))
     check_same_corpus(ListCorpus("abcdefg"), into)
+    # So many new images that none of the old ones is among the first.
+    check_same_corpus(ListCorpus("BCDbcd"), into)
     with pytest.raises(StoreError, match="another corpus"):
         check_same_corpus(ListCorpus("xyz"), into)
 

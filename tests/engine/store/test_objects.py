@@ -39,6 +39,20 @@ def test_what_is_written_is_read(objects: ObjectStore) -> None:
         assert objects.read("c") == read_uri(f"{objects.uri}/c") == b"three"
 
 
+def test_ranges_end_where_the_object_ends(objects: ObjectStore) -> None:
+    objects.write("a", b"0123456789")
+    objects.write("empty", b"")
+    ranges = [
+        objects.read_range("a", start, size) for start, size in [(0, 3), (4, 6), (8, 100), (10, 5), (99, 1)]
+    ]
+    assert ranges == [b"012", b"456789", b"89", b"", b""]
+    assert objects.read_range("empty", 0, 10) == b""
+    assert (objects.size("a"), objects.size("empty")) == (10, 0)
+    for ask in (lambda: objects.read_range("b", 0, 1), lambda: objects.size("b")):
+        with pytest.raises(ObjectMissing):
+            ask()
+
+
 def test_keys_come_in_byte_order_from_everywhere(objects: ObjectStore) -> None:
     keys = ["a-b", "a.z", "a/b/c", "a/ä", "a0", "b/1", "b/10", "b/2", "é"]
     for key in reversed(keys):
@@ -180,6 +194,8 @@ def test_only_plain_files_are_read(tmp_path: Path) -> None:
     for name in ("pipe", "loop", "folder"):
         with pytest.raises(StoreError, match=name):
             LocalObjects(tmp_path).read(name)
+        with pytest.raises(StoreError, match=name):
+            LocalObjects(tmp_path).read_range(name, 0, 1)
 
 
 @given(st.text(min_size=1))

@@ -1,0 +1,67 @@
+"""Image files by their names: which there are, how names become text, how a file is read."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from engine.decoding import IMAGE_SUFFIXES
+from engine.errors import CorpusError, ImageError, ObjectMissing, StoreError
+from engine.store.local import LocalObjects
+from engine.store.objects import ObjectStore, open_objects
+from engine.types import Reason
+
+# More than any image that is small enough to be decoded; what claims to be larger is not fetched.
+MAX_FILE_BYTES = 1 << 30
+
+
+def open_corpus_objects(uri: str, accepted: str = "a folder or s3://bucket/prefix") -> ObjectStore:
+    """The objects below a corpus's URI. Raises CorpusError, which says what is `accepted`."""
+    try:
+        objects = open_objects(uri)
+    except StoreError as error:
+        raise CorpusError(str(error)) from error
+    if isinstance(objects, LocalObjects) and not os.path.isdir(objects.uri):
+        raise CorpusError(f"no folder {uri!r}: --corpus takes {accepted}")
+    return objects
+
+
+def is_image(key: str) -> bool:
+    """Whether a name is that of an image, and neither it nor a folder above it is hidden by a dot."""
+    return key.lower().endswith(IMAGE_SUFFIXES) and not any(part.startswith(".") for part in key.split("/"))
+
+
+def as_text(key: str) -> str:
+    """The key as text that any file can hold: bytes that are no UTF-8 become \\xNN."""
+    return os.fsencode(key).decode("utf-8", "backslashreplace")
+
+
+def as_key(text: str) -> str:
+    """The key that `as_text` was given."""
+    data = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), text.encode())
+    return os.fsdecode(data)
+
+
+def leaves_corpus(path: str) -> bool:
+    """Whether a path is none of a file below the corpus.
+
+    >>> [leaves_corpus(path) for path in ("a/b.jpg", "../b.jpg", "/b.jpg", "a/../../b.jpg", "a..b.jpg")]
+    [False, True, True, True, False]
+    """
+    return path.startswith("/") or ".." in path.split("/")
+
+
+def read_file(objects: ObjectStore, key: str, start: int = 0, size: int | None = None) -> bytes:
+    """An object's bytes, or `size` of them from `start` on. Raises ImageError, or TransientError."""
+    if leaves_corpus(key):
+        raise ImageError(Reason.UNREADABLE, "its path leads out of the corpus")
+    try:
+        data = objects.read_range(key, start, MAX_FILE_BYTES + 1 if size is None else size)
+    except ObjectMissing as error:
+        raise ImageError(Reason.MISSING, "the file is not there") from error
+    except StoreError as error:
+        # Rows speak of the corpus without saying where it lies.
+        raise ImageError(Reason.UNREADABLE, str(error).replace(f"{objects.uri}/", "")) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(Reason.TOO_LARGE, f"the file has more than {MAX_FILE_BYTES >> 30} GiB")
+    return data

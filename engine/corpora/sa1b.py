@@ -1,0 +1,112 @@
+"""SA-1B as it is published: tars of sa_N.jpg and sa_N.json, read in place; or the same files, unpacked."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from engine.corpora.files import as_key, as_text, is_image, open_corpus_objects, read_file
+from engine.corpora.tar_index import TarIndex
+from engine.errors import CorpusError, ImageError, ObjectMissing, StoreError
+from engine.store.objects import ObjectStore
+from engine.types import ImageRecord, Reason
+
+_TAR_SUFFIX = ".tar"
+_SA1B_NAME = re.compile(r"(?:^|/)sa_(\d{1,18})\.\w+$")
+# Indexes that a process holds, a megabyte or two each.
+_HELD_INDEXES = 8
+
+
+class Sa1bCorpus:
+    """The images of all tars below a folder, in the order of keys and members, and image files beside them.
+
+    The image id is the path, that of a member being TAR/MEMBER; the COCO number is N of sa_N.jpg. A tar that
+    cannot be opened, and a place in one that cannot be read, has a row of its own.
+    """
+
+    kind: Literal["sa1b"] = "sa1b"
+
+    def __init__(self, objects: ObjectStore, kept_indexes: ObjectStore | None = None) -> None:
+        """`kept_indexes` is a label store: what is known of the tars is read from and written to it."""
+        self._objects = objects
+        self._kept_indexes = kept_indexes
+        self._indexes: OrderedDict[str, TarIndex] = OrderedDict()
+
+    @classmethod
+    def open(cls, uri: str, kept_indexes: ObjectStore | None = None) -> Sa1bCorpus:
+        """The corpus at a path or `s3://bucket/prefix`. Raises CorpusError for anything else."""
+        return cls(open_corpus_objects(uri), kept_indexes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_indexes": OrderedDict()}
+
+    @property
+    def uri(self) -> str:
+        return self._objects.uri
+
+    def records(self, after: ImageRecord | None = None) -> Iterator[ImageRecord]:
+        tar, member = _split(after.path) if after is not None else ("", None)
+        try:
+            if member is not None:
+                yield from self._members(tar, member)
+            for key in self._objects.keys(start_after=tar):
+                if key.endswith(_TAR_SUFFIX):
+                    yield from self._members(key, None)
+                elif is_image(key):
+                    yield _record(as_text(key))
+        except StoreError as error:
+            raise CorpusError(str(error)) from error
+
+    def read(self, record: ImageRecord) -> bytes:
+        key, name = _split(record.path)
+        if not key.endswith(_TAR_SUFFIX):
+            return read_file(self._objects, key)
+        try:
+            index = self._index(key)
+            member = index.find(name) if name is not None else None
+        except ObjectMissing as error:
+            raise ImageError(Reason.MISSING, "the tar is not there") from error
+        except StoreError as error:
+            raise ImageError(Reason.UNREADABLE, str(error).replace(f"{self.uri}/", "")) from error
+        if member is None:
+            raise ImageError(Reason.MISSING, "the tar has no such member")
+        if member.flaw is not None:
+            raise ImageError(member.flaw, member.detail)
+        data = read_file(self._objects, key, member.offset, member.size)
+        if len(data) < member.size:
+            raise ImageError(Reason.TRUNCATED, "the tar ends before this member does")
+        return data
+
+    def _members(self, key: str, after: str | None) -> Iterator[ImageRecord]:
+        try:
+            members = self._index(key).members(after)
+        except (ObjectMissing, StoreError):
+            yield _record(as_text(key))
+            return
+        for member in members:
+            yield _record(f"{as_text(key)}/{member.name}")
+
+    def _index(self, key: str) -> TarIndex:
+        if key not in self._indexes:
+            self._indexes[key] = TarIndex(self._objects, key, self._kept_indexes)
+        self._indexes.move_to_end(key)
+        while len(self._indexes) > _HELD_INDEXES:
+            self._indexes.popitem(last=False)
+        return self._indexes[key]
+
+
+def _record(path: str) -> ImageRecord:
+    match = _SA1B_NAME.search(path)
+    return ImageRecord(image_id=path, path=path, coco_id=int(match[1]) if match else None)
+
+
+def _split(path: str) -> tuple[str, str | None]:
+    """The key of the file, and the member where that is a tar.
+
+    >>> _split("part/sa_000020.tar/sa_1.jpg"), _split("sa_1.jpg")
+    (('part/sa_000020.tar', 'sa_1.jpg'), ('sa_1.jpg', None))
+    """
+    tar, found, member = path.partition(f"{_TAR_SUFFIX}/")
+    return (as_key(tar) + _TAR_SUFFIX, member) if found else (as_key(path), None)

@@ -1,0 +1,146 @@
+"""Where the images of a tar lie, found once and kept: an index that grows as the tar's headers are walked.
+
+Kept beside the labels, in segments, so that the first images are known when the last are not:
+
+    tar-index/sa_000020.tar/000.parquet     its first members, and the byte at which the next segment begins
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.corpora.files import as_text
+from engine.corpora.tar_members import TarMember, TarScan
+from engine.errors import CorpusError, ObjectMissing
+from engine.store.objects import ObjectStore
+from engine.types import Reason
+
+# Segments grow: the first is there after a few requests, and a whole tar has less than ten.
+_FIRST_SEGMENT, _GROWTH = 64, 2
+_FOOTER_KEY = b"maskmill"
+_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("flaw", pa.string()),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+
+
+class TarIndex:
+    """The images of one tar, by place and by name; no more of it is walked than is asked for."""
+
+    def __init__(self, objects: ObjectStore, key: str, kept: ObjectStore | None) -> None:
+        """`kept` is where segments are read from and written to; without it the index is this process's.
+
+        Raises ObjectMissing, StoreError or TransientError where the tar cannot be opened.
+        """
+        self._key = key
+        self._kept = kept
+        self._tar_bytes = objects.size(key)
+        self._scan = TarScan(objects, key, self._tar_bytes)
+        self._members: list[TarMember] = []
+        self._by_name: dict[str, TarMember] = {}
+        self._num_segments = 0
+
+    def members(self, after: str | None = None) -> Iterator[TarMember]:
+        """The images in the tar's order, from the one behind the member called `after` on, as they are found.
+
+        Raises CorpusError where the tar has no member `after`.
+        """
+        position = 0
+        if after is not None:
+            if self.find(after) is None:
+                raise CorpusError(
+                    f"{self._key} no longer has {after!r}, the last image that was planned; "
+                    "restore the tar, or use --overwrite"
+                )
+            position = 1 + next(i for i, member in enumerate(self._members) if member.name == after)
+        while position < len(self._members) or self._grow():
+            yield from self._members[position : (position := len(self._members))]
+
+    def find(self, name: str) -> TarMember | None:
+        """The image of this name, or None where the whole tar has none."""
+        while name not in self._by_name and self._grow():
+            pass
+        return self._by_name.get(name)
+
+    def _grow(self) -> bool:
+        """Add the next segment, kept or new; False at the end."""
+        if self._scan.is_at_end:
+            return False
+        if not self._load_segment():
+            self._scan_segment()
+        self._num_segments += 1
+        return True
+
+    def _scan_segment(self) -> None:
+        names = set(self._by_name)
+        found: list[TarMember] = []
+        for member in self._scan.members(names):
+            found.append(member)
+            if len(found) == _FIRST_SEGMENT * _GROWTH**self._num_segments:
+                break
+        self._add(found)
+        if self._kept is not None:
+            footer = {
+                "tar_bytes": self._tar_bytes,
+                "next": self._scan.position,
+                "is_last": self._scan.is_at_end,
+            }
+            self._kept.write(self._segment_key(), _encode(found, footer))
+
+    def _load_segment(self) -> bool:
+        """Whether the next segment is kept, and of this very tar."""
+        if self._kept is None:
+            return False
+        try:
+            members, footer = _decode(self._kept.read(self._segment_key()))
+        except (ObjectMissing, pa.ArrowException):
+            return False
+        if footer["tar_bytes"] != self._tar_bytes:
+            return False
+        self._add(members)
+        self._scan.position, self._scan.is_at_end = footer["next"], footer["is_last"]
+        return True
+
+    def _add(self, members: list[TarMember]) -> None:
+        self._members.extend(members)
+        self._by_name.update((member.name, member) for member in members)
+
+    def _segment_key(self) -> str:
+        return f"tar-index/{as_text(self._key)}/{self._num_segments:03d}.parquet"
+
+
+def _encode(members: list[TarMember], footer: dict[str, Any]) -> bytes:
+    rows = [
+        {
+            "name": member.name,
+            "offset": member.offset,
+            "size": member.size,
+            "flaw": member.flaw.value if member.flaw is not None else None,
+            "detail": member.detail,
+        }
+        for member in members
+    ]
+    schema = _SCHEMA.with_metadata({_FOOTER_KEY: json.dumps(footer, sort_keys=True)})
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema), sink)
+    return sink.getvalue()
+
+
+def _decode(data: bytes) -> tuple[list[TarMember], dict[str, Any]]:
+    table = pq.read_table(io.BytesIO(data))
+    members = [
+        TarMember(**{**row, "flaw": None if row["flaw"] is None else Reason(row["flaw"])})
+        for row in table.to_pylist()
+    ]
+    return members, json.loads(table.schema.metadata[_FOOTER_KEY])

@@ -1,0 +1,30 @@
+#!/usr/bin/env python
+"""Label SA-1B, from its tar files as they are published or from their unpacked images."""
+
+from dataclasses import dataclass
+
+from engine.corpora import Sa1bCorpus
+from engine.store.objects import open_objects
+from jobs.console import run_job
+from jobs.labelling import LabelArguments, run_label_job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sa1bArguments(LabelArguments):
+    """Label SA-1B: images in, a store of instance masks out. Run it again to go on after a stop.
+
+    Tars are read in place, member by member, and never unpacked; where their images lie is kept in the
+    store.
+    Exit codes: 0 done (images that could not be read are rows with a reason), 1 failed, 2 wrong use.
+    """
+
+    corpus: str
+    """The folder of sa_*.tar, or of sa_*.jpg; or s3://bucket/prefix of the same."""
+
+
+def main(arguments: Sa1bArguments) -> None:
+    run_label_job(Sa1bCorpus.open(arguments.corpus, open_objects(arguments.store)), arguments)
+
+
+if __name__ == "__main__":
+    run_job(Sa1bArguments, main)
