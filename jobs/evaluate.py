@@ -60,7 +60,7 @@ def main(arguments: EvaluateArguments) -> None:
 
 def print_evaluation(evaluation: Evaluation, version: Version, console: Console) -> None:
     """Figures, what scores are worth, and what was measured on."""
-    console.print(figures_table({"boxes": evaluation.boxes.figures, "masks": evaluation.masks.figures}))
+    console.print(_figures_table(evaluation))
     console.print(_scores_table(evaluation))
     protocol = evaluation.describe_protocol()
     truth = protocol["ground_truth"]
@@ -83,13 +83,15 @@ def print_evaluation(evaluation: Evaluation, version: Version, console: Console)
     )
 
 
-def figures_table(figures: dict[str, dict[str, float | None]]) -> Table:
-    """One row for each kind, in percent."""
-    table = Table("%", *next(iter(figures.values())))
+def _figures_table(evaluation: Evaluation) -> Table:
+    """A row for each figure, in percent."""
+    table = Table("%", "boxes", "masks")
     for column in table.columns[1:]:
         column.justify = "right"
-    for kind, row in figures.items():
-        table.add_row(kind, *("-" if value is None else f"{100 * value:.1f}" for value in row.values()))
+    for name, value in evaluation.boxes.figures.items():
+        values = (value, evaluation.masks.figures[name])
+        cells = ("-" if value is None else f"{100 * value:.1f}" for value in values)
+        table.add_row(name, *cells, end_section=name == "APl")
     return table
 
 

@@ -211,7 +211,7 @@ class Version:
             yield decode_instance_column(self._objects.read(key), column, key)
 
     def record_evaluation(self, digest: str, evaluation: Mapping[str, Any]) -> None:
-        """Keep an evaluation (see engine.evaluation) beside the labels, in the place of one of this digest."""
+        """Keep an evaluation (see engine.evaluation) in the version, instead of one of this digest."""
         self._objects.write(self._key(f"{_EVALUATIONS}{digest}.json"), _to_json(evaluation))
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
