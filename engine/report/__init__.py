@@ -48,7 +48,7 @@ def build_report(store: PseudoLabelStore, version: Version, corpus: Corpus | Non
         picker.add(columns)
     maker = PictureMaker(corpus)
     rounds = read_rounds(store)
-    current = next((found for found in rounds if found.name == version.name))
+    current = next(found for found in rounds if found.name == version.name)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -79,8 +79,8 @@ def _picture_groups(picker: PicturePicker, maker: PictureMaker) -> list[tuple[st
         shown = [
             Shown(
                 name=image.record.image_id,
-                caption=f"{len(image.instances)} {'mask' if len(image.instances) == 1 else 'masks'}, "
-                f"mean score {image.mean_score:.2f}, shard {image.shard}",
+                caption=f"{len(image.instances)} {'mask' if len(image.instances) == 1 else 'masks'} · "
+                f"score {image.mean_score:.2f} · shard {image.shard}",
                 picture=maker.draw(image.record, image.instances),
             )
             for image in picked
@@ -104,9 +104,7 @@ def _reason_groups(statistics: Statistics, maker: PictureMaker) -> list[dict[str
                     picture=None
                     if statistics.is_rejection(reason)
                     else maker.draw(
-                        ImageRecord(
-                            image_id=example.image_id, path=example.path, coco_id=example.coco_id
-                        ),
+                        ImageRecord(image_id=example.image_id, path=example.path, coco_id=example.coco_id),
                         None,
                     ),
                 )
@@ -119,8 +117,8 @@ def _reason_groups(statistics: Statistics, maker: PictureMaker) -> list[dict[str
 
 def _histograms(statistics: Statistics) -> list[BarChart]:
     found = [
-        bar_chart("Masks per image", statistics.masks_per_image, "images", whole=True),
-        bar_chart("Area, as a share of the image", statistics.area_shares, "masks"),
+        bar_chart("Masks per image", statistics.masks_per_image, "images", is_whole=True),
+        bar_chart("Area, % of the image", statistics.area_shares, "masks", unit=0.01),
         bar_chart("Score", statistics.scores, "masks"),
     ]
     if statistics.stabilities.total:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from engine.report.histogram import Histogram
 
 WIDTH, HEIGHT = 360.0, 150.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 8.0, 10.0, 24.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 8.0, 10.0, 24.0
 _LABELLED_BARS = 4
 
 
@@ -67,8 +67,13 @@ class LineChart:
     y_ticks: tuple[Tick, ...]
 
 
-def bar_chart(title: str, histogram: Histogram, unit: str, *, whole: bool = False) -> BarChart:
-    """A chart of a histogram. `whole` says that each bar stands for whole numbers, not for a range."""
+def bar_chart(
+    title: str, histogram: Histogram, counted: str, *, unit: float = 1.0, is_whole: bool = False
+) -> BarChart:
+    """A chart of how many of what is `counted` have which value, in units of `unit`.
+
+    `is_whole` says that values are whole numbers, so that a bar stands for some of them and not for a range.
+    """
     bars = histogram.bars()
     highest = max((bar.count for bar in bars), default=1)
     step = (WIDTH - _LEFT - _RIGHT) / max(len(bars), 1)
@@ -78,7 +83,7 @@ def bar_chart(title: str, histogram: Histogram, unit: str, *, whole: bool = Fals
             y=_height(bar.count, highest),
             width=max(step - 1, 1),
             height=HEIGHT - _BOTTOM - _height(bar.count, highest),
-            range=_range_text(bar.start, bar.end, whole),
+            range=_range_text(bar.start / unit, bar.end / unit, is_whole),
             count=bar.count,
         )
         for i, bar in enumerate(bars)
@@ -86,15 +91,14 @@ def bar_chart(title: str, histogram: Histogram, unit: str, *, whole: bool = Fals
     stride = max(1, -(-len(bars) // _LABELLED_BARS))
     ticks = tuple(
         Tick(
-            position=_LEFT + (i + (0.5 if whole else 0)) * step,
-            label=_number(math.ceil(bar.start) if whole else bar.start),
+            position=_LEFT + (i + (0.5 if is_whole else 0)) * step,
+            label=_number(math.ceil(bar.start) if is_whole else bar.start / unit),
         )
         for i, bar in enumerate(bars)
         if i % stride == 0
     )
-    middle = histogram.median()
-    middle_text = _number(math.floor(middle) if whole else middle) if bars else ""
-    summary = f"{histogram.total:,} {unit}, median {middle_text}" if bars else f"no {unit}"
+    middle = math.floor(histogram.median()) if bars and is_whole else histogram.median() / unit
+    summary = f"{histogram.total:,} {counted}, median {_number(middle)}" if bars else f"no {counted}"
     return BarChart(
         title=title, summary=summary, bars=marks, x_ticks=ticks, y_ticks=_count_ticks(highest) if bars else ()
     )
@@ -144,15 +148,15 @@ def _count_ticks(highest: int) -> tuple[Tick, ...]:
     return tuple(Tick(position=_height(count, highest), label=f"{count:,}") for count in (0, highest))
 
 
-def _range_text(start: float, end: float, whole: bool) -> str:
-    if not whole:
+def _range_text(start: float, end: float, is_whole: bool) -> str:
+    if not is_whole:
         return f"{_number(start)} to {_number(end)}"
     first, last = math.ceil(start), math.floor(end)
     return str(first) if first == last else f"{first} to {last}"
 
 
 def _number(value: float) -> str:
-    """Three significant digits without an exponent."""
-    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if abs(value) > 1e-9 else 0
+    """Two or three significant digits without an exponent."""
+    digits = max(0, 1 - math.floor(math.log10(abs(value)))) if abs(value) > 1e-9 else 0
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -52,7 +52,8 @@ class PicturePicker:
         self._worst = _Top()
         self._random = _Top()
         step = max(1, -(-num_shards // _PER_GROUP))
-        self._wanted_shards = frozenset(range(0, num_shards, step))
+        # One shard would show once more what is shown already.
+        self._wanted_shards = frozenset(range(0, num_shards, step)) if num_shards > 1 else frozenset()
         self._num_seen = 0
         self._by_shard: list[Picked] = []
 

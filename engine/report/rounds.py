@@ -36,9 +36,7 @@ def read_rounds(store: PseudoLabelStore) -> list[Round]:
 def comparable_evaluations(rounds: list[Round]) -> str | None:
     """The evaluation (protocol and ground truth) that most rounds have; of several the first by digest."""
     digests = sorted({digest for found in rounds for digest in found.evaluations})
-    return max(
-        digests, key=lambda digest: sum(digest in found.evaluations for found in rounds), default=None
-    )
+    return max(digests, key=lambda digest: sum(digest in found.evaluations for found in rounds), default=None)
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -37,12 +37,12 @@ def _over_segmentation(statistics: Statistics) -> Signature:
     low = statistics.scores.share_below(_LOW_SCORE)
     return Signature(
         name="Over-segmentation",
-        rule=f"more than {_MANY_SMALL:.0%} of the masks cover less than {_SMALL_SHARE:.0%} of their image, and "
-        f"more than {_MANY_LOW:.0%} have a score below {_LOW_SCORE}",
+        rule=f"more than {_MANY_SMALL:.0%} of the masks cover less than {_SMALL_SHARE:.0%} of their image, "
+        f"and more than {_MANY_LOW:.0%} have a score below {_LOW_SCORE}",
         shows=small > _MANY_SMALL and low > _MANY_LOW,
         found=f"{small:.0%} of the masks are that small, {low:.0%} score that low",
-        advice="Cut at reading (--top-percent 60, --min-score 0.1). If objects are still in pieces, lower the "
-        "method's threshold for joining patches, or use an encoder trained on images like these.",
+        advice="Cut at reading (--top-percent 60, --min-score 0.1). If objects are still in pieces, lower "
+        "the method's threshold for joining patches, or use an encoder trained on images like these.",
     )
 
 
@@ -50,8 +50,8 @@ def _bleeding(statistics: Statistics) -> Signature:
     share = statistics.spilled_masks / max(statistics.masks, 1)
     return Signature(
         name="Bleeding boundaries",
-        rule=f"more than {_MANY_SPILLED:.0%} of the masks cover a quarter of their image or more and touch three of "
-        "its sides",
+        rule=f"more than {_MANY_SPILLED:.0%} of the masks cover a quarter of their image or more and touch "
+        "three of its sides",
         shows=share > _MANY_SPILLED,
         found=f"{share:.0%} of the masks do",
         advice="Refine with the CRF (--refine crf), raise the threshold at which patches are alike, and in "
@@ -72,13 +72,14 @@ def _collapse(statistics: Statistics, rounds: Sequence[Round], current: Round) -
         signs.append(f"half of the masks have a stability of {statistics.stabilities.median():.2f} or less")
     return Signature(
         name="Collapse",
-        rule=f"fewer than {_FEW_LABELLED:.0%} of the images are labelled, or there are fewer than {_FEW_MASKS} masks "
-        f"an image, or mask AP is below {_LOW_AP}, or the median stability is below {_LOW_STABILITY}",
+        rule=f"fewer than {_FEW_LABELLED:.0%} of the images are labelled, or there are fewer than "
+        f"{_FEW_MASKS} masks an image, or mask AP is below {_LOW_AP}, or the median stability is below "
+        f"{_LOW_STABILITY}",
         shows=bool(signs) and statistics.images > 0,
         found="; ".join(signs) or "none of this",
-        advice="Look at the reasons below. Where background is missing, the encoder's features do not suit these "
-        "images; in a self-training round, start again from the round before and check that the weights by "
-        "stability are not near zero (min-stability too high, checkpoints too far apart).",
+        advice="Look at the reasons below. Where background is missing, the encoder's features do not suit "
+        "these images; in a self-training round, start again from the round before and check that the "
+        "weights by stability are not near zero (--min-stability too high, checkpoints too far apart).",
     )
 
 

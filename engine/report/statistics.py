@@ -85,7 +85,8 @@ class Statistics:
 def area_shares(columns: ShardColumns) -> NDArray[np.float64]:
     """Each mask's area as a share of its image's, float64 (M,)."""
     image_areas = columns.heights.astype(np.int64) * columns.widths
-    return columns.areas / np.maximum(image_areas[columns.owners], 1)
+    shares: NDArray[np.float64] = columns.areas / np.maximum(image_areas[columns.owners], 1)
+    return shares
 
 
 def _has_spilled(columns: ShardColumns) -> NDArray[np.bool_]:
@@ -97,7 +98,8 @@ def _has_spilled(columns: ShardColumns) -> NDArray[np.bool_]:
         + (right == columns.widths[owners])
         + (bottom == columns.heights[owners])
     )
-    return (sides >= _SPILLED_SIDES) & (area_shares(columns) >= _LARGE_SHARE)
+    has_spilled: NDArray[np.bool_] = (sides >= _SPILLED_SIDES) & (area_shares(columns) >= _LARGE_SHARE)
+    return has_spilled
 
 
 def _rows_with(columns: ShardColumns, reasons: set[str]) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from engine.errors import ObjectMissing, StoreError
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.store.runs import RunRecord
 from engine.types import ImageRecord, Instances, Outcome, Reason, ShardPlan, Status
 
 INFO = VersionInfo(
@@ -179,6 +180,19 @@ def test_overwriting_switches_when_it_is_whole() -> None:
     # Asked once more, it begins afresh, and the finished one stays until then.
     assert store.begin(other, "overwrite").name not in (old.name, new.name)
     assert store.version().name == new.name
+
+
+def test_runs_are_kept_in_order() -> None:
+    version = begun()
+    assert version.runs() == []
+    runs = [
+        RunRecord(images=images, seconds=seconds, device="cpu", workers={"readers": 1})
+        for images, seconds in [(30, 12.0), (5, 0.0)]
+    ]
+    for run in runs:
+        version.record_run(run)
+    assert version.runs() == runs
+    assert [run.images_per_s for run in runs] == [2.5, 0.0]
 
 
 def test_rounds_and_stores_without_any() -> None:
