@@ -9,6 +9,7 @@ committed shards are those of the plan.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from engine.errors import ConfigurationError, RunError, TransientError
 from engine.labelling import LabellingConfig
 from engine.preparation import PreparationConfig
 from engine.proposals.duplicates import merge_outcomes
+from engine.store.runs import RunRecord
 from engine.store.schema import ShardSummary
 from engine.tiling import TilingConfig
 from engine.types import ImageRecord, Outcome, Reason
@@ -108,8 +110,10 @@ def run_labelling(
 ) -> list[ShardSummary]:
     """Label what the version lacks, and finish it; returns the summaries of all its shards.
 
-    `on_progress` is called after every chunk. Raises RunError where shards are missing in the end.
+    `on_progress` is called after every chunk. How fast it went is recorded beside the labels. Raises
+    RunError where shards are missing in the end.
     """
+    start = time.monotonic()
     committed = run.work.version.committed()
     progress = Progress()
     commit = ray.remote(commit_shard).options(
@@ -130,7 +134,17 @@ def run_labelling(
             f"{len(missing)} of {len(planned)} shards are missing, the first is {min(missing)}; "
             "run the same command again"
         )
-    return run.work.version.finish()
+    summaries = run.work.version.finish()
+    if progress.images > 0:
+        run.work.version.record_run(
+            RunRecord(
+                images=progress.images,
+                seconds=round(time.monotonic() - start, 1),
+                device=run.device,
+                workers={name: getattr(pools, name) for name in ("readers", "encoders", "labellers")},
+            )
+        )
+    return summaries
 
 
 def _count_written(

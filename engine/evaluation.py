@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
 
 from engine.average_precision import EvaluatedImage, KindResult, measure
 from engine.errors import ConfigurationError, CorpusError, StoreError
@@ -39,7 +40,7 @@ class EvaluationProtocol:
     """AR is measured with each of these numbers of instances of an image."""
     score: Literal["score", "stability", "none"] = "score"
     """What instances are ranked by: R(M), stability, or nothing: all equal, in the order of the store."""
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    selection: Annotated[SelectionConfig, tyro.conf.arg(name="")] = field(default_factory=SelectionConfig)
     """Which of the instances are measured."""
 
     def __post_init__(self) -> None:
@@ -63,6 +64,11 @@ class Evaluation:
     masks: KindResult
     absent: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Digest of the protocol and the ground truth, 12 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.describe_protocol(), sort_keys=True).encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON can hold it; `figures` of boxes and masks come first."""

@@ -6,8 +6,11 @@
         plan/000123.parquet                 which images shard 123 holds; written before they are labelled
         shard-000123.parquet                their rows; its presence says that they are done
         manifest.parquet                    a row per shard; written when all are done
+        evaluation/77aa01c93e5d.json        figures against a ground truth, named by the digest of the
+                                            protocol and of what was drawn, so that rounds can be compared
+        runs/000002.json                    how fast a run that came to its end was
 
-No file holds a time or a host, so equal work gives equal bytes.
+No file but those of runs/ holds a time, and none a host: equal work gives equal bytes there.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -26,12 +30,15 @@ from engine.errors import ObjectMissing, StoreError
 from engine.store import schema
 from engine.store.columns import InstanceColumn, ShardColumns, decode_columns, decode_instance_column
 from engine.store.objects import ObjectStore
+from engine.store.runs import RunRecord
 from engine.store.schema import ShardSummary
 from engine.types import Outcome, ShardPlan
 
 Mode = Literal["resume", "extend", "overwrite"]
 _SHARD = re.compile(r"shard-(\d{6,})\.parquet$")
 _MANIFEST = "manifest.parquet"
+_EVALUATIONS = "evaluation/"
+_RUNS = "runs/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +212,31 @@ class Version:
         for shard in sorted(self.committed()):
             key = self._shard_key(shard)
             yield decode_instance_column(self._objects.read(key), column, key)
+
+    def record_evaluation(self, digest: str, evaluation: Mapping[str, Any]) -> None:
+        """Keep an evaluation (see engine.evaluation) in the version, instead of one of this digest."""
+        self._objects.write(self._key(f"{_EVALUATIONS}{digest}.json"), _to_json(evaluation))
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """What was recorded, by digest. Raises StoreError where a file is damaged."""
+        found = {}
+        for key in self._objects.keys(self._key(_EVALUATIONS)):
+            try:
+                found[PurePosixPath(key).stem] = json.loads(self._objects.read(key))
+            except ValueError as error:
+                raise StoreError(f"{key} is not json ({error}); remove it and evaluate again") from error
+        return found
+
+    def record_run(self, run: RunRecord) -> None:
+        """Keep how a run went, beside the runs before it."""
+        number = sum(1 for _ in self._objects.keys(self._key(_RUNS)))
+        while not self._objects.create(self._key(f"{_RUNS}{number:06d}.json"), _to_json(asdict(run))):
+            number += 1
+
+    def runs(self) -> list[RunRecord]:
+        """How the runs went that came to their end, the first first."""
+        keys = self._objects.keys(self._key(_RUNS))
+        return [RunRecord(**json.loads(self._objects.read(key))) for key in keys]
 
     def find(self, image_id: str) -> Outcome:
         """One image's row. Reads the shards whose id range holds it. Raises ObjectMissing."""

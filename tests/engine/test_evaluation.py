@@ -113,6 +113,8 @@ def test_the_json_says_all() -> None:
     assert json.dumps(again.to_json()) == json.dumps(evaluation.to_json())
     moved = evaluate_version(version, [truth("a.jpg", 0, 6)], EvaluationProtocol())
     assert moved.describe_protocol()["ground_truth"]["digest"] != ground_truth["digest"]
+    assert len(again.digest) == 12
+    assert again.digest == evaluation.digest != moved.digest
 
 
 def test_what_instances_are_ranked_by() -> None:

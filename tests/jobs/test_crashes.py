@@ -19,7 +19,9 @@ _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the records of runs, which hold times."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "runs"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 @dataclass

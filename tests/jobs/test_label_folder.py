@@ -27,7 +27,9 @@ def store_at(uri: Path | str) -> PseudoLabelStore:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the records of runs, which hold times."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "runs"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def flags(corpus: Path | str, store: Path | str, *more: str) -> tuple[str, ...]:
@@ -59,10 +61,14 @@ def test_photographs_are_labelled_on_a_local_ray(run_job: RunJob, cluster: Any, 
     assert len(list(previews.glob("*.jpg"))) == labelled + 1
     with Image.open(previews / "sheet.jpg") as sheet:
         assert min(sheet.size) > 200
+    (run,) = store_at(store).version().runs()
+    assert run.images == len(rows)
+    assert run.images_per_s > 0
     before = tree(store)
     again = succeeded(run_job(*command[:5], "--address", cluster.address, **cluster.environment))
     assert "nothing to do" in again
     assert tree(store) == before
+    assert store_at(store).version().runs() == [run]
 
 
 def test_a_cluster_joined_by_address_gives_the_same_store(

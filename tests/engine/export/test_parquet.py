@@ -23,10 +23,10 @@ def test_pyarrow_reads_the_rows_back(
         split=SplitConfig(val_fraction=0.3),
     )
     corpus = labelled.corpus if has_images else None
-    export_version(labelled.version, config, open_objects(str(tmp_path)), corpus=corpus)
+    export_version(labelled.version, config, open_objects(str(tmp_path / "out")), corpus=corpus)
     rows = []
     for split in ("train", "val"):
-        table = pyarrow.dataset.dataset(tmp_path / split).to_table()
+        table = pyarrow.dataset.dataset(tmp_path / "out" / split).to_table()
         assert set(table["split"].to_pylist()) == {split}
         rows += table.to_pylist()
     assert sorted(row["image_id"] for row in rows) == sorted(labelled.masks)

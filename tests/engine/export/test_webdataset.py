@@ -1,4 +1,6 @@
+import gc
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,17 @@ def tars(folder: Path, split: str) -> list[str]:
     return sorted(str(path) for path in (folder / split).glob("*.tar"))
 
 
+def read_samples(paths: list[str], *decoders: str) -> list[dict[str, Any]]:
+    with warnings.catch_warnings():
+        # webdataset leaves it to the garbage collector to close tars.
+        warnings.simplefilter("ignore", ResourceWarning)
+        samples = webdataset.WebDataset(paths, shardshuffle=False)
+        found = list(samples.decode(*decoders) if decoders else samples)
+        del samples
+        gc.collect()
+    return found
+
+
 def test_webdataset_reads_images_and_masks_back(
     labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -26,7 +39,7 @@ def test_webdataset_reads_images_and_masks_back(
     assert len(tars(tmp_path / "out", "train")) == 2
     seen = []
     for split in ("train", "val"):
-        for sample in webdataset.WebDataset(tars(tmp_path / "out", split), shardshuffle=False).decode("rgb8"):
+        for sample in read_samples(tars(tmp_path / "out", split), "rgb8"):
             described = sample["json"]
             seen.append(described["image_id"])
             suffix = described["path"].rsplit(".", 1)[1]
@@ -43,6 +56,6 @@ def test_images_are_their_own_bytes_and_tars_are_equal(labelled: Any, tmp_path: 
     for split in ("train", "val"):
         (one,), (two,) = tars(tmp_path / "one", split), tars(tmp_path / "two", split)
         assert Path(one).read_bytes() == Path(two).read_bytes()
-        for sample in webdataset.WebDataset(one, shardshuffle=False):
+        for sample in read_samples([one]):
             path = json.loads(sample["json"])["path"]
             assert sample[path.rsplit(".", 1)[1]] == (labelled.folder / path).read_bytes()

@@ -9,6 +9,7 @@ from engine.errors import ObjectMissing, StoreError
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.store.runs import RunRecord
 from engine.types import ImageRecord, Instances, Outcome, Reason, ShardPlan, Status
 
 INFO = VersionInfo(
@@ -181,6 +182,19 @@ def test_overwriting_switches_when_it_is_whole() -> None:
     assert store.version().name == new.name
 
 
+def test_runs_are_kept_in_order() -> None:
+    version = begun()
+    assert version.runs() == []
+    runs = [
+        RunRecord(images=images, seconds=seconds, device="cpu", workers={"readers": 1})
+        for images, seconds in [(30, 12.0), (5, 0.0)]
+    ]
+    for run in runs:
+        version.record_run(run)
+    assert version.runs() == runs
+    assert [run.images_per_s for run in runs] == [2.5, 0.0]
+
+
 def test_rounds_and_stores_without_any() -> None:
     store = PseudoLabelStore(MemoryObjects())
     with pytest.raises(StoreError, match="no labels yet"):
@@ -191,3 +205,19 @@ def test_rounds_and_stores_without_any() -> None:
     assert store.version().info.round == 1
     with pytest.raises(StoreError, match="no round 5"):
         store.version(5)
+
+
+def test_evaluations_lie_beside_the_labels() -> None:
+    objects = MemoryObjects()
+    version = begun(objects)
+    assert version.evaluations() == {}
+    version.record_evaluation("b2", {"masks": {"AP": 0.5}})
+    version.record_evaluation("a1", {"masks": {"AP": None}})
+    version.record_evaluation("b2", {"masks": {"AP": 0.75}})
+    assert list(version.evaluations().items()) == [
+        ("a1", {"masks": {"AP": None}}),
+        ("b2", {"masks": {"AP": 0.75}}),
+    ]
+    objects.write(f"{version.name}/evaluation/a1.json", b"{")
+    with pytest.raises(StoreError, match="evaluate again"):
+        version.evaluations()

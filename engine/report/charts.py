@@ -1,0 +1,162 @@
+"""Where the parts of a chart lie; the page draws them as SVG. Lengths are the SVG's own units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.report.histogram import Histogram
+
+WIDTH, HEIGHT = 360.0, 150.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 8.0, 10.0, 24.0
+_LABELLED_BARS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick:
+    """A label of an axis and where it stands."""
+
+    position: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarMark:
+    """A bar, and what it says."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    range: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarChart:
+    """A histogram: bars, ticks below and at the left; `summary` says it in a sentence."""
+
+    title: str
+    summary: str
+    bars: tuple[BarMark, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One quantity over the rounds: its points as SVG writes them, each with its value."""
+
+    name: str
+    points: tuple[tuple[float, float, str], ...]
+
+    @property
+    def path(self) -> str:
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in self.points)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineChart:
+    """Quantities over the rounds."""
+
+    title: str
+    summary: str
+    lines: tuple[Line, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+def bar_chart(
+    title: str, histogram: Histogram, counted: str, *, unit: float = 1.0, is_whole: bool = False
+) -> BarChart:
+    """A chart of how many of what is `counted` have which value, in units of `unit`.
+
+    `is_whole` says that values are whole numbers, so that a bar stands for some of them and not for a range.
+    """
+    bars = histogram.bars()
+    highest = max((bar.count for bar in bars), default=1)
+    step = (WIDTH - _LEFT - _RIGHT) / max(len(bars), 1)
+    marks = tuple(
+        BarMark(
+            x=_LEFT + i * step + 0.5,
+            y=_height(bar.count, highest),
+            width=max(step - 1, 1),
+            height=HEIGHT - _BOTTOM - _height(bar.count, highest),
+            range=_range_text(bar.start / unit, bar.end / unit, is_whole),
+            count=bar.count,
+        )
+        for i, bar in enumerate(bars)
+    )
+    stride = max(1, -(-len(bars) // _LABELLED_BARS))
+    ticks = tuple(
+        Tick(
+            position=_LEFT + (i + (0.5 if is_whole else 0)) * step,
+            label=_number(math.ceil(bar.start) if is_whole else bar.start / unit),
+        )
+        for i, bar in enumerate(bars)
+        if i % stride == 0
+    )
+    middle = math.floor(histogram.median()) if bars and is_whole else histogram.median() / unit
+    summary = f"{histogram.total:,} {counted}, median {_number(middle)}" if bars else f"no {counted}"
+    return BarChart(
+        title=title, summary=summary, bars=marks, x_ticks=ticks, y_ticks=_count_ticks(highest) if bars else ()
+    )
+
+
+def line_chart(
+    title: str, rounds: Sequence[int], series: Sequence[tuple[str, Sequence[float | None]]]
+) -> LineChart:
+    """A chart of one value per round for each name; None where a round has none."""
+    values = [value for _, row in series for value in row if value is not None]
+    top = max([*values, 0.01]) * 1.1
+    step = (WIDTH - _LEFT - _RIGHT) / max(len(rounds), 1)
+    centres = [_LEFT + (i + 0.5) * step for i in range(len(rounds))]
+    lines = tuple(
+        Line(
+            name=name,
+            points=tuple(
+                (x, _height(value, top), f"{value:.3f}")
+                for x, value in zip(centres, row, strict=True)
+                if value is not None
+            ),
+        )
+        for name, row in series
+    )
+    summary = "; ".join(
+        f"{line.name}: {', '.join(text for _, _, text in line.points)}" for line in lines if line.points
+    )
+    return LineChart(
+        title=title,
+        summary=summary,
+        lines=lines,
+        x_ticks=tuple(
+            Tick(position=x, label=f"round {number}") for x, number in zip(centres, rounds, strict=True)
+        ),
+        y_ticks=tuple(
+            Tick(position=_height(share * top, top), label=f"{share * top:.3f}") for share in (0, 0.5, 1)
+        ),
+    )
+
+
+def _height(value: float, highest: float) -> float:
+    """How far down a value stands, 0 at the axis and the highest at the top."""
+    return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - _TOP) * value / highest
+
+
+def _count_ticks(highest: int) -> tuple[Tick, ...]:
+    return tuple(Tick(position=_height(count, highest), label=f"{count:,}") for count in (0, highest))
+
+
+def _range_text(start: float, end: float, is_whole: bool) -> str:
+    if not is_whole:
+        return f"{_number(start)} to {_number(end)}"
+    first, last = math.ceil(start), math.floor(end)
+    return str(first) if first == last else f"{first} to {last}"
+
+
+def _number(value: float) -> str:
+    """Two or three significant digits without an exponent."""
+    digits = max(0, 1 - math.floor(math.log10(abs(value)))) if abs(value) > 1e-9 else 0
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,73 @@
+"""The rounds of a store, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round: what it was made from, what it holds, and what evaluations found, by their digest.
+
+    `mean_stability` is None where none was measured.
+    """
+
+    name: str
+    info: VersionInfo
+    is_finished: bool
+    images: int
+    labelled: int
+    masks: int
+    mean_stability: float | None
+    evaluations: Mapping[str, Mapping[str, Any]]
+
+
+def read_rounds(store: PseudoLabelStore) -> list[Round]:
+    """All rounds of a store, rising."""
+    return [_read_round(store.version(number)) for number in store.rounds()]
+
+
+def comparable_evaluations(rounds: list[Round]) -> str | None:
+    """The evaluation (protocol and ground truth) that most rounds have; of several the first by digest."""
+    digests = sorted({digest for found in rounds for digest in found.evaluations})
+    return max(digests, key=lambda digest: sum(digest in found.evaluations for found in rounds), default=None)
+
+
+def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted names.
+
+    >>> flatten_settings({"method": "promerge", "promerge": {"tau_b": 0.2}})
+    {'method': 'promerge', 'promerge.tau_b': 0.2}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_settings(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _read_round(version: Version) -> Round:
+    summaries = version.summaries()
+    total, count = 0.0, 0
+    for column in version.instance_columns("stability"):
+        measured = column[np.isfinite(column)]
+        total += float(measured.sum(dtype=np.float64))
+        count += len(measured)
+    return Round(
+        name=version.name,
+        info=version.info,
+        is_finished=version.is_finished(),
+        images=sum(summary.images for summary in summaries),
+        labelled=sum(summary.labelled for summary in summaries),
+        masks=sum(summary.instances for summary in summaries),
+        mean_stability=total / count if count else None,
+        evaluations=version.evaluations(),
+    )
