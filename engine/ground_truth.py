@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from engine.errors import CorpusError, ObjectMissing, StoreError, TransientError
 from engine.masks import decode_rles, encode_rles
 from engine.store.objects import ObjectStore, open_objects, read_uri
 
+Item = TypeVar("Item")
 _ANNOTATIONS = "annotations/"
 _MASKS = "masks/"
 
@@ -78,6 +79,17 @@ def read_ground_truth(uri: str) -> Iterator[AnnotatedImage]:
         ) from error
     except (StoreError, TransientError) as error:
         raise CorpusError(f"cannot read the ground truth {uri!r}: {error}") from error
+
+
+def thin_out(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most `limit` items, at equal distances; all where there is no limit.
+
+    >>> thin_out("abcdefg", 3)
+    ['a', 'c', 'e']
+    """
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[position * len(items) // limit] for position in range(limit)]
 
 
 def compress_segmentation(segmentation: list[list[float]] | dict[str, Any], size: tuple[int, int]) -> bytes:

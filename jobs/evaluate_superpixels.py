@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from engine.errors import ConfigurationError, CorpusError
-from engine.ground_truth import read_ground_truth
+from engine.ground_truth import read_ground_truth, thin_out
 from engine.superpixels import METHODS, SuperpixelConfig, SuperpixelMethod, segment
 from engine.superpixels.evaluation import (
     achievable_segmentation_accuracy,
@@ -191,13 +191,6 @@ def measure_coco(folder: Path, config: EvaluationConfig) -> list[dict[str, float
         }
         for (method, count), total in totals.items()
     ]
-
-
-def thin_out(items: list, limit: int | None) -> list:
-    """At most `limit` items at equal distances."""
-    if limit is None or limit >= len(items):
-        return items
-    return [items[position * len(items) // limit] for position in range(limit)]
 
 
 def show_progress(done: int) -> None:
