@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from timm.models.eva import Eva, EvaBlockPostNorm
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
@@ -60,15 +59,17 @@ def keep_keys_only(model: Transformer) -> int:
 
 
 def key_vectors(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The keys (B, N, C) that a whole block makes of tokens (B, N, D), as `KeyProjection` gives them; gradients
-    reach the block's own parameters."""
+    """The keys (B, N, C) that a whole block makes of tokens (B, N, D), as `KeyProjection` gives them.
+
+    Gradients reach the block's own parameters.
+    """
     return torch.cat([path.project(x) for path in _key_paths(block)], dim=-1)
 
 
 def key_parameters(block: nn.Module) -> list[nn.Parameter]:
     """The parameters of a block that its keys depend on; of a fused map all, though only a third counts."""
-    paths = _key_paths(block)
-    return [parameter for path in paths for part in (path.norm, path.linear) for parameter in part.parameters()]
+    parts = [part for path in _key_paths(block) for part in (path.norm, path.linear)]
+    return [parameter for part in parts for parameter in part.parameters()]
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ class _KeyPath:
     stop: int
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
-        bias = self.linear.bias
         rows = slice(self.start, self.stop)
-        return F.linear(self.norm(x), self.linear.weight[rows], None if bias is None else bias[rows])
+        bias = None if self.linear.bias is None else self.linear.bias[rows]
+        return nn.functional.linear(self.norm(x), self.linear.weight[rows], bias)
 
     def copied(self) -> nn.Linear:
         """The rows as a linear map of their own, so that the rest can be forgotten."""
