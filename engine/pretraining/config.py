@@ -19,9 +19,9 @@ from engine.pretraining.views import ViewConfig
 class PretrainingConfig:
     """Which network learns from which views by which losses, and for how long."""
 
-    name: Annotated[str, tyro.conf.arg(aliases=("--encoder",))] = "vit_small_patch8_224"
+    name: Annotated[str, tyro.conf.arg(name="encoder")] = "vit_small_patch8_224"
     """A Vision Transformer of timm; with a tag (vit_small_patch8_224.dino) its published weights exist."""
-    weights: Annotated[str, tyro.conf.arg(aliases=("--weights",))] = "random"
+    weights: str = "random"
     """Where training starts: random, hub, a .safetensors, .pth, .pt or .bin file, or its s3://bucket/key."""
     patch_size: int | None = None
     """Side of a patch in pixels, where it is to differ from the architecture's; with random weights only."""

@@ -33,6 +33,9 @@ class RegionConfig:
     """Regions per image; every time an image is seen, one of these is drawn."""
     temperature: float = 0.1
     """Sharpness of the contrast between regions."""
+    within_share: float = 0.5
+    """Share of the loss in which a patch has to find its region among those of its own image, and not of the
+    whole batch: labelling compares patches of one image only."""
     min_patches: int = 2
     """A region counts in a view where it covers so many patches."""
 
@@ -43,6 +46,8 @@ class RegionConfig:
             raise ConfigurationError(f"regions.counts are 2 to {_MOST_REGIONS} regions, got {self.counts}")
         if self.temperature <= 0:
             raise ConfigurationError(f"regions.temperature must be above 0, got {self.temperature}")
+        if not 0 <= self.within_share <= 1:
+            raise ConfigurationError(f"regions.within_share is a share, 0 to 1, got {self.within_share}")
         if self.min_patches < 1:
             raise ConfigurationError(f"regions.min_patches must be at least 1, got {self.min_patches}")
 
@@ -55,14 +60,14 @@ def cut_regions(image_hwc: NDArray[np.uint8], counts: tuple[int, ...]) -> NDArra
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """The loss, and the share of patches whose most alike region is their own."""
+    """The loss, and the share of patches to whom of their image's regions their own is most alike."""
 
     loss: torch.Tensor
     accuracy: torch.Tensor
 
 
 def contrast_regions(keys: torch.Tensor, labels: torch.Tensor, config: RegionConfig) -> Contrast:
-    """InfoNCE of the patches of each view against the regions of the other view of all images.
+    """InfoNCE of the patches of each view against the regions of the other view, of its image and of all.
 
     `keys` (2, B, N, C) are those of two views of B images, `labels` (2, B, N) the regions of their patches.
     A region's vector is the mean direction of its patches. Where none shows in both views, the loss is 0.
@@ -88,5 +93,9 @@ def _contrast(directions: torch.Tensor, labels: torch.Tensor, config: RegionConf
         return Contrast(loss=directions.sum() * 0.0, accuracy=directions.new_zeros(()))
     logits = directions[view].flatten(0, 1)[matched] @ regions.T / config.temperature
     targets = numbers[own[matched]]
-    accuracy = (logits.argmax(dim=1) == targets).float().mean()
-    return Contrast(loss=functional.cross_entropy(logits, targets), accuracy=accuracy)
+    images, regions_of = own[matched] // _MOST_REGIONS, shown.nonzero()[:, 0] // _MOST_REGIONS
+    within = logits.masked_fill(images[:, None] != regions_of, float("-inf"))
+    loss = (1 - config.within_share) * functional.cross_entropy(logits, targets)
+    loss = loss + config.within_share * functional.cross_entropy(within, targets)
+    accuracy = (within.argmax(dim=1) == targets).float().mean()
+    return Contrast(loss=loss, accuracy=accuracy)
