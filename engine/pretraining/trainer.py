@@ -26,9 +26,9 @@ from engine.pretraining.views import Views
 class Figures:
     """What one step measured, over all workers.
 
-    `region_accuracy` is the share of patches that find their region among their image's; `teacher_entropy` that
-    of the teacher's targets, as a share of the largest; `key_spread` the distance of the keys from their mean, 0
-    to 1. Entropy at 0 or 1, or a spread near 0, is collapse. A loss that is off is 0.
+    `region_accuracy` is the share of patches that find their region among their image's; `teacher_entropy`
+    that of the teacher's targets, as a share of the largest; `key_spread` the distance of the keys from their
+    mean, 0 to 1. Entropy at 0 or 1, or a spread near 0, is collapse. A loss that is off is 0.
     """
 
     loss: float
