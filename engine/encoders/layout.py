@@ -29,13 +29,17 @@ class Layout:
     mean: Statistics = IMAGENET_MEAN
     std: Statistics = IMAGENET_STD
 
-    def metadata(self) -> dict[str, str]:
-        """What `safetensors.torch.save` takes as metadata, and `read_layout` reads.
 
-        >>> Layout(architecture="vit_tiny_patch16_224", patch_size=8, depth=6).metadata()["format"]
-        'pt'
-        """
-        return {"format": "pt", _METADATA_KEY: json.dumps(asdict(self), sort_keys=True)}
+def add_layout(data: bytes, layout: Layout) -> bytes:
+    """The bytes of a .safetensors file with a layout in its header, where `read_layout` finds it.
+
+    The library writes metadata in an order that changes from run to run; here it is always the same.
+    """
+    header, tensors = _split(data)
+    header["__metadata__"] = {"format": "pt", _METADATA_KEY: json.dumps(asdict(layout), sort_keys=True)}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)  # tensors stay aligned
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + tensors
 
 
 def read_layout(data: bytes, uri: str) -> Layout | None:
@@ -45,13 +49,13 @@ def read_layout(data: bytes, uri: str) -> Layout | None:
 
     >>> import safetensors.torch, torch
     >>> layout = Layout(architecture="vit_tiny_patch16_224", patch_size=8, depth=6)
-    >>> data = safetensors.torch.save({"cls_token": torch.zeros(1)}, layout.metadata())
+    >>> data = add_layout(safetensors.torch.save({"cls_token": torch.zeros(1)}), layout)
     >>> read_layout(data, "a.safetensors") == layout
     True
+    >>> safetensors.torch.load(data)
+    {'cls_token': tensor([0.])}
     """
-    # The format: the header's length as 8 bytes, little-endian, then the header as JSON.
-    header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")])
-    stated = header.get("__metadata__", {}).get(_METADATA_KEY)
+    stated = _split(data)[0].get("__metadata__", {}).get(_METADATA_KEY)
     if stated is None:
         return None
     try:
@@ -61,6 +65,13 @@ def read_layout(data: bytes, uri: str) -> Layout | None:
             f"weights {uri!r} describe their network in a way that is not understood "
             f"({type(error).__name__}: {error}): take the file as pretrain_encoder.py wrote it"
         ) from error
+
+
+def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header and the tensors: the format is the header's length as 8 bytes, little-endian, the header as
+    JSON, and the tensors."""
+    end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+    return json.loads(data[_LENGTH_BYTES:end]), data[end:]
 
 
 def _parse_layout(fields: dict[str, Any]) -> Layout:

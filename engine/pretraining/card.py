@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from engine import __version__
-from engine.encoders.layout import Layout
+from engine.encoders.layout import Layout, add_layout
 from engine.encoders.weights import State
 from engine.pretraining.config import PretrainingConfig
 
@@ -37,7 +37,7 @@ class Card:
 def pack_encoder(state: State, layout: Layout) -> bytes:
     """A float16 .safetensors file that `--encoder ARCHITECTURE --weights FILE` takes."""
     halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in state.items()}
-    return safetensors.torch.save(halves, layout.metadata())
+    return add_layout(safetensors.torch.save(halves), layout)
 
 
 def write_card(card: Card) -> str:

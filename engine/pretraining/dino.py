@@ -53,7 +53,7 @@ class DinoConfig:
     def teacher_temperature_at(self, progress: float) -> float:
         """The teacher's temperature when the share `progress` of the run is done.
 
-        >>> DinoConfig(warmup_share=0.5).teacher_temperature_at(0.25)
+        >>> round(DinoConfig(warmup_share=0.5).teacher_temperature_at(0.25), 3)
         0.055
         """
         if progress >= self.warmup_share:
