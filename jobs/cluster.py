@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import ray
 import ray.data
 
-from engine.errors import UsageError
+from engine.errors import ConfigurationError, UsageError
 
 _CONNECT_TIMEOUT_S = 10
 
@@ -61,6 +61,15 @@ def free_resources() -> Resources:
     """What no other job of the joined cluster has taken."""
     found = ray.available_resources()
     return Resources(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0))
+
+
+def choose_device(asked: str, num_gpus: float) -> str:
+    """cpu or cuda, for what --device asked. Raises ConfigurationError where there is no GPU."""
+    if asked == "cuda" and num_gpus < 1:
+        raise ConfigurationError(
+            "--device cuda, but this Ray has no GPU: leave --device out, or join one that has"
+        )
+    return "cuda" if asked != "cpu" and num_gpus >= 1 else "cpu"
 
 
 def _check_that_someone_listens(address: str) -> None:

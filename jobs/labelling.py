@@ -79,13 +79,13 @@ class LabelArguments:
 def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
     """Label `corpus` into the store. Raises UsageError where that cannot begin, RunError where it fails."""
     # Imported once the flags are known to be right, so that --help and mistakes answer at once.
-    from jobs.cluster import join_cluster
+    from jobs.cluster import choose_device, join_cluster
 
     store = PseudoLabelStore(open_objects(arguments.store))
     check_has_images(corpus)
     encoder = load_encoder(arguments.labelling.encoder, device="cpu")
     resources = join_cluster(arguments.address)
-    device = _choose_device(arguments.device, resources.gpus)
+    device = choose_device(arguments.device, resources.gpus)
     version = store.begin(_version_info(arguments, corpus.kind, encoder, device), arguments.mode)
     check_same_corpus(corpus, version)
     console = Console()
@@ -135,14 +135,6 @@ def _label(
 
     with ProgressDisplay(console, count_images_to_do) as display:
         return run_labelling(run, pools, display.show)
-
-
-def _choose_device(asked: str, num_gpus: float) -> str:
-    if asked == "cuda" and num_gpus < 1:
-        raise ConfigurationError(
-            "--device cuda, but this Ray has no GPU: leave --device out, or join one that has"
-        )
-    return "cuda" if asked != "cpu" and num_gpus >= 1 else "cpu"
 
 
 def _version_info(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -23,7 +24,9 @@ class KeyProjection(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.norms, self.projections = _key_paths(block)
+        paths = _key_paths(block)
+        self.norms = nn.ModuleList(path.norm for path in paths)
+        self.projections = nn.ModuleList(path.copied() for path in paths)
 
     @property
     def feature_size(self) -> int:
@@ -55,44 +58,69 @@ def keep_keys_only(model: Transformer) -> int:
     return projection.feature_size
 
 
-def _key_paths(block: Any) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """For each attention of a block, the norm before it and the linear map to its keys."""
+def key_vectors(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The keys (B, N, C) that a whole block makes of tokens (B, N, D), as `KeyProjection` gives them.
+
+    Gradients reach the block's own parameters.
+    """
+    return torch.cat([path.project(x) for path in _key_paths(block)], dim=-1)
+
+
+def key_parameters(block: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a block that its keys depend on; of a fused map all, though only a third counts."""
+    parts = [part for path in _key_paths(block) for part in (path.norm, path.linear)]
+    return [parameter for part in parts for parameter in part.parameters()]
+
+
+@dataclass(frozen=True)
+class _KeyPath:
+    """The norm before an attention, and the rows of a linear map behind it that make the keys."""
+
+    norm: nn.Module
+    linear: nn.Linear
+    start: int
+    stop: int
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        rows = slice(self.start, self.stop)
+        bias = None if self.linear.bias is None else self.linear.bias[rows]
+        return nn.functional.linear(self.norm(x), self.linear.weight[rows], bias)
+
+    def copied(self) -> nn.Linear:
+        """The rows as a linear map of their own, so that the rest can be forgotten."""
+        linear = self.linear
+        has_bias = linear.bias is not None
+        part = nn.Linear(linear.in_features, self.stop - self.start, bias=has_bias, device="meta")
+        part.weight = nn.Parameter(linear.weight[self.start : self.stop].detach().clone())
+        if has_bias:
+            part.bias = nn.Parameter(linear.bias[self.start : self.stop].detach().clone())
+        return part
+
+
+def _key_paths(block: Any) -> list[_KeyPath]:
+    """For each attention of a block, how its keys are made."""
     if hasattr(block, "attns"):  # "Three things ...", arXiv 2203.09795: attentions in parallel
-        norms = [branch.norm for branch in block.attns]
-        projections = [_key_projection(branch.attn) for branch in block.attns]
-    elif hasattr(block, "in_proj"):  # ViT-22B, arXiv 2302.05442: one map to MLP, query, key and value
+        return [_key_path(branch.norm, branch.attn) for branch in block.attns]
+    if hasattr(block, "in_proj"):  # ViT-22B, arXiv 2302.05442: one map to MLP, query, key and value
         start = block.in_split[0] + block.in_split[1]
-        norms = [block.in_norm]
-        projections = [_rows(block.in_proj, start, start + block.in_split[2])]
-    elif hasattr(block, "attn"):
+        return [_KeyPath(block.in_norm, block.in_proj, start, start + block.in_split[2])]
+    if hasattr(block, "attn"):
         # Post-norm blocks attend to their input as it is; their norm1 comes after the attention.
         is_post_norm = isinstance(block, ResPostBlock | EvaBlockPostNorm)
-        norms = [nn.Identity() if is_post_norm else block.norm1]
-        projections = [_key_projection(block.attn)]
-    else:
-        raise WeightsError(f"no key projection known in a {type(block).__name__} of timm")
-    return nn.ModuleList(norms), nn.ModuleList(projections)
+        return [_key_path(nn.Identity() if is_post_norm else block.norm1, block.attn)]
+    raise WeightsError(f"no key projection known in a {type(block).__name__} of timm")
 
 
-def _key_projection(attention: Any) -> nn.Linear:
-    """The linear map to the keys: separate, or the middle third of a fused one.
+def _key_path(norm: nn.Module, attention: Any) -> _KeyPath:
+    """The linear map to the keys is separate, or the middle third of a fused one.
 
     Where Eva keeps the biases of a fused map apart, that of the keys is zero and no parameter.
     """
     separate = getattr(attention, "k_proj", None)
     if isinstance(separate, nn.Linear):
-        return separate
+        return _KeyPath(norm, separate, 0, separate.out_features)
     fused = attention.qkv
     if not isinstance(fused, nn.Linear):
         raise WeightsError(f"no key projection known in a {type(attention).__name__} of timm")
     width = fused.out_features // 3
-    return _rows(fused, width, 2 * width)
-
-
-def _rows(linear: nn.Linear, start: int, stop: int) -> nn.Linear:
-    """The linear map to outputs `start` to `stop` of `linear`."""
-    part = nn.Linear(linear.in_features, stop - start, bias=linear.bias is not None, device="meta")
-    part.weight = nn.Parameter(linear.weight[start:stop].detach().clone())
-    if linear.bias is not None:
-        part.bias = nn.Parameter(linear.bias[start:stop].detach().clone())
-    return part
+    return _KeyPath(norm, fused, width, 2 * width)

@@ -19,11 +19,10 @@ from timm.models.vision_transformer import VisionTransformer
 
 from engine.encoders.encoder import EncoderConfig, check_images, patch_grid
 from engine.encoders.keys import Transformer, keep_keys_only
-from engine.encoders.weights import State, check_fit, digest_state, drop_heads, read_state
+from engine.encoders.layout import IMAGENET_MEAN, IMAGENET_STD, Layout, Statistics
+from engine.encoders.weights import State, Weights, check_fit, digest_state, drop_heads, read_weights
 from engine.errors import WeightsError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -32,8 +31,8 @@ class Backbone:
     """A transformer with its weights, and the RGB statistics (of values in [0, 1]) that they expect."""
 
     model: Transformer
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Statistics
+    std: Statistics
     weights_digest: str
 
 
@@ -48,22 +47,39 @@ def load_backbone(config: EncoderConfig) -> Backbone:
     Position embeddings keep the grid that they were trained on; the model resamples them to the image's
     (timm's bicubic interpolation) in each forward pass.
 
-    Mean and standard deviation are those of the published weights where those are loaded or a tag names them
-    (`vit_base_patch8_224.dino`), and ImageNet's, as in the DINO release, otherwise: an architecture alone
+    Mean and standard deviation are what a file states about itself (`Layout`), as are its patch size and
+    depth; those of the published weights where those are loaded or a tag names them
+    (`vit_base_patch8_224.dino`); and ImageNet's, as in the DINO release, otherwise: an architecture alone
     says nothing about how the weights in a file were trained.
     """
     outline = _outline(config.name)
-    from_hub = config.weights == "hub"
-    model = _from_hub(config, outline) if from_hub else _create(config)
-    if not from_hub and config.weights != "random":
-        _load_file(model, config)
-    statistics = outline.pretrained_cfg if from_hub or "." in config.name else {}
-    return Backbone(
-        model=model.eval().requires_grad_(False),
-        mean=tuple(statistics.get("mean", IMAGENET_MEAN)),
-        std=tuple(statistics.get("std", IMAGENET_STD)),
-        weights_digest=digest_state(drop_heads(model.state_dict())),
-    )
+    if config.weights == "hub":
+        model = _from_hub(config, outline)
+    elif config.weights == "random":
+        model = create_transformer(config.name, config.seed)
+    else:
+        return _from_file(config, outline)
+    return _backbone(model, _published_statistics(config, outline))
+
+
+def create_transformer(name: str, seed: int, **arguments: object) -> Transformer:
+    """A new model at its own input size, its random weights drawn from the seed and from nothing else.
+
+    `arguments` are those of timm's model: patch_size, depth, img_size, ...
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model: Transformer = timm.create_model(name, num_classes=0, dynamic_img_size=True, **arguments)
+    return model
+
+
+def describe_layout(model: Transformer, name: str, mean: Statistics, std: Statistics) -> Layout:
+    """The layout of a model that was built by `name`. Raises WeightsError for patches that are not square."""
+    height, width = _patch_size(model)
+    if height != width:
+        raise WeightsError(f"{name!r} has patches of {height} x {width} pixels, only square ones are written")
+    architecture = name.partition(".")[0]
+    return Layout(architecture=architecture, patch_size=height, depth=len(model.blocks), mean=mean, std=std)
 
 
 class VitEncoder:
@@ -150,14 +166,19 @@ def _suggestion(name: str, known: Sequence[str]) -> str:
     return f": did you mean {', '.join(matches)}?" if matches else ": timm.list_models() lists what it has"
 
 
-def _create(config: EncoderConfig, pretrained: bool = False) -> Transformer:
-    """A new model at its own input size, its random weights drawn from the seed and from nothing else."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        model: Transformer = timm.create_model(
-            config.name, pretrained=pretrained, num_classes=0, dynamic_img_size=True
-        )
-    return model
+def _published_statistics(config: EncoderConfig, outline: Transformer) -> tuple[Statistics, Statistics]:
+    """Mean and standard deviation of the inputs of the weights that a name stands for."""
+    named = outline.pretrained_cfg if config.weights == "hub" or "." in config.name else {}
+    return tuple(named.get("mean", IMAGENET_MEAN)), tuple(named.get("std", IMAGENET_STD))
+
+
+def _backbone(model: Transformer, statistics: tuple[Statistics, Statistics]) -> Backbone:
+    return Backbone(
+        model=model.eval().requires_grad_(False),
+        mean=statistics[0],
+        std=statistics[1],
+        weights_digest=digest_state(drop_heads(model.state_dict())),
+    )
 
 
 def _from_hub(config: EncoderConfig, outline: Transformer) -> Transformer:
@@ -167,7 +188,7 @@ def _from_hub(config: EncoderConfig, outline: Transformer) -> Transformer:
             f"timm publishes no weights for {config.name!r}: give --weights FILE, or --weights random"
         )
     try:
-        return _create(config, pretrained=True)
+        return create_transformer(config.name, config.seed, pretrained=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(
             f"cannot get the weights of {config.name!r} from the hub (offline?): download them elsewhere and "
@@ -175,11 +196,35 @@ def _from_hub(config: EncoderConfig, outline: Transformer) -> Transformer:
         ) from error
 
 
-def _load_file(model: Transformer, config: EncoderConfig) -> None:
-    """Fill `model` from a checkpoint file. Raises WeightsError where it does not fit."""
-    state = read_state(config.weights)
-    _fit_position_grid(model, state, config)
-    state = _rename(model, state, config)
+def _from_file(config: EncoderConfig, outline: Transformer) -> Backbone:
+    """The model that a checkpoint file holds. Raises WeightsError where it is of another architecture."""
+    weights = read_weights(config.weights)
+    layout = weights.layout
+    if layout is None:
+        model = create_transformer(config.name, config.seed)
+        statistics = _published_statistics(config, outline)
+    else:
+        _check_architecture(layout, config)
+        model = create_transformer(
+            layout.architecture, config.seed, patch_size=layout.patch_size, depth=layout.depth
+        )
+        statistics = layout.mean, layout.std
+    _load(model, weights, config)
+    return _backbone(model, statistics)
+
+
+def _check_architecture(layout: Layout, config: EncoderConfig) -> None:
+    if layout.architecture != config.name.partition(".")[0]:
+        raise WeightsError(
+            f"weights {config.weights!r} are of a {layout.architecture}, not of {config.name!r}: "
+            f"give --encoder {layout.architecture}"
+        )
+
+
+def _load(model: Transformer, weights: Weights, config: EncoderConfig) -> None:
+    """Fill `model` from a checkpoint. Raises WeightsError where it does not fit."""
+    _fit_position_grid(model, weights.state, config)
+    state = _rename(model, weights.state, config)
     expected = drop_heads(model.state_dict())
     what = f"weights {config.weights!r} do not fit {config.name!r}"
     check_fit(state, expected, what)

@@ -12,6 +12,7 @@ import io
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,9 +20,11 @@ import safetensors
 import safetensors.torch
 import torch
 
+from engine.encoders.layout import Layout, read_layout
 from engine.errors import ObjectMissing, StoreError, TransientError, WeightsError
 from engine.store.objects import read_uri
 
+SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 # A training checkpoint holds the network below one of these; DINO's teacher is the better of its two
 # (Caron et al., arXiv 2104.14294, section 3.1), so it comes first.
@@ -35,13 +38,24 @@ _NAMES_SHOWN = 4
 State = dict[str, torch.Tensor]
 
 
-def read_state(uri: str) -> State:
-    """The backbone's tensors in a checkpoint at a path or s3:// URI, heads left out, names without prefixes.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weights:
+    """A backbone's tensors, heads left out, names without prefixes; their layout where the file states it."""
+
+    state: State
+    layout: Layout | None
+
+
+def read_weights(uri: str) -> Weights:
+    """What a checkpoint at a path or s3:// URI holds.
 
     Accepted are a plain state dict and a training checkpoint with "teacher" (preferred), "student",
     "state_dict" or "model" in it. Raises WeightsError, in one line, for anything else.
     """
-    return backbone_state(parse_checkpoint(_read_bytes(uri), uri), uri)
+    data = _read_bytes(uri)
+    state = backbone_state(parse_checkpoint(data, uri), uri)
+    is_safetensors = PurePosixPath(uri).suffix.lower() == SAFETENSORS_SUFFIX
+    return Weights(state=state, layout=read_layout(data, uri) if is_safetensors else None)
 
 
 def _read_bytes(uri: str) -> bytes:
@@ -56,7 +70,7 @@ def _read_bytes(uri: str) -> bytes:
 def parse_checkpoint(data: bytes, uri: str) -> Mapping[str, Any]:
     """What a checkpoint's bytes hold; `uri` tells the format by its suffix. Raises WeightsError."""
     suffix = PurePosixPath(uri).suffix.lower()
-    if suffix == ".safetensors":
+    if suffix == SAFETENSORS_SUFFIX:
         return _parse_safetensors(data, uri)
     if suffix in PICKLE_SUFFIXES:
         return _parse_pickle(data, uri)

@@ -10,7 +10,8 @@ from timm.models.eva import Eva
 
 from engine.encoders import EncoderConfig, load_encoder
 from engine.encoders.keys import KeyProjection, keep_keys_only
-from engine.encoders.vit import IMAGENET_MEAN, IMAGENET_STD, load_backbone
+from engine.encoders.layout import IMAGENET_MEAN, IMAGENET_STD
+from engine.encoders.vit import load_backbone
 from engine.encoders.weights import digest_state
 from engine.errors import ConfigurationError, WeightsError
 

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from engine.encoders.weights import backbone_state, check_fit, digest_state, read_state
+from engine.encoders.weights import backbone_state, check_fit, digest_state, read_weights
 from engine.errors import WeightsError
 
 STATE = {"cls_token": torch.arange(4.0), "blocks.0.norm1.weight": torch.ones(2, 3)}
@@ -26,7 +26,7 @@ def test_safetensors_and_torch_files_hold_the_same(tmp_path):
     torch.save(OrderedDict(STATE), tmp_path / "a.pth")
     torch.save(STATE, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for name in ("a.safetensors", "a.pth", "old.pt"):
-        assert same(read_state(str(tmp_path / name)), STATE)
+        assert same(read_weights(str(tmp_path / name)).state, STATE)
 
 
 def test_full_checkpoint_with_namespace_gives_its_teacher(tmp_path):
@@ -46,10 +46,10 @@ def test_full_checkpoint_with_namespace_gives_its_teacher(tmp_path):
         "args": argparse.Namespace(arch="vit_tiny", lr=0.1),
     }  # fmt: skip
     torch.save(checkpoint, tmp_path / "full.pth")
-    assert same(read_state(str(tmp_path / "full.pth")), STATE)
+    assert same(read_weights(str(tmp_path / "full.pth")).state, STATE)
     del checkpoint["teacher"]
     torch.save(checkpoint, tmp_path / "student.pth")
-    student = read_state(str(tmp_path / "student.pth"))
+    student = read_weights(str(tmp_path / "student.pth")).state
     assert torch.equal(student["cls_token"], STATE["cls_token"] + 1)
 
 
@@ -69,14 +69,14 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path, zipped):
     content = {"teacher": STATE, "args": Malicious(tmp_path / "made")}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(WeightsError, match=r"more than tensors.*mkdir") as caught:
-        read_state(str(path))
+        read_weights(str(path))
     assert one_line(caught)
     assert not (tmp_path / "made").exists()
 
 
 def test_namespace_is_allowed_nowhere_else(tmp_path):
     torch.save({"args": argparse.Namespace(a=1), **STATE}, tmp_path / "a.pth")
-    read_state(str(tmp_path / "a.pth"))
+    read_weights(str(tmp_path / "a.pth"))
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "a.pth", weights_only=True)
 
@@ -91,7 +91,7 @@ def test_truncated_file_is_one_line(tmp_path, suffix, keep):
         safetensors.torch.save_file(STATE, path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(WeightsError, match="no whole") as caught:
-        read_state(str(path))
+        read_weights(str(path))
     assert one_line(caught)
 
 
@@ -100,7 +100,7 @@ def test_file_of_something_else_is_one_line(tmp_path, suffix):
     path = tmp_path / f"page{suffix}"
     path.write_text("<html>404 not found</html>")
     with pytest.raises(WeightsError, match="no whole") as caught:
-        read_state(str(path))
+        read_weights(str(path))
     assert one_line(caught)
 
 
@@ -116,17 +116,17 @@ def test_file_of_something_else_is_one_line(tmp_path, suffix):
 def test_file_without_a_network_is_refused(tmp_path, content, complaint):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(WeightsError, match=complaint):
-        read_state(str(tmp_path / "a.pth"))
+        read_weights(str(tmp_path / "a.pth"))
 
 
 def test_missing_files_and_unknown_suffixes_say_what_to_do(tmp_path):
     with pytest.raises(WeightsError, match="no weights at"):
-        read_state(str(tmp_path / "none.pth"))
+        read_weights(str(tmp_path / "none.pth"))
     with pytest.raises(WeightsError, match="cannot read the weights"):
-        read_state("ftp://host/a.pth")
+        read_weights("ftp://host/a.pth")
     (tmp_path / "a.npz").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"unknown suffix '.npz': give a .safetensors"):
-        read_state(str(tmp_path / "a.npz"))
+        read_weights(str(tmp_path / "a.npz"))
 
 
 def test_prefixes_come_off_and_heads_are_left_out():

@@ -1,0 +1,89 @@
+"""What pre-training leaves behind: the encoder's file, and a card that says where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import safetensors.torch
+import torch
+
+from engine import __version__
+from engine.encoders.layout import Layout, add_layout
+from engine.encoders.weights import State
+from engine.pretraining.config import PretrainingConfig
+
+ENCODER_KEY = "encoder.safetensors"
+CARD_KEY = "card.md"
+_REJECTS_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Everything that a card states; `figures` are those of the last step, `rejected` paths and why."""
+
+    layout: Layout
+    corpora: tuple[str, ...]
+    num_images: int
+    rejected: Mapping[str, str]
+    config: PretrainingConfig
+    steps: int
+    minutes: float
+    device: str
+    figures: Mapping[str, float]
+
+
+def pack_encoder(state: State, layout: Layout) -> bytes:
+    """A float16 .safetensors file that `--encoder ARCHITECTURE --weights FILE` takes."""
+    halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in state.items()}
+    return add_layout(safetensors.torch.save(halves), layout)
+
+
+def write_card(card: Card) -> str:
+    """The card as Markdown."""
+    layout = card.layout
+    losses = [
+        f"{name} (weight {loss.weight:g})"
+        for name, loss in (("DINO", card.config.dino), ("contrast of regions", card.config.regions))
+        if loss.weight > 0
+    ]
+    seen = card.steps * card.config.batch_size
+    return "\n".join(
+        [
+            f"# {layout.architecture}, patches of {layout.patch_size} pixels, {layout.depth} blocks",
+            "",
+            f"Use: `--encoder {layout.architecture} --weights {ENCODER_KEY}`",
+            "",
+            f"- Images: {card.num_images} of {', '.join(card.corpora)}; no labels were used",
+            *_rejected_lines(card.rejected),
+            f"- Started from: {card.config.weights} weights",
+            f"- Learned by: {', '.join(losses)}",
+            f"- Steps: {card.steps} of {card.config.batch_size} images, {seen / card.num_images:.1f} epochs, "
+            f"{card.minutes:.1f} minutes on {card.device}",
+            f"- Code: maskmill {__version__}",
+            "",
+            "## Last figures",
+            "",
+            *(f"- {name}: {value:g}" for name, value in card.figures.items()),
+            "",
+            "## Configuration",
+            "",
+            "```json",
+            json.dumps(asdict(card.config), indent=1, sort_keys=True),
+            "```",
+            "",
+        ]
+    )
+
+
+def _rejected_lines(rejected: Mapping[str, str]) -> list[str]:
+    if not rejected:
+        return []
+    shown = [f"  - {path}: {reason}" for path, reason in sorted(rejected.items())[:_REJECTS_SHOWN]]
+    more = len(rejected) - len(shown)
+    return [
+        f"- Not readable: {len(rejected)}",
+        *shown,
+        *([f"  - and {more} more"] if more else []),
+    ]

@@ -1,0 +1,122 @@
+"""What learns: a transformer whose last block also gives its keys, and the head of the image loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from engine.encoders.encoder import EncoderConfig
+from engine.encoders.keys import key_parameters, key_vectors
+from engine.encoders.layout import Layout
+from engine.encoders.vit import Backbone, create_transformer, describe_layout, load_backbone
+from engine.encoders.weights import State, drop_heads
+from engine.pretraining.config import PretrainingConfig
+from engine.pretraining.dino import DinoHead
+
+
+class KeyTap(nn.Module):
+    """Stands around a transformer's last block and holds the keys of the tokens that went through it last."""
+
+    keys: torch.Tensor
+
+    def __init__(self, block: nn.Module, runs_block: bool) -> None:
+        """Without `runs_block` nothing behind the keys is computed or trained."""
+        super().__init__()
+        self.block = block
+        self._runs_block = runs_block
+        if not runs_block:
+            block.requires_grad_(False)
+            for parameter in key_parameters(block):
+                parameter.requires_grad_(True)
+
+    def forward(self, x: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        self.keys = key_vectors(self.block, x)
+        output: torch.Tensor = self.block(x, *arguments, **keywords) if self._runs_block else x
+        return output
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outputs:
+    """`keys` (2, B, N, C) of global views; `logits` (views B, K) of all views in turn, if there is a head."""
+
+    keys: torch.Tensor
+    logits: torch.Tensor | None
+
+
+class Network(nn.Module):
+    """Student or teacher: a transformer and, where the image-level loss is on, its head."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, backbone: Backbone, config: PretrainingConfig) -> None:
+        """Takes the backbone's transformer over."""
+        super().__init__()
+        has_head = config.dino.weight > 0
+        model = backbone.model.requires_grad_(True)
+        self.tap = KeyTap(model.blocks[-1], has_head)
+        model.blocks[-1] = self.tap
+        if not has_head:
+            cast(nn.Module, model.norm).requires_grad_(False)
+        self.transformer = model
+        self.head = DinoHead(model.embed_dim, config.dino) if has_head else None
+        self.layout = _layout(backbone, config)
+        self.register_buffer("mean", torch.tensor(backbone.mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).reshape(3, 1, 1), persistent=False)
+
+    def forward(self, global_views: torch.Tensor, local_views: torch.Tensor) -> Outputs:
+        """Views uint8 (B, 2, 3, G, G) and (B, n, 3, L, L); local ones are used by the head alone."""
+        num_images, num_views = global_views.shape[:2]
+        tokens = self._tokens(global_views)
+        keys = self.tap.keys[:, self.transformer.num_prefix_tokens :]
+        keys = keys.reshape(num_views, num_images, *keys.shape[1:])
+        if self.head is None:
+            return Outputs(keys=keys, logits=None)
+        if local_views.shape[1]:
+            tokens = torch.cat([tokens, self._tokens(local_views)])
+        return Outputs(keys=keys, logits=self.head(tokens))
+
+    def _tokens(self, views: torch.Tensor) -> torch.Tensor:
+        """Class tokens (views B, D) of uint8 (B, views, 3, S, S); the mean token where there is none."""
+        pixels = views.transpose(0, 1).flatten(0, 1).float() / 255.0
+        tokens: torch.Tensor = self.transformer.forward_features((pixels - self.mean) / self.std)
+        return tokens[:, 0] if self.transformer.num_prefix_tokens > 0 else tokens.mean(dim=1)
+
+    def encoder_state(self) -> State:
+        """The transformer's tensors in timm's naming, as an encoder loads them."""
+        last = f"blocks.{len(self.transformer.blocks) - 1}."
+        state = self.transformer.state_dict()
+        return drop_heads({name.replace(f"{last}block.", last): tensor for name, tensor in state.items()})
+
+
+def build_network(config: PretrainingConfig) -> Network:
+    """A network that starts as the configuration says; a function of it alone. Raises WeightsError."""
+    encoder = EncoderConfig(name=config.name, weights=config.weights, seed=config.seed)
+    backbone = load_backbone(encoder)
+    if config.weights == "random":
+        shape = {"patch_size": config.patch_size, "depth": config.depth}
+        arguments = {name: value for name, value in shape.items() if value is not None}
+        # Position embeddings for the grid that the global views have.
+        model = create_transformer(config.name, config.seed, img_size=config.views.global_size, **arguments)
+        backbone = replace(backbone, model=model)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return Network(backbone, config)
+
+
+def _layout(backbone: Backbone, config: PretrainingConfig) -> Layout:
+    return describe_layout(backbone.model, config.name, backbone.mean, backbone.std)
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """What is trained: matrices, which decay, and biases, norms and embeddings, which do not."""
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            is_embedding = name.endswith(("pos_embed", "cls_token", "reg_token"))
+            (others if parameter.ndim < 2 or is_embedding else decaying).append(parameter)
+    return [{"params": decaying, "decays": True}, {"params": others, "decays": False, "weight_decay": 0.0}]

@@ -1,0 +1,101 @@
+"""Patch-level contrast: patches of one region of an image have like keys, whichever view they are seen in.
+
+What labelling uses of an encoder are the keys of its last block and their cosines, so the loss acts on these
+and on nothing behind them. Regions come from the superpixel hierarchy, without labels, as in DetCon (Hénaff
+et al., ICCV 2021, arXiv 2103.10957); that a hierarchy of regions teaches a network to group is from Zhang &
+Maire (NeurIPS 2020, arXiv 2012.03044).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from engine.errors import ConfigurationError
+from engine.superpixels.boundary import BoundaryConfig
+from engine.superpixels.hierarchy import HierarchyConfig, build_hierarchy
+from engine.superpixels.segmentation import to_unit_rgb
+
+_MOST_REGIONS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionConfig:
+    """The patch-level loss."""
+
+    weight: float = 1.0
+    """Share of this loss in the sum; 0 leaves it out, and superpixels are not computed."""
+    counts: tuple[int, ...] = (8, 16, 32)
+    """Regions per image; every time an image is seen, one of these is drawn."""
+    temperature: float = 0.1
+    """Sharpness of the contrast between regions."""
+    within_share: float = 0.5
+    """Share of the loss in which a patch has to find its region among those of its own image, and not of the
+    whole batch: labelling compares patches of one image only."""
+    min_patches: int = 2
+    """A region counts in a view where it covers so many patches."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ConfigurationError(f"regions.weight must not be negative, got {self.weight}")
+        if not self.counts or min(self.counts) < 2 or max(self.counts) > _MOST_REGIONS:
+            raise ConfigurationError(f"regions.counts are 2 to {_MOST_REGIONS} regions, got {self.counts}")
+        if self.temperature <= 0:
+            raise ConfigurationError(f"regions.temperature must be above 0, got {self.temperature}")
+        if not 0 <= self.within_share <= 1:
+            raise ConfigurationError(f"regions.within_share is a share, 0 to 1, got {self.within_share}")
+        if self.min_patches < 1:
+            raise ConfigurationError(f"regions.min_patches must be at least 1, got {self.min_patches}")
+
+
+def cut_regions(image_hwc: NDArray[np.uint8], counts: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Labels of the regions of an image (H, W, 3), one plane for each count: uint8 (H, W, len(counts))."""
+    hierarchy = build_hierarchy(to_unit_rgb(image_hwc), BoundaryConfig(), HierarchyConfig(), max(counts))
+    return np.stack([hierarchy.cut_at_count(count) for count in counts], axis=-1).astype(np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """The loss, and the share of patches to whom of their image's regions their own is most alike."""
+
+    loss: torch.Tensor
+    accuracy: torch.Tensor
+
+
+def contrast_regions(keys: torch.Tensor, labels: torch.Tensor, config: RegionConfig) -> Contrast:
+    """InfoNCE of the patches of each view against the regions of the other view, of its image and of all.
+
+    `keys` (2, B, N, C) are those of two views of B images, `labels` (2, B, N) the regions of their patches.
+    A region's vector is the mean direction of its patches. Where none shows in both views, the loss is 0.
+    """
+    directions = functional.normalize(keys.float(), dim=-1)
+    one, other = (_contrast(directions, labels, config, view) for view in (0, 1))
+    return Contrast(loss=(one.loss + other.loss) / 2, accuracy=(one.accuracy + other.accuracy) / 2)
+
+
+def _contrast(directions: torch.Tensor, labels: torch.Tensor, config: RegionConfig, view: int) -> Contrast:
+    """The patches of `view` against the regions of the other."""
+    num_images = labels.shape[1]
+    names = (labels + _MOST_REGIONS * torch.arange(num_images, device=labels.device)[:, None]).flatten(1)
+    own, others = names[view], names[1 - view]
+    num_names = num_images * _MOST_REGIONS
+    sums = directions.new_zeros(num_names, directions.shape[-1])
+    sums = sums.index_add(0, others, directions[1 - view].flatten(0, 1))
+    shown = torch.bincount(others, minlength=num_names) >= config.min_patches
+    regions = functional.normalize(sums[shown], dim=-1)
+    numbers = shown.cumsum(0) - 1
+    matched = shown[own]
+    if not matched.any():
+        return Contrast(loss=directions.sum() * 0.0, accuracy=directions.new_zeros(()))
+    logits = directions[view].flatten(0, 1)[matched] @ regions.T / config.temperature
+    targets = numbers[own[matched]]
+    images, regions_of = own[matched] // _MOST_REGIONS, shown.nonzero()[:, 0] // _MOST_REGIONS
+    within = logits.masked_fill(images[:, None] != regions_of, float("-inf"))
+    loss = (1 - config.within_share) * functional.cross_entropy(logits, targets)
+    loss = loss + config.within_share * functional.cross_entropy(within, targets)
+    accuracy = (within.argmax(dim=1) == targets).float().mean()
+    return Contrast(loss=loss, accuracy=accuracy)

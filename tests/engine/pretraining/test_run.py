@@ -1,0 +1,194 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.corpora import FolderCorpus
+from engine.encoders import EncoderConfig, load_encoder
+from engine.errors import ConfigurationError, CorpusError, RunError, StoreError, WeightsError
+from engine.pretraining import run as run_module
+from engine.pretraining.card import CARD_KEY, ENCODER_KEY
+from engine.pretraining.config import PretrainingConfig
+from engine.pretraining.dino import DinoConfig
+from engine.pretraining.distribution import Place
+from engine.pretraining.network import build_network
+from engine.pretraining.regions import RegionConfig
+from engine.pretraining.run import (
+    CHECKPOINT_KEY,
+    LOG_KEY,
+    RunSettings,
+    check_output,
+    check_training,
+    pretrain,
+)
+from engine.pretraining.samples import epoch_order
+from engine.pretraining.schedules import OptimiserConfig
+from engine.pretraining.trainer import Pretrainer
+from engine.pretraining.views import ViewConfig, Views
+from engine.store.objects import MemoryObjects
+
+CONFIG = PretrainingConfig(
+    name="test_vit",
+    patch_size=8,
+    depth=2,
+    batch_size=4,
+    steps=5,
+    cache_side=40,
+    dino=DinoConfig(num_prototypes=8, hidden_size=8, bottleneck_size=4),
+    regions=RegionConfig(counts=(2, 4)),
+    views=ViewConfig(global_size=32, local_size=16, num_local=1),
+)
+
+
+@pytest.fixture
+def corpus(tmp_path, photograph, encode_image):
+    """Five photographs and a file that is none."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for seed in range(5):
+        (folder / f"{seed}.png").write_bytes(encode_image(photograph(seed), "PNG"))
+    (folder / "2a.png").write_bytes(b"no image")
+    return FolderCorpus.open(str(folder))
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return RunSettings(cache=tmp_path / "cache", processes=0, log_every=2, checkpoint_minutes=0)
+
+
+class StoppingObjects(MemoryObjects):
+    """Fails like a machine that goes away while the third checkpoint is written."""
+
+    writes = 0
+
+    def write(self, key, data):
+        if key == CHECKPOINT_KEY:
+            self.writes += 1
+            if self.writes == 3:
+                raise StoreError("gone")
+        super().write(key, data)
+
+
+def test_a_resumed_run_ends_with_the_same_bytes(corpus, settings):
+    whole, broken = MemoryObjects(), StoppingObjects()
+    pretrain([corpus], whole, CONFIG, settings, Place())
+    with pytest.raises(StoreError):
+        pretrain([corpus], broken, CONFIG, settings, Place())
+    assert not check_output(broken, CONFIG, resume=True)
+    pretrain([corpus], broken, CONFIG, settings, Place())
+    assert whole.read(ENCODER_KEY) == broken.read(ENCODER_KEY)
+    lines = [[json.loads(line) for line in store.read(LOG_KEY).splitlines()] for store in (whole, broken)]
+    assert [line["step"] for line in lines[0]] == [2, 4, 5]
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+    assert check_output(whole, CONFIG, resume=True)
+    card = whole.read(CARD_KEY).decode()
+    assert "6 of" in card
+    assert "2a.png: not_an_image" in card
+
+
+def test_the_encoder_loads_by_its_name_and_file(corpus, settings, tmp_path):
+    output = MemoryObjects()
+    config = replace(CONFIG, steps=1, dino=replace(CONFIG.dino, weight=0))
+    pretrain([corpus], output, config, settings, Place())
+    file = tmp_path / "encoder.safetensors"
+    file.write_bytes(output.read(ENCODER_KEY))
+    encoder = load_encoder(EncoderConfig(name="test_vit", weights=str(file), image_size=48), "cpu")
+    assert encoder.grid == (6, 6)
+    # And it is what was trained: the network's own keys, rounded to float16 on the way.
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    state = run_module.unpack_state(output.read(CHECKPOINT_KEY), "memory:")
+    network = build_network(config).eval()
+    network.load_state_dict(state["trainer"]["teacher"])
+    views = torch.from_numpy(image).permute(2, 0, 1).expand(1, 2, 3, 32, 32)
+    keys = network(views, views[:, :0]).keys[0, 0]
+    expected = torch.nn.functional.normalize(keys, dim=-1).reshape(4, 4, -1)
+    assert torch.allclose(encoder.encode([image])[0].float(), expected, atol=5e-3)
+
+    with pytest.raises(WeightsError, match="are of a test_vit, not of 'vit_tiny_patch16_224'"):
+        load_encoder(EncoderConfig(name="vit_tiny_patch16_224", weights=str(file)), "cpu")
+
+    # Training goes on from it, and keeps its patches and blocks.
+    onwards = replace(config, weights=str(file), patch_size=None, depth=None)
+    assert build_network(onwards).layout == network.layout
+    assert torch.equal(
+        build_network(onwards).transformer.cls_token, network.transformer.cls_token.half().float()
+    )
+
+
+def test_without_the_image_level_loss_nothing_behind_the_keys_moves(corpus, settings):
+    config = replace(CONFIG, dino=replace(CONFIG.dino, weight=0))
+    output = MemoryObjects()
+    pretrain([corpus], output, config, settings, Place())
+    student = run_module.unpack_state(output.read(CHECKPOINT_KEY), "memory:")["trainer"]["student"]
+    before = build_network(config).state_dict()
+    assert before.keys() == student.keys()
+    unmoved = {name for name in before if torch.equal(before[name], student[name])}
+    assert {name.split(".block.")[1].split(".")[0] for name in unmoved if ".block." in name} >= {
+        "mlp",
+        "norm2",
+    }
+    assert "transformer.patch_embed.proj.weight" not in unmoved
+    assert "transformer.blocks.1.block.attn.qkv.weight" not in unmoved
+    assert not any(name.startswith("head") for name in before)
+
+
+def test_other_runs_are_not_overwritten(corpus, settings):
+    output = MemoryObjects()
+    pretrain([corpus], output, replace(CONFIG, steps=1), settings, Place())
+    with pytest.raises(ConfigurationError, match="--resume"):
+        check_output(output, replace(CONFIG, steps=1), resume=False)
+    with pytest.raises(ConfigurationError, match=r"another configuration \(it differs in seed, steps\)"):
+        check_output(output, replace(CONFIG, seed=1), resume=True)
+    assert not check_output(MemoryObjects(), CONFIG, resume=True)
+
+
+def test_a_time_budget_ends_the_run_and_its_schedules(corpus, settings):
+    output = MemoryObjects()
+    config = replace(CONFIG, steps=10_000, max_minutes=0.5 / 60)
+    pretrain([corpus], output, config, settings, Place())
+    last = json.loads(output.read(LOG_KEY).splitlines()[-1])
+    assert last["progress"] == 1
+    assert last["step"] < 500
+    assert last["learning_rate"] == pytest.approx(config.optimiser.final_learning_rate)
+
+
+def test_a_loss_that_is_no_number_stops_the_run():
+    trainer = Pretrainer(
+        replace(CONFIG, optimiser=OptimiserConfig(learning_rate=1e30, warmup_share=0)), Place()
+    )
+    views = Views(
+        torch.randint(256, (4, 2, 3, 32, 32), dtype=torch.uint8),
+        torch.randint(256, (4, 1, 3, 16, 16), dtype=torch.uint8),
+        torch.zeros((4, 2, 4, 4), dtype=torch.uint8),
+    )
+    trainer.train_step(views, 0.1)
+    with pytest.raises(RunError, match=r"at step 2: lower optimiser\.learning-rate"):
+        trainer.train_step(views, 0.2)
+    assert trainer.step == 1
+
+
+def test_a_corpus_of_nothing_readable_says_so(tmp_path, settings):
+    (tmp_path / "a.png").write_bytes(b"")
+    corpus = FolderCorpus.open(str(tmp_path))
+    with pytest.raises(CorpusError, match=r"1 images in a row cannot be read, the first is a\.png"):
+        pretrain([corpus], MemoryObjects(), CONFIG, settings, Place())
+
+
+def test_every_epoch_sees_every_image_in_another_order():
+    first, second = (epoch_order(0, epoch, 20).tolist() for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+
+
+def test_what_workers_would_refuse_is_refused_before():
+    check_training(CONFIG, 2)
+    with pytest.raises(ConfigurationError, match="batch_size 4 does not divide among 3 workers"):
+        check_training(CONFIG, 3)
+    with pytest.raises(ConfigurationError, match="no multiple of the patch size 16"):
+        check_training(replace(CONFIG, patch_size=16, views=ViewConfig(global_size=24)), 1)
+    with pytest.raises(ConfigurationError, match="weights bring their own"):
+        replace(CONFIG, weights="a.safetensors")
+    with pytest.raises(ConfigurationError, match="nothing would be learned"):
+        replace(CONFIG, dino=replace(CONFIG.dino, weight=0), regions=replace(CONFIG.regions, weight=0))

@@ -1,0 +1,88 @@
+import pickle
+
+import pytest
+import torch
+
+from engine.errors import ConfigurationError
+from engine.pretraining.views import ViewConfig, ViewMaker
+
+CONFIG = ViewConfig(global_size=32, local_size=16, num_local=3)
+PLAIN = ViewConfig(
+    global_size=32,
+    local_size=16,
+    num_local=0,
+    colour_strength=0,
+    window_scale=(0.999, 1),
+    global_scale=(0.2, 0.5),
+)
+
+
+def make(config, image, labels=None, seed=0):
+    torch.manual_seed(seed)
+    regions = torch.zeros(image.shape[1:], dtype=torch.uint8) if labels is None else labels
+    return ViewMaker(config, 8).make(image, regions)
+
+
+def coloured(height=40, width=64):
+    """Left half red, right half blue, and the halves as regions."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    image[0, :, : width // 2] = image[2, :, width // 2 :] = 200
+    labels = torch.zeros(height, width, dtype=torch.uint8)
+    labels[:, width // 2 :] = 1
+    return image, labels
+
+
+def test_shapes_and_types():
+    views = make(CONFIG, *coloured())
+    assert views.global_views.shape == (2, 3, 32, 32)
+    assert views.local_views.shape == (3, 3, 16, 16)
+    assert views.labels.shape == (2, 4, 4)
+    assert {part.dtype for part in views} == {torch.uint8}
+
+
+def test_the_same_seed_gives_the_same_views_and_another_does_not():
+    image, labels = coloured()
+    first, same, other = (make(CONFIG, image, labels, seed) for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    assert not torch.equal(first.global_views, other.global_views)
+
+
+def test_patches_keep_their_regions():
+    """Whatever is cut and mirrored, what is red at a patch's middle is region 0 and what is blue region 1."""
+    image, labels = coloured()
+    seen = set()
+    for seed in range(20):
+        views = make(PLAIN, image, labels, seed)
+        middles = views.global_views[:, :, 4::8, 4::8]
+        # Blur mixes the colours at the border; the stronger one still tells the side.
+        clear = (middles[:, 0].int() - middles[:, 2].int()).abs() > 100
+        is_blue = middles[:, 2] > middles[:, 0]
+        assert torch.equal(is_blue[clear], views.labels[clear] == 1)
+        seen |= set(views.labels.unique().tolist())
+    assert seen == {0, 1}
+
+
+def test_grey_images_stay_grey_and_get_speckle():
+    image = torch.full((3, 48, 48), 100, dtype=torch.uint8)
+    views = [make(CONFIG, image, seed=seed) for seed in range(8)]
+    assert all(torch.equal(v.global_views[:, 0], v.global_views[:, 2]) for v in views)
+    deviations = [float(v.global_views[0].float().std()) for v in views]
+    assert min(deviations) == 0
+    assert max(deviations) > 5
+
+
+def test_one_pixel_is_enough():
+    views = make(CONFIG, torch.full((3, 1, 1), 9, dtype=torch.uint8))
+    assert views.global_views.shape == (2, 3, 32, 32)
+
+
+def test_it_travels_to_other_processes():
+    maker = pickle.loads(pickle.dumps(ViewMaker(CONFIG, 8)))
+    assert maker.make(*coloured()).labels.shape == (2, 4, 4)
+
+
+def test_views_must_be_whole_patches():
+    with pytest.raises(ConfigurationError, match=r"views\.local_size 20 is no multiple of the patch size 8"):
+        ViewMaker(ViewConfig(global_size=32, local_size=20), 8)
+    with pytest.raises(ConfigurationError, match=r"views\.window_scale"):
+        ViewConfig(window_scale=(0.5, 0.2))

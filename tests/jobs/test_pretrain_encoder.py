@@ -1,0 +1,99 @@
+"""Pre-training as a user runs it: a job that goes on where another stopped, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from engine.corpora import FolderCorpus
+from engine.encoders import EncoderConfig, load_encoder
+from engine.errors import StoreError
+from engine.pretraining.card import CARD_KEY, ENCODER_KEY
+from engine.pretraining.config import PretrainingConfig
+from engine.pretraining.dino import DinoConfig
+from engine.pretraining.distribution import Place
+from engine.pretraining.regions import RegionConfig
+from engine.pretraining.run import CHECKPOINT_KEY, LOG_KEY, RunSettings, pretrain
+from engine.pretraining.views import ViewConfig
+from engine.store.local import LocalObjects
+from engine.store.objects import MemoryObjects
+
+CONFIG = PretrainingConfig(
+    name="test_vit",
+    batch_size=4,
+    steps=6,
+    cache_side=40,
+    dino=DinoConfig(num_prototypes=8, hidden_size=8, bottleneck_size=4),
+    regions=RegionConfig(counts=(2, 4)),
+    views=ViewConfig(global_size=32, local_size=16, num_local=1),
+)
+FLAGS = [
+    "--encoder", "test_vit", "--batch-size", "4", "--steps", "6", "--cache-side", "40",
+    "--dino.num-prototypes", "8", "--dino.hidden-size", "8", "--dino.bottleneck-size", "4",
+    "--regions.counts", "2", "4", "--views.global-size", "32", "--views.local-size", "16",
+    "--views.num-local", "1", "--log-every", "2", "--loaders", "1",
+]  # fmt: skip
+RunJob = Callable[..., CompletedProcess[str]]
+
+
+class StoppingObjects(LocalObjects):
+    """Fails like a machine that goes away while the fourth checkpoint is written."""
+
+    writes = 0
+
+    def write(self, key: str, data: bytes) -> None:
+        if key == CHECKPOINT_KEY:
+            self.writes += 1
+            if self.writes == 4:
+                raise StoreError("gone")
+        super().write(key, data)
+
+
+def test_a_job_goes_on_with_a_run_that_stopped(
+    run_job: RunJob, image_folder: Callable[[int], Path], tmp_path: Path
+) -> None:
+    corpus, output = FolderCorpus.open(str(image_folder(10))), tmp_path / "encoder"
+    settings = RunSettings(cache=tmp_path / "cache", processes=0, log_every=2, checkpoint_minutes=0)
+    whole = MemoryObjects()
+    pretrain([corpus], whole, CONFIG, settings, Place())
+    with pytest.raises(StoreError):
+        pretrain([corpus], StoppingObjects(output), CONFIG, settings, Place())
+
+    flags = ["--corpus", corpus.uri, "--output", str(output), "--cache", str(tmp_path / "cache"), *FLAGS]
+    refused = run_job("pretrain_encoder", *flags)
+    assert refused.returncode == 2
+    assert "holds a run already: --resume goes on with it" in refused.stderr
+
+    done = run_job("pretrain_encoder", *flags, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "step 6, 100%" in done.stdout
+    assert (output / ENCODER_KEY).read_bytes() == whole.read(ENCODER_KEY)
+    lines = (output / LOG_KEY).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
+    assert "10 of" in (output / CARD_KEY).read_text()
+    encoder = load_encoder(
+        EncoderConfig(name="test_vit", weights=str(output / ENCODER_KEY), image_size=48), "cpu"
+    )
+    assert encoder.feature_size == 64
+
+    again = run_job("pretrain_encoder", *flags, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--corpus", "nowhere"], "no folder 'nowhere'"),
+        (["--corpus", "skimage:", "--regions.counts", "1"], "regions.counts are 2 to 256"),
+    ],
+)
+def test_wrong_use_is_one_line(run_job: RunJob, tmp_path: Path, flags: list[str], complaint: str) -> None:
+    refused = run_job("pretrain_encoder", "--output", str(tmp_path / "out"), *flags)
+    assert refused.returncode == 2
+    assert complaint in refused.stderr
+    assert "Traceback" not in refused.stderr
