@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -112,9 +112,9 @@ def warm_up(config: LabellingConfig) -> None:
 
 
 def make_instances(
-    masks: NDArray[np.bool_], scores: NDArray[np.float32], size: tuple[int, int], method: str
+    masks: Iterable[NDArray[np.bool_]], scores: NDArray[np.float32], size: tuple[int, int], method: str
 ) -> Instances:
-    """Instances of masks (N, h, w) brought to `size` = (height, width), best first, without what vanishes.
+    """Instances of N masks (h, w) brought to `size` = (height, width), best first, without what vanishes.
 
     Ordered by falling score, then falling area, then first pixel in reading order. One mask at a time is
     held at full size, which for a large photograph is a hundred megabytes.
