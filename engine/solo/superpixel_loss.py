@@ -6,7 +6,6 @@ Source: "Unsupervised Instance Segmentation with Superpixels", arXiv 2509.05352,
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import binary_cross_entropy
 
 from engine.solo.superpixel_targets import NEGATIVE, POSITIVE
 
@@ -33,13 +32,9 @@ def hard_loss(superpixels: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     `states` (N, K) are those of `SuperpixelTargets`. Positives and negatives weigh half each; where there are
     none of a kind, its half is 0.
     """
-    # Sums of weights that are 1 up to rounding may exceed 1 by as much.
-    entropy = binary_cross_entropy(
-        superpixels.clamp(0, 1), (states == POSITIVE).to(superpixels), reduction="none"
+    return 0.5 * (
+        _mean_entropy(superpixels, states == POSITIVE) + _mean_entropy(1 - superpixels, states == NEGATIVE)
     )
-    positive, negative = (states == POSITIVE).to(superpixels), (states == NEGATIVE).to(superpixels)
-    means = [(entropy * kind).sum(dim=1) / kind.sum(dim=1).clamp(min=1) for kind in (positive, negative)]
-    return 0.5 * (means[0] + means[1])
 
 
 def soft_targets(superpixels: torch.Tensor, affinities: torch.Tensor) -> torch.Tensor:
@@ -58,3 +53,9 @@ def soft_loss(superpixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def has_positive(states: torch.Tensor) -> torch.Tensor:
     """Which of N instances contain a whole superpixel, bool (N,); the others are judged pixel by pixel."""
     return (states == POSITIVE).any(dim=1)
+
+
+def _mean_entropy(probabilities: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Mean of -log p over the chosen of (N, K), (N,); NaN stays NaN, so that it is noticed."""
+    entropy = -probabilities.clamp(min=1e-12).log() * chosen
+    return entropy.sum(dim=1) / chosen.sum(dim=1).clamp(min=1)
