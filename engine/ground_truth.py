@@ -1,68 +1,235 @@
-"""What people drew: instances of COCO-format annotations, to measure against."""
+"""What people drew, to measure against. A ground truth is named by a path or an s3:// URI:
+
+a .json file         of COCO's format, as COCO and HRSID publish it, or one of SA-1B's, which holds one image
+a COCO folder        annotations/instances_<split>.json or, as in HRSID, annotations/<name>.json
+a folder of masks    *.png (or masks/*.png): 0 is background, every other value an instance (PennFudan)
+a folder of SA-1B    sa_<n>.json for each image, tars of them, or both; a single tar
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pycocotools import mask as coco_mask
 
-from engine.errors import CorpusError
-from engine.masks import decode_rles
+from engine.errors import CorpusError, ObjectMissing, StoreError, TransientError
+from engine.masks import decode_rles, encode_rles
+from engine.store.objects import ObjectStore, open_objects, read_uri
+
+_ANNOTATIONS = "annotations/"
+_MASKS = "masks/"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnnotatedImage:
-    """One photograph and the instances that people drew in it; `size` is (height, width)."""
+    """One image and the instances that people drew in it.
 
-    coco_id: int
-    path: Path
+    `path` is relative to the folder of the images; of an id mask it is the mask's own. `size` is
+    (height, width). Of N instances `rles` are compressed run lengths, `boxes_xywh` float64 (N, 4) and `areas`
+    float64 (N,) as annotated, from the masks where an annotation has none, and `is_crowd` bool (N,) tells
+    regions that hold uncounted objects, which COCO ignores.
+    """
+
+    coco_id: int | None
+    path: str
     size: tuple[int, int]
     rles: tuple[bytes, ...]
+    boxes_xywh: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    is_crowd: NDArray[np.bool_]
+
+    @property
+    def num_objects(self) -> int:
+        """How many instances there are, crowds left out."""
+        return int(np.count_nonzero(~self.is_crowd))
 
     def masks(self) -> NDArray[np.bool_]:
-        """The instances' masks, bool (N, H, W), in the order of the annotations."""
-        return decode_rles(self.rles, self.size)
+        """Masks of the instances but crowds, bool (num_objects, H, W), in the order of the annotations."""
+        rles = [rle for rle, is_crowd in zip(self.rles, self.is_crowd, strict=True) if not is_crowd]
+        return decode_rles(rles, self.size)
 
 
-def read_coco_folder(folder: Path) -> Iterator[AnnotatedImage]:
-    """Images with instances of a folder in COCO's layout, by rising id; crowds are left out.
+def read_ground_truth(uri: str) -> Iterator[AnnotatedImage]:
+    """The images of a ground truth, those without instances too: COCO's by rising id, others by name.
 
-    The layout is `annotations/instances_<split>.json` beside `<split>/*.jpg`; the first such file counts.
-    Raises CorpusError where there is none.
+    One file is in memory at a time. Raises CorpusError, in one line, where there is no ground truth or
+    something in it cannot be understood.
     """
-    paths = sorted((folder / "annotations").glob("instances_*.json"))
-    if not paths:
-        raise CorpusError(f"no annotations/instances_*.json under {folder}: give a folder in COCO's layout")
-    content = json.loads(paths[0].read_text())
-    annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        if not annotation.get("iscrowd"):
-            annotations[annotation["image_id"]].append(annotation)
-    for info in sorted(content["images"], key=lambda info: int(info["id"])):
-        size = (info["height"], info["width"])
-        if info["id"] in annotations:
-            yield AnnotatedImage(
-                coco_id=info["id"],
-                path=folder / paths[0].stem.removeprefix("instances_") / info["file_name"],
-                size=size,
-                rles=tuple(compress_segmentation(a["segmentation"], size) for a in annotations[info["id"]]),
-            )
+    try:
+        if uri.endswith(".json"):
+            yield from _parse_json(read_uri(uri), uri, "")
+        elif uri.endswith(".tar"):
+            yield from _read_tar(uri)
+        else:
+            yield from _read_folder(open_objects(uri))
+    except ObjectMissing as error:
+        raise CorpusError(
+            f"no ground truth at {uri!r}: give a .json file or a folder of annotations"
+        ) from error
+    except (StoreError, TransientError) as error:
+        raise CorpusError(f"cannot read the ground truth {uri!r}: {error}") from error
 
 
 def compress_segmentation(segmentation: list[list[float]] | dict[str, Any], size: tuple[int, int]) -> bytes:
-    """COCO's compressed run lengths of polygons or of run lengths, compressed or not, for (height, width)."""
+    """COCO's compressed run lengths of polygons or of run lengths, compressed or not, for (height, width).
+
+    Raises ValueError for run lengths of another size and polygons of less than three points.
+    """
     if isinstance(segmentation, list):
+        if not segmentation or min(map(len, segmentation)) < 6:
+            raise ValueError("polygons need at least three points")
         rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        rle = coco_mask.frPyObjects(segmentation, *size)
     else:
+        if tuple(segmentation["size"]) != size:
+            raise ValueError(f"run lengths of size {segmentation['size']} in an image of {list(size)}")
         rle = segmentation
+        if isinstance(segmentation["counts"], list):
+            if sum(segmentation["counts"]) != size[0] * size[1]:
+                raise ValueError("run lengths do not add up to the image")
+            rle = coco_mask.frPyObjects(segmentation, *size)
     counts = rle["counts"]
     return counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+
+
+def _read_folder(objects: ObjectStore) -> Iterator[AnnotatedImage]:
+    listed = [key for key in objects.keys(_ANNOTATIONS) if key.endswith(".json")]
+    listed = [key for key in listed if "/instances_" in key] or listed
+    if len(listed) > 1:
+        names = ", ".join(PurePosixPath(key).name for key in listed)
+        raise CorpusError(f"{objects.uri} has several annotation files ({names}): give one of them")
+    if listed:
+        (key,) = listed
+        split = PurePosixPath(key).stem
+        folder = f"{split.removeprefix('instances_')}/" if split.startswith("instances_") else ""
+        yield from _parse_json(objects.read(key), f"{objects.uri}/{key}", folder)
+        return
+    masks = _MASKS if next(objects.keys(_MASKS), None) is not None else ""
+    found = False
+    for key in objects.keys(masks):
+        images = list(_read_file(objects, key, masks))
+        found = found or bool(images)
+        yield from images
+    if not found:
+        raise CorpusError(
+            f"no ground truth in {objects.uri}: looked for annotations/*.json, *.json, *.tar and *.png masks"
+        )
+
+
+def _read_file(objects: ObjectStore, key: str, masks: str) -> Iterator[AnnotatedImage]:
+    """The images of one file of a folder; none, where it holds no annotations."""
+    where = f"{objects.uri}/{key}"
+    if key.endswith(".tar"):
+        yield from _read_tar(where)
+    elif key.endswith(".json") and not masks:
+        yield from _parse_json(objects.read(key), where, _folder_of(key))
+    elif key.endswith(".png"):
+        yield _parse_id_mask(objects.read(key), where, key.removeprefix(masks))
+
+
+def _read_tar(uri: str) -> Iterator[AnnotatedImage]:
+    """SA-1B's json in a tar, read in place; its photographs are skipped unread."""
+    if uri.startswith("s3://"):
+        raise CorpusError(f"{uri} cannot be searched for annotations on S3: copy the tar, or unpack its json")
+    try:
+        with tarfile.open(uri, "r:") as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.name.endswith(".json") else None
+                if file is not None:
+                    yield from _parse_json(file.read(), f"{uri}/{member.name}", _folder_of(member.name))
+    except (tarfile.TarError, OSError) as error:
+        raise CorpusError(f"cannot read the tar {uri}: {error}") from error
+
+
+def _folder_of(key: str) -> str:
+    return key[: key.rfind("/") + 1].removeprefix("./")
+
+
+def _parse_json(data: bytes, name: str, folder: str) -> Iterator[AnnotatedImage]:
+    """The images of one json file, their paths below `folder`; `name` is what errors call it."""
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise CorpusError(f"{name} is not json: {error}") from error
+    if isinstance(content, dict) and {"image", "annotations"} <= content.keys():
+        yield _parse_image(content["image"], "image_id", content["annotations"], name, folder)
+    elif isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+        yield from _parse_coco(content, name, folder)
+    else:
+        raise CorpusError(f'{name} is no ground truth: expected "images" or "image", and "annotations"')
+
+
+def _parse_coco(content: dict[str, Any], name: str, folder: str) -> Iterator[AnnotatedImage]:
+    annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    try:
+        for annotation in content["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+        images = sorted(content["images"], key=lambda info: int(info["id"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorpusError(f"{name} is not of COCO's format: {_cause(error)}") from error
+    for info in images:
+        yield _parse_image(info, "id", annotations[info["id"]], name, folder)
+
+
+def _parse_image(
+    info: dict[str, Any], id_key: str, annotations: Sequence[dict[str, Any]], name: str, folder: str
+) -> AnnotatedImage:
+    """One image; `id_key` is what its number is called."""
+    rles: list[bytes] = []
+    try:
+        size = (int(info["height"]), int(info["width"]))
+        coco_id, path = int(info[id_key]), f"{folder}{info['file_name']}"
+        for annotation in annotations:
+            rles.append(compress_segmentation(annotation["segmentation"], size))
+        masks = [{"size": list(size), "counts": rle} for rle in rles]
+        boxes = [a.get("bbox", coco_mask.toBbox(m)) for a, m in zip(annotations, masks, strict=True)]
+        areas = [a.get("area", coco_mask.area(m)) for a, m in zip(annotations, masks, strict=True)]
+        return AnnotatedImage(
+            coco_id=coco_id,
+            path=path,
+            size=size,
+            rles=tuple(rles),
+            boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4),
+            areas=np.array(areas, np.float64),
+            is_crowd=np.array([bool(a.get("iscrowd")) for a in annotations], bool),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        where = f"image {info.get(id_key)}, annotation {len(rles)}" if isinstance(info, dict) else "an image"
+        raise CorpusError(f"{name}: cannot understand {where}: {_cause(error)}") from error
+
+
+def _parse_id_mask(data: bytes, name: str, path: str) -> AnnotatedImage:
+    """One image of instance ids; PennFudan's own files are called like the image, with _mask at the end."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            ids = np.asarray(image)
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{name} is not a PNG file: {error}") from error
+    if ids.ndim != 2:
+        raise CorpusError(f"{name} has {ids.shape[2]} channels; a mask of instance ids has one")
+    size = (ids.shape[0], ids.shape[1])
+    instances = [value for value in np.unique(ids) if value != 0]
+    rles = tuple(rle for value in instances for rle in encode_rles((ids == value)[None]))
+    encoded = [{"size": list(size), "counts": rle} for rle in rles]
+    return AnnotatedImage(
+        coco_id=None,
+        path=f"{path.removesuffix('.png').removesuffix('_mask')}.png",
+        size=size,
+        rles=rles,
+        boxes_xywh=np.array([coco_mask.toBbox(rle) for rle in encoded], np.float64).reshape(-1, 4),
+        areas=np.array([coco_mask.area(rle) for rle in encoded], np.float64),
+        is_crowd=np.zeros(len(rles), bool),
+    )
+
+
+def _cause(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)

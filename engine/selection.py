@@ -26,9 +26,9 @@ class SelectionConfig:
     min_score: float | None = None
     """The least score R(M)."""
     top_percent: float | None = None
-    """Take this share of all instances of the store, in percent, by score (METHODS 3: 60)."""
+    """Take this share of all instances of the store, in percent, by score; 60 is a good start."""
     min_stability: float | None = None
-    """The least holistic stability Z (METHODS 6); instances without one are left out."""
+    """The least holistic stability Z; instances without one are left out."""
     max_per_image: int | None = None
     """At most so many instances of an image: the best of those that pass the rest."""
 

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from engine.errors import ConfigurationError, CorpusError
-from engine.ground_truth import read_coco_folder
+from engine.ground_truth import read_ground_truth
 from engine.masks import paired_ious, resize_masks
 from engine.refine import CrfConfig, refine_masks
 from jobs.console import run_job
@@ -84,13 +84,14 @@ def main(config: BenchmarkConfig) -> None:
 
 def read_images(config: BenchmarkConfig) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.bool_]]]:
     """Names, images (size, size, 3) and coarse masks (masks_per_image, size, size)."""
-    for annotated in islice(read_coco_folder(config.coco), config.num_images):
-        image = read_image(annotated.path, config.size)
+    truths = (truth for truth in read_ground_truth(str(config.coco)) if truth.num_objects > 0)
+    for annotated in islice(truths, config.num_images):
+        image = read_image(config.coco / annotated.path, config.size)
         instances = annotated.masks()
         instances = instances[np.argsort(-instances.sum(axis=(1, 2)), kind="stable")]
         grid = patches_of(resize_masks(instances, image.shape[:2]))
         coarse = coarse_masks(grid, image, config.masks_per_image, seed=annotated.coco_id)
-        yield annotated.path.name, image, np.kron(coarse, np.ones((1, PATCH, PATCH), bool))
+        yield annotated.path, image, np.kron(coarse, np.ones((1, PATCH, PATCH), bool))
 
 
 def read_image(path: Path, size: int) -> NDArray[np.uint8]:

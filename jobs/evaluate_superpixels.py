@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from engine.errors import ConfigurationError, CorpusError
-from engine.ground_truth import read_coco_folder
+from engine.ground_truth import read_ground_truth
 from engine.superpixels import METHODS, SuperpixelConfig, SuperpixelMethod, segment
 from engine.superpixels.evaluation import (
     achievable_segmentation_accuracy,
@@ -168,9 +168,10 @@ def measure_coco(folder: Path, config: EvaluationConfig) -> list[dict[str, float
         (method, count): np.zeros((2, 2), np.int64) for count in config.counts for method in config.methods
     }
     num_images = num_objects = 0
-    for annotated in thin_out(list(read_coco_folder(folder)), config.limit):
+    truths = [truth for truth in read_ground_truth(str(folder)) if truth.num_objects > 0]
+    for truth in thin_out(truths, config.limit):
         show_progress(num_images)
-        image, masks = np.asarray(Image.open(annotated.path).convert("RGB")), annotated.masks()
+        image, masks = np.asarray(Image.open(folder / truth.path).convert("RGB")), truth.masks()
         num_images, num_objects = num_images + 1, num_objects + len(masks)
         sides = [[clear_sides(mask, border_px) for border_px in (0.0, config.tolerance_px)] for mask in masks]
         for (method, count), total in totals.items():

@@ -6,6 +6,8 @@
         plan/000123.parquet                 which images shard 123 holds; written before they are labelled
         shard-000123.parquet                their rows; its presence says that they are done
         manifest.parquet                    a row per shard; written when all are done
+        evaluation/77aa01c93e5d.json        figures against a ground truth, named by the digest of the
+                                            protocol and of what was drawn, so that rounds can be compared
 
 No file holds a time or a host, so equal work gives equal bytes.
 """
@@ -17,6 +19,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +35,7 @@ from engine.types import Outcome, ShardPlan
 Mode = Literal["resume", "extend", "overwrite"]
 _SHARD = re.compile(r"shard-(\d{6,})\.parquet$")
 _MANIFEST = "manifest.parquet"
+_EVALUATIONS = "evaluation/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +209,20 @@ class Version:
         for shard in sorted(self.committed()):
             key = self._shard_key(shard)
             yield decode_instance_column(self._objects.read(key), column, key)
+
+    def record_evaluation(self, digest: str, evaluation: Mapping[str, Any]) -> None:
+        """Keep an evaluation (see engine.evaluation) in the version, instead of one of this digest."""
+        self._objects.write(self._key(f"{_EVALUATIONS}{digest}.json"), _to_json(evaluation))
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """What was recorded, by digest. Raises StoreError where a file is damaged."""
+        found = {}
+        for key in self._objects.keys(self._key(_EVALUATIONS)):
+            try:
+                found[PurePosixPath(key).stem] = json.loads(self._objects.read(key))
+            except ValueError as error:
+                raise StoreError(f"{key} is not json ({error}); remove it and evaluate again") from error
+        return found
 
     def find(self, image_id: str) -> Outcome:
         """One image's row. Reads the shards whose id range holds it. Raises ObjectMissing."""

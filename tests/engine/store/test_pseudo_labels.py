@@ -191,3 +191,19 @@ def test_rounds_and_stores_without_any() -> None:
     assert store.version().info.round == 1
     with pytest.raises(StoreError, match="no round 5"):
         store.version(5)
+
+
+def test_evaluations_lie_beside_the_labels() -> None:
+    objects = MemoryObjects()
+    version = begun(objects)
+    assert version.evaluations() == {}
+    version.record_evaluation("b2", {"masks": {"AP": 0.5}})
+    version.record_evaluation("a1", {"masks": {"AP": None}})
+    version.record_evaluation("b2", {"masks": {"AP": 0.75}})
+    assert list(version.evaluations().items()) == [
+        ("a1", {"masks": {"AP": None}}),
+        ("b2", {"masks": {"AP": 0.75}}),
+    ]
+    objects.write(f"{version.name}/evaluation/a1.json", b"{")
+    with pytest.raises(StoreError, match="evaluate again"):
+        version.evaluations()

@@ -1,0 +1,144 @@
+"""What the formats are given: a part of the store, cut, numbered and split, with its images where asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.corpora import Corpus
+from engine.errors import ImageError
+from engine.export.images import ImageFile, read_image_files
+from engine.export.split import TRAIN, VAL, SplitConfig, is_validation
+from engine.selection import Selection, select_columns
+from engine.store.columns import ShardColumns
+from engine.store.pseudo_labels import Version
+from engine.types import ImageRecord, Status
+
+# Images that are in memory at one time, and that are read at one time.
+_IMAGES_AT_ONCE = 32
+_READERS = 8
+_LISTED = 1000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExportBatch:
+    """N images of an export. `numbers`, int64 (N,), are COCO's image ids; `is_val` is bool (N,); `files` are
+    the images' own, where images are exported."""
+
+    columns: ShardColumns
+    numbers: NDArray[np.int64]
+    is_val: NDArray[np.bool_]
+    files: tuple[ImageFile, ...] | None = None
+
+    @property
+    def image_ids(self) -> list[str]:
+        ids: list[str] = self.columns.images["image_id"].to_pylist()
+        return ids
+
+    @property
+    def splits(self) -> list[str]:
+        """`train` or `val` for each image."""
+        return [VAL if is_val else TRAIN for is_val in self.is_val]
+
+    def part(self, is_val: bool) -> ExportBatch:
+        """The batch's images of one split, without their files."""
+        wanted = self.is_val == is_val
+        columns = self.columns.keep_images(wanted)
+        return ExportBatch(columns=columns, numbers=self.numbers[wanted], is_val=self.is_val[wanted])
+
+
+@dataclass(kw_only=True)
+class ExportReport:
+    """What went into an export and what did not.
+
+    `rejected` counts images that were never labelled, by the store's reasons; `unavailable` those whose files
+    cannot be had now, by reason, of which the first are listed as (image id, reason, detail).
+    """
+
+    images: int = 0
+    val_images: int = 0
+    instances: int = 0
+    empty_images: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    unavailable: Counter[str] = field(default_factory=Counter)
+    listed: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, batch: ExportBatch) -> None:
+        self.images += batch.columns.num_images
+        self.val_images += int(batch.is_val.sum())
+        self.instances += len(batch.columns.areas)
+        self.empty_images += int((batch.columns.counts == 0).sum())
+
+    def leave_out(self, image_id: str, error: ImageError) -> None:
+        self.unavailable[error.reason] += 1
+        if len(self.listed) < _LISTED:
+            self.listed.append((image_id, str(error.reason), error.detail))
+
+
+def export_batches(
+    version: Version, selection: Selection, split: SplitConfig, corpus: Corpus | None, report: ExportReport
+) -> Iterator[ExportBatch]:
+    """The images of a version, but for rejected ones, in the store's order; with files if there is a corpus.
+
+    What is left out is added to `report`; what is handed out is not, since that is for who writes it.
+    """
+    has_coco_ids = _has_coco_ids(version)
+    position = 0
+    with ExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(_READERS)) if corpus is not None else None
+        for shard in version.columns():
+            positions = np.arange(position + 1, position + 1 + shard.num_images)
+            position += shard.num_images
+            numbers = shard.images["coco_id"].to_numpy() if has_coco_ids else positions
+            is_usable = shard.images["status"].to_numpy() != Status.REJECTED.value
+            report.rejected.update(shard.images["reason"].filter(~is_usable).to_pylist())
+            columns = select_columns(shard.keep_images(is_usable), selection)
+            is_val = is_validation(columns.images["image_id"].to_pylist(), split)
+            batch = ExportBatch(columns=columns, numbers=numbers[is_usable], is_val=is_val)
+            if corpus is None or executor is None:
+                yield batch
+            else:
+                yield from _with_files(batch, corpus, executor, report)
+
+
+def _has_coco_ids(version: Version) -> bool:
+    """Whether every image of the version has a COCO id of its own."""
+    parts = []
+    for columns in version.columns():
+        if columns.images["coco_id"].null_count:
+            return False
+        parts.append(columns.images["coco_id"].to_numpy())
+    ids = np.concatenate([np.zeros(0, np.int64), *parts])
+    return len(np.unique(ids)) == len(ids)
+
+
+def _with_files(
+    batch: ExportBatch, corpus: Corpus, executor: ThreadPoolExecutor, report: ExportReport
+) -> Iterator[ExportBatch]:
+    """The batch in small ones that hold their images' files; images without are left out and told."""
+    table = batch.columns.images.select(["image_id", "path", "coco_id", "sha256"])
+    for start in range(0, table.num_rows, _IMAGES_AT_ONCE):
+        rows = table.slice(start, _IMAGES_AT_ONCE).to_pylist()
+        wanted = [
+            (ImageRecord(image_id=row["image_id"], path=row["path"], coco_id=row["coco_id"]), row["sha256"])
+            for row in rows
+        ]
+        found = read_image_files(corpus, wanted, executor)
+        is_kept = np.zeros(table.num_rows, bool)
+        for offset, (row, file) in enumerate(zip(rows, found, strict=True)):
+            is_kept[start + offset] = isinstance(file, ImageFile)
+            if isinstance(file, ImageError):
+                report.leave_out(row["image_id"], file)
+        yield replace(
+            batch,
+            columns=batch.columns.keep_images(is_kept),
+            numbers=batch.numbers[is_kept],
+            is_val=batch.is_val[is_kept],
+            files=tuple(file for file in found if isinstance(file, ImageFile)),
+        )

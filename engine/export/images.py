@@ -1,0 +1,78 @@
+"""The images that go into an export, as most readers will see them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from PIL import Image, ImageOps
+
+from engine.corpora import Corpus
+from engine.errors import ImageError
+from engine.types import ImageRecord, Reason
+
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """An image's file, and the suffix of its name: lower case, with the dot."""
+
+    data: bytes
+    suffix: str
+
+
+def read_image_files(
+    corpus: Corpus, images: Sequence[tuple[ImageRecord, str | None]], executor: Executor
+) -> list[ImageFile | ImageError]:
+    """The files of images, each given with the sha256 that it had, or why one cannot be had, in this order.
+
+    Raises TransientError where the corpus does not answer: a training set does without no image only because
+    a server was away.
+    """
+
+    def read(image: tuple[ImageRecord, str | None]) -> ImageFile | ImageError:
+        try:
+            return _read(corpus, *image)
+        except ImageError as error:
+            return error
+
+    return list(executor.map(read, images))
+
+
+def safe_name(image_id: str) -> str:
+    """A file name without suffix for an image, whatever its id: letters, digits, - and _, unique, not long.
+
+    >>> safe_name("../cats/a cat.jpg")
+    'cats_a_cat-51f02dead533'
+    """
+    stem = str(PurePosixPath(image_id).with_suffix("")) if PurePosixPath(image_id).name else image_id
+    readable = re.sub(r"[^A-Za-z0-9-]+", "_", stem).strip("_")[-60:]
+    return f"{readable}-{hashlib.sha256(image_id.encode()).hexdigest()[:12]}"
+
+
+def _read(corpus: Corpus, record: ImageRecord, sha256: str | None) -> ImageFile:
+    data = corpus.read(record)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ImageError(Reason.CORRUPT, "the file is not the one that was labelled")
+    return ImageFile(data=_upright(data), suffix=PurePosixPath(record.path).suffix.lower())
+
+
+def _upright(data: bytes) -> bytes:
+    """The file itself, or one with turned pixels where EXIF turns it: masks are those of the upright image,
+    and most readers of training sets do not look at EXIF."""
+    with Image.open(io.BytesIO(data)) as image:
+        try:
+            if image.getexif().get(_ORIENTATION_TAG, 1) in (0, 1):
+                return data
+            turned = ImageOps.exif_transpose(image)
+        except Exception:  # PIL's EXIF reader raises nearly anything on damaged tags; labelling ignored them
+            return data
+        sink = io.BytesIO()
+        turned.save(sink, image.format, quality=95)
+        return sink.getvalue()

@@ -1,0 +1,58 @@
+"""YOLO segmentation, as ultralytics and supervision read it.
+
+    data.yaml
+    images/train/<name>.jpg    images/val/<name>.jpg     the images' files
+    labels/train/<name>.txt    labels/val/<name>.txt     a line per instance: 0 and its polygon, x y x y ...
+
+A name is `safe_name` of the image id. Coordinates are shares of the width and height, in the convention of
+`engine.export.polygons`; there is one class, 0, object. An image without instances has an empty label file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.export.batch import ExportBatch
+from engine.export.images import safe_name
+from engine.export.polygons import yolo_polygon
+from engine.export.writing import write_all
+from engine.masks import decode_rles
+from engine.store.columns import ShardColumns
+from engine.store.objects import ObjectStore
+
+# Without `path`, readers take the folder that the file lies in.
+_DATA_YAML = b"train: images/train\nval: images/val\nnames:\n  0: object\n"
+
+
+class YoloWriter:
+    """Writes batches that have files."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+        objects.write("data.yaml", _DATA_YAML)
+
+    def add(self, batch: ExportBatch) -> None:
+        write_all(self._objects, _named_files(batch))
+
+
+def label_texts(columns: ShardColumns) -> Iterator[str]:
+    """The label file of each image."""
+    rles = columns.instances["rle"].to_pylist()
+    for i, (height, width) in enumerate(zip(columns.heights, columns.widths, strict=True)):
+        own = rles[columns.offsets[i] : columns.offsets[i + 1]]
+        yield "".join(_line(rle.encode(), (int(height), int(width))) for rle in own)
+
+
+def _line(rle: bytes, size: tuple[int, int]) -> str:
+    """One mask at a time is decoded, which for a large photograph is a hundred megabytes."""
+    (mask,) = decode_rles([rle], size)
+    return " ".join(["0", *(f"{value:.6f}" for value in yolo_polygon(mask).ravel())]) + "\n"
+
+
+def _named_files(batch: ExportBatch) -> Iterator[tuple[str, bytes]]:
+    assert batch.files is not None
+    names = map(safe_name, batch.image_ids)
+    labels = label_texts(batch.columns)
+    for name, split, file, label in zip(names, batch.splits, batch.files, labels, strict=True):
+        yield f"labels/{split}/{name}.txt", label.encode()
+        yield f"images/{split}/{name}{file.suffix}", file.data

@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from pycocotools import mask as coco_mask
+
+from engine.export import ExportConfig, export_version, rolling
+from engine.export.split import SplitConfig
+from engine.store.objects import open_objects
+
+CONFIG = ExportConfig(format="webdataset", split=SplitConfig(val_fraction=0.3))
+
+
+def tars(folder: Path, split: str) -> list[str]:
+    return sorted(str(path) for path in (folder / split).glob("*.tar"))
+
+
+def test_webdataset_reads_images_and_masks_back(
+    labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rolling, "_FULL_IMAGES", 5)
+    export_version(labelled.version, CONFIG, open_objects(str(tmp_path / "out")), corpus=labelled.corpus)
+    assert len(tars(tmp_path / "out", "train")) == 2
+    seen = []
+    for split in ("train", "val"):
+        for sample in webdataset.WebDataset(tars(tmp_path / "out", split), shardshuffle=False).decode("rgb8"):
+            described = sample["json"]
+            seen.append(described["image_id"])
+            suffix = described["path"].rsplit(".", 1)[1]
+            assert sample[suffix].shape == (24, 40, 3)
+            masks = [coco_mask.decode(annotation["segmentation"]) for annotation in described["annotations"]]
+            expected = labelled.masks[described["image_id"]]
+            assert np.array_equal(np.array(masks).reshape(expected.shape), expected)
+    assert sorted(seen) == sorted(labelled.masks)
+
+
+def test_images_are_their_own_bytes_and_tars_are_equal(labelled: Any, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        export_version(labelled.version, CONFIG, open_objects(str(tmp_path / name)), corpus=labelled.corpus)
+    for split in ("train", "val"):
+        (one,), (two,) = tars(tmp_path / "one", split), tars(tmp_path / "two", split)
+        assert Path(one).read_bytes() == Path(two).read_bytes()
+        for sample in webdataset.WebDataset(one, shardshuffle=False):
+            path = json.loads(sample["json"])["path"]
+            assert sample[path.rsplit(".", 1)[1]] == (labelled.folder / path).read_bytes()

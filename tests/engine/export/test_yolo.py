@@ -1,0 +1,44 @@
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from engine.export import ExportConfig, export_version
+from engine.export.images import safe_name
+from engine.export.split import SplitConfig
+from engine.store.objects import open_objects
+
+with warnings.catch_warnings():
+    # It says that it has no OpenCV and does without.
+    warnings.simplefilter("ignore", UserWarning)
+    import supervision
+
+
+def test_supervision_reads_the_masks_back(labelled: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    config = ExportConfig(format="yolo", split=SplitConfig(val_fraction=0.3))
+    export_version(labelled.version, config, open_objects(str(out)), corpus=labelled.corpus)
+    masks_by_name = {safe_name(name): masks for name, masks in labelled.masks.items()}
+    described = yaml.safe_load((out / "data.yaml").read_text())
+    assert described["names"] == {0: "object"}
+    seen = []
+    for split in ("train", "val"):
+        assert described[split] == f"images/{split}"
+        dataset = supervision.DetectionDataset.from_yolo(
+            images_directory_path=str(out / "images" / split),
+            annotations_directory_path=str(out / "labels" / split),
+            data_yaml_path=str(out / "data.yaml"),
+        )
+        assert len(list((out / "labels" / split).iterdir())) == len(dataset)
+        for path, image, detections in dataset:
+            seen.append(Path(path).stem)
+            masks = masks_by_name[Path(path).stem]
+            assert image.shape == (24, 40, 3)
+            assert len(detections) == len(masks)
+            for read, mask in zip(detections.mask if len(masks) else (), masks, strict=True):
+                assert read[mask].all()
+                # The bridge to a hole lies on the mask.
+                assert np.array_equal(read, mask)
+    assert sorted(seen) == sorted(masks_by_name)
