@@ -63,6 +63,11 @@ def free_resources() -> Resources:
     return Resources(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0))
 
 
+def largest_node_cpus() -> float:
+    """CPUs of the joined cluster's largest node, which bounds what one actor can get."""
+    return max(float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+
+
 def _check_that_someone_listens(address: str) -> None:
     """Raise UsageError for a HOST:PORT without a server; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")

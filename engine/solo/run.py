@@ -19,6 +19,7 @@ from engine.errors import ConfigurationError, ObjectMissing
 from engine.solo.batch import Batch
 from engine.solo.samples import SampleMaker, load_batches
 from engine.solo.trainer import Figures, SoloTrainer, TrainingConfig
+from engine.solo.validation import Validation
 from engine.solo.weights import pack_network
 from engine.store.objects import ObjectStore
 from engine.training.checkpoints import read_checkpoint, write_checkpoint
@@ -30,7 +31,6 @@ DESCRIPTION_KEY = "training.json"
 RESULT_KEY = "network.safetensors"
 
 Report = Callable[[int, Mapping[str, float]], None]
-Evaluate = Callable[[SoloTrainer], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Run:
     """What a run of one worker works with.
 
     `report` is told the figures of every logged step, on the first worker alone; `on_checkpoint` the step
-    of every checkpoint, on all workers; `evaluate`, where there is one, measures on the first worker.
+    of every checkpoint, on all workers; `validation` is measured there on the first worker.
     """
 
     output: ObjectStore
@@ -66,7 +66,7 @@ class Run:
     place: Place
     report: Report = field(default=lambda step, figures: None)
     on_checkpoint: Callable[[int], None] = field(default=lambda step: None)
-    evaluate: Evaluate | None = None
+    validation: Validation | None = None
 
 
 def begin_output(
@@ -155,8 +155,9 @@ class _Loop:
 
     def _checkpoint(self, step: int) -> None:
         if self._is_first:
-            if self._run.evaluate is not None:
-                self._add(step, self._run.evaluate(self._trainer))
+            if self._run.validation is not None:
+                network, solo = self._trainer.network, self._run.config.solo
+                self._add(step, self._run.validation.measure(network, solo))
             # The log first: what is behind a checkpoint is never measured again.
             self._log.write(next_step=step)
             write_checkpoint(self._run.output, self._trainer.state())

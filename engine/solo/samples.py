@@ -60,11 +60,14 @@ class LabelledImages:
         return tuple(text.encode("ascii") for text in texts)
 
 
-def list_images(version: Version, selection: SelectionConfig, keep_empty: bool = False) -> LabelledImages:
+def list_images(
+    version: Version, selection: SelectionConfig, keep_empty: bool = False, held_out: float = 0.0
+) -> LabelledImages:
     """The images of a version with at least one instance that `selection` takes.
 
     `keep_empty` takes those without as well: an image in which the method found nothing, which teaches that
-    nothing is there. Rejected images never come. Raises StoreError where nothing is left.
+    nothing is there. Rejected images never come, nor does the share `held_out`, see `is_held_out`. Raises
+    StoreError where nothing is left.
     """
     plan = plan_selection(version, selection)
     shards: list[ShardColumns] = []
@@ -75,6 +78,9 @@ def list_images(version: Version, selection: SelectionConfig, keep_empty: bool =
         taken = selected.counts > 0
         if keep_empty:
             taken |= statuses != Status.REJECTED.value
+        if held_out > 0:
+            names = selected.images["image_id"].to_pylist()
+            taken &= np.array([not is_held_out(name, held_out) for name in names], bool)
         rows = np.flatnonzero(taken)
         places.append(np.stack([np.full(len(rows), len(shards)), rows], axis=1).astype(np.int32))
         shards.append(selected)
@@ -87,6 +93,25 @@ def list_images(version: Version, selection: SelectionConfig, keep_empty: bool =
             "the like, or label first"
         )
     return images
+
+
+def list_held_out(version: Version, share: float) -> list[ImageRecord]:
+    """The images of a version, but for rejected ones, that training leaves out."""
+    return [
+        outcome.record
+        for outcome in version.outcomes()
+        if outcome.status != Status.REJECTED and is_held_out(outcome.record.image_id, share)
+    ]
+
+
+def is_held_out(image_id: str, share: float) -> bool:
+    """Whether an image is left out of training: about this share of all, by the digest of their names.
+
+    >>> sum(is_held_out(f"{number}.jpg", 0.25) for number in range(1000))
+    249
+    """
+    digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
 
 
 @dataclass(frozen=True, kw_only=True)

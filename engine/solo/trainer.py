@@ -38,6 +38,8 @@ class TrainingConfig:
     """Use only operations that give the same bits every time; costs speed on GPUs."""
     keep_empty: bool = False
     """Also learn from images without instances that nothing is there."""
+    held_out: float = 0.0
+    """Share of the images that is not learned from, to measure on, see --ground-truth."""
     snapshots: int = 4
     """Networks that are kept along the run, at equal distances, the last one being the result."""
     seed: int = 0
@@ -52,6 +54,8 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "snapshots"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} is at least 1, got {getattr(self, name)}")
+        if not 0 <= self.held_out < 1:
+            raise ConfigurationError(f"held_out is a share below 1, got {self.held_out}")
         if self.snapshots > self.steps:
             raise ConfigurationError(f"snapshots are at most as many as steps, got {self.snapshots}")
         if not 0 <= self.seed < 2**63:

@@ -4,68 +4,42 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from engine.boxes import xyxy_to_xywh
 from engine.corpora import FolderCorpus
+from engine.decoding import DecodingConfig
 from engine.errors import ConfigurationError, RunError, StoreError, WeightsError
-from engine.labelling import make_instances
+from engine.ground_truth import AnnotatedImage
 from engine.selection import SelectionConfig
 from engine.solo.augmentation import AugmentationConfig, Source, paste_objects, place_scene
 from engine.solo.inference import find_instances
 from engine.solo.objective import ObjectiveConfig
 from engine.solo.run import Run, RunSettings, begin_output, train_solo
-from engine.solo.samples import SampleConfig, SampleMaker, list_images, load_batches
+from engine.solo.samples import SampleConfig, SampleMaker, list_held_out, list_images, load_batches
 from engine.solo.trainer import SoloTrainer, TrainingConfig
+from engine.solo.validation import plan_validation
 from engine.solo.weights import load_network
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
-from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore
 from engine.superpixels import SuperpixelConfig
 from engine.superpixels.hierarchy import number_by_first_pixel
 from engine.training.distribution import Place
 from engine.training.log import read_figures
 from engine.training.order import SampleNumber, batch_numbers
 from engine.training.schedule import OptimiserConfig
-from engine.types import ImageRecord, Outcome, Reason, ShardPlan, Status
 
 
 @pytest.fixture
-def labelled_folder(tmp_path, photograph, encode_image):
-    """Six discs with their true masks, a rejected and an empty image: (corpus, version)."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    outcomes = []
-    for seed in range(9):
-        record = ImageRecord(image_id=f"{seed}.png", path=f"{seed}.png")
-        if seed % 3 == 2:
-            outcomes.append(Outcome(record=record, status=Status.REJECTED, reason=Reason.TRUNCATED))
-            continue
-        image = photograph(seed)
-        (folder / record.path).write_bytes(encode_image(image, "PNG"))
-        if seed == 0:
-            outcomes.append(
-                Outcome(
-                    record=record, status=Status.NO_OBJECT, reason=Reason.NO_FOREGROUND, height=48, width=64
-                )
-            )
-            continue
-        mask = image.mean(axis=2) > (float(image.min()) + float(image.max())) / 2
-        instances = make_instances(mask[None], np.float32([seed / 10]), (48, 64), "promerge")
-        outcomes.append(
-            Outcome(record=record, status=Status.LABELLED, height=48, width=64, instances=instances)
-        )
-    store = PseudoLabelStore(MemoryObjects())
-    info = VersionInfo(
-        round=0, configuration={}, weights_digest="", parent=None, code_version="", device="cpu"
-    )
-    version = store.begin(info, "resume")
-    version.record_plan(ShardPlan(index=0, records=tuple(o.record for o in outcomes), is_last=True))
-    version.commit(0, outcomes)
-    version.finish()
-    return FolderCorpus.open(str(folder)), version
+def labelled_folder(labelled_discs):
+    """The corpus and the version of `labelled_discs`."""
+    images, store = labelled_discs
+    return FolderCorpus.open(str(images)), PseudoLabelStore(LocalObjects(store)).version()
 
 
 @pytest.fixture
@@ -89,6 +63,19 @@ def make_maker(labelled_folder, tmp_path):
         return SampleMaker(images, corpus, tmp_path / "cache", config.sample_task)
 
     return make
+
+
+def true_annotation(outcome):
+    instances = outcome.instances
+    return AnnotatedImage(
+        coco_id=None,
+        path=outcome.record.path,
+        size=instances.size,
+        rles=instances.rles,
+        boxes_xywh=xyxy_to_xywh(instances.boxes_xyxy).astype(float),
+        areas=instances.areas.astype(float),
+        is_crowd=np.zeros(len(instances), bool),
+    )
 
 
 def run_of(output, config, **settings):
@@ -115,6 +102,11 @@ def test_rejected_and_empty_images_are_left_out(labelled_folder, make_maker, tin
         "7.png",
     ]
     assert len(list_images(version, SelectionConfig(min_score=0.35))) == 3
+    trained = list_images(version, SelectionConfig(), held_out=0.5)
+    held_out = {record.image_id for record in list_held_out(version, 0.5)}
+    assert held_out.isdisjoint(trained.record(i).image_id for i in range(len(trained)))
+    # But for the image in which nothing was found.
+    assert len(trained) + len(held_out - {"0.png"}) == 5
     with_empty = replace(tiny_training, keep_empty=True)
     assert len(make_maker(with_empty)) == 6
     assert make_maker(with_empty)[SampleNumber(0, 0)].masks.shape == (0, 256)
@@ -150,7 +142,7 @@ def test_an_image_that_is_gone_or_another_is_said_to_be(
     plain = replace(
         tiny_training, samples=replace(tiny_training.samples, augmentation=AugmentationConfig.none())
     )
-    folder = LocalObjects(__import__("pathlib").Path(corpus.uri))
+    folder = LocalObjects(Path(corpus.uri))
     folder.delete("1.png")
     folder.write("3.png", encode_image(np.zeros((30, 30, 3), np.uint8), "PNG"))
     maker = make_maker(plain)
@@ -219,7 +211,6 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(make_maker, tiny_training, 
 
 
 def test_tensorboard_reads_the_log(make_maker, tiny_training, tmp_path):
-    from tensorboard.backend.event_processing.directory_loader import DirectoryLoader  # noqa: F401
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = run_of(LocalObjects(tmp_path / "out"), tiny_training)
@@ -263,22 +254,23 @@ def test_mixed_precision_stays_finite(make_maker, tiny_training, precision):
     assert all(np.isfinite(line["loss"]) for line in read_figures(run.output))
 
 
-def test_a_tiny_run_learns_two_discs(make_maker, tiny_training, photograph):
-    """From nothing to the masks of the images that it saw, in the superpixel loss."""
+def test_a_tiny_run_learns_its_discs(make_maker, tiny_training, labelled_folder):
+    """From nothing to the masks of the images that it saw, by the superpixel loss."""
     config = replace(
         tiny_training,
-        steps=150,
+        steps=60,
         batch_size=5,
         samples=replace(tiny_training.samples, augmentation=AugmentationConfig.none()),
         optimiser=OptimiserConfig(kind="adamw", learning_rate=5e-3, warmup_steps=5, schedule="cosine"),
     )
-    output = MemoryObjects()
-    train_solo(
-        Run(output=output, config=config, settings=RunSettings(processes=0), place=Place()),
-        make_maker(config),
-    )
-    figures = read_figures(output)
-    assert figures[-1]["loss"] < 0.3 * figures[0]["loss"]
+    corpus, version = labelled_folder
+    records = [outcome.record for outcome in version.outcomes() if outcome.instances is not None]
+    truths = [true_annotation(outcome) for outcome in version.outcomes() if outcome.instances is not None]
+    validation = plan_validation(corpus, records, truths, DecodingConfig())
+    settings = RunSettings(processes=0, checkpoint_every=60)
+    run = Run(output=MemoryObjects(), config=config, settings=settings, place=Place(), validation=validation)
+    train_solo(run, make_maker(config))
+    assert read_figures(run.output)[-1]["mask_AP50"] >= 0.9
 
 
 def test_networks_are_read_back_with_their_configuration(make_maker, tiny_training, tmp_path, photograph):
