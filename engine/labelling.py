@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Literal
@@ -162,13 +162,13 @@ def warm_up(config: LabellingConfig) -> None:
 
 
 def make_instances(
-    masks: NDArray[np.bool_],
+    masks: Iterable[NDArray[np.bool_]],
     scores: NDArray[np.float32],
     size: tuple[int, int],
     method: str,
     box_xyxy: Box | None = None,
 ) -> Instances:
-    """Instances of masks (N, h, w) of an image of `size` = (height, width), without what vanishes.
+    """Instances of N masks (h, w) of an image of `size` = (height, width), without what vanishes.
 
     The masks are brought to the image's size, or to that of `box_xyxy` and to its place in the image.
     Ordered by falling score, then falling area, then first pixel in reading order. One mask at a time is

@@ -72,6 +72,11 @@ def choose_device(asked: str, num_gpus: float) -> str:
     return "cuda" if asked != "cpu" and num_gpus >= 1 else "cpu"
 
 
+def largest_node_cpus() -> float:
+    """CPUs of the joined cluster's largest node, which bounds what one actor can get."""
+    return max(float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+
+
 def _check_that_someone_listens(address: str) -> None:
     """Raise UsageError for a HOST:PORT without a server; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")

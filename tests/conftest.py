@@ -17,6 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.labelling import make_instances
+from engine.store.local import LocalObjects
+from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.types import ImageRecord, Outcome, Reason, ShardPlan, Status
+
 _DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).parents[1] / ".." / "shared")).resolve()
 
 
@@ -44,6 +49,47 @@ def photograph() -> Callable[[int], np.ndarray]:
         return (image + rng.integers(-5, 6, image.shape)).clip(0, 255).astype(np.uint8)
 
     return make
+
+
+@pytest.fixture
+def labelled_discs(
+    tmp_path: Path, photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
+) -> tuple[Path, Path]:
+    """A folder of photographs and a store with their discs' true masks, scored by their number over 10.
+
+    Of 9 images, a third is rejected, and in the first nothing was found.
+    """
+    images, store = tmp_path / "discs", LocalObjects(tmp_path / "labels")
+    images.mkdir()
+    outcomes = []
+    for number in range(9):
+        record = ImageRecord(image_id=f"{number}.png", path=f"{number}.png")
+        if number % 3 == 2:
+            outcomes.append(Outcome(record=record, status=Status.REJECTED, reason=Reason.TRUNCATED))
+            continue
+        image = photograph(number)
+        (images / record.path).write_bytes(encode_image(image, "PNG"))
+        mask = image.mean(axis=2) > (float(image.min()) + float(image.max())) / 2
+        instances = make_instances(mask[None], np.float32([number / 10]), (48, 64), "promerge")
+        found = number > 0
+        outcomes.append(
+            Outcome(
+                record=record,
+                status=Status.LABELLED if found else Status.NO_OBJECT,
+                reason=None if found else Reason.NO_FOREGROUND,
+                height=48,
+                width=64,
+                instances=instances if found else None,
+            )
+        )
+    info = VersionInfo(
+        round=0, configuration={}, weights_digest="", parent=None, code_version="", device="cpu"
+    )
+    version = PseudoLabelStore(store).begin(info, "resume")
+    version.record_plan(ShardPlan(index=0, records=tuple(o.record for o in outcomes), is_last=True))
+    version.commit(0, outcomes)
+    version.finish()
+    return images, Path(store.uri)
 
 
 @pytest.fixture

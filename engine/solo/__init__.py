@@ -1,0 +1,12 @@
+"""SOLO: a network that finds objects of no particular class, and what it is trained with (METHODS 4 and 6).
+
+config.py               network, grids, detection
+layers.py backbone.py network.py
+                        any timm backbone, feature pyramid, dynamic mask head
+targets.py              which cells answer for which object
+superpixel_targets.py   what an image's superpixels say of its coarse masks; made where images are loaded
+superpixel_loss.py      the superpixel-guided loss of predicted masks
+losses.py               focal loss; masks pixel by pixel
+batch.py objective.py   a batch and its loss
+inference.py            matrix NMS, instances of images of any size
+"""

@@ -1,0 +1,147 @@
+"""From what the network says to instances of images of any size (arXiv 2003.10152, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from engine.labelling import make_instances
+from engine.solo.config import DetectionConfig, SoloConfig
+from engine.solo.network import SoloNetwork, SoloOutputs
+from engine.types import Instances
+
+METHOD = "solo"
+"""What the store calls instances that a network has found."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Detections:
+    """N masks of one image, best first: `probabilities` (N, h, w) at the mask stride, and `scores` (N,)."""
+
+    probabilities: torch.Tensor
+    scores: torch.Tensor
+
+
+def fit_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) brought to a longer side of `side`, the aspect kept, at least one pixel.
+
+    >>> fit_size((480, 640), 320)
+    (240, 320)
+    """
+    scale = side / max(size)
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+def fit_image(image_hwc: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """An RGB image fitted into the upper left of a black square (side, side, 3)."""
+    height, width = fit_size((image_hwc.shape[0], image_hwc.shape[1]), side)
+    resized = Image.fromarray(image_hwc).resize((width, height), Image.Resampling.BILINEAR)
+    square = np.zeros((side, side, 3), np.uint8)
+    square[:height, :width] = np.asarray(resized)
+    return square
+
+
+@torch.inference_mode()
+def find_instances(
+    network: SoloNetwork, images_hwc: Sequence[NDArray[np.uint8]], config: SoloConfig
+) -> list[Instances]:
+    """Instances of images uint8 RGB (H, W, 3) of any sizes, each at its image's size, best first.
+
+    The network is in evaluation mode and decides the device. All images go through it together.
+    """
+    if not images_hwc:
+        return []
+    squares = np.stack([fit_image(image, config.image_size) for image in images_hwc])
+    sizes = [(image.shape[0], image.shape[1]) for image in images_hwc]
+    return find_in_squares(network, squares, sizes, config)
+
+
+@torch.inference_mode()
+def find_in_squares(
+    network: SoloNetwork,
+    squares_bhwc: NDArray[np.uint8],
+    sizes: Sequence[tuple[int, int]],
+    config: SoloConfig,
+) -> list[Instances]:
+    """As `find_instances`, of images that `fit_image` has brought to (B, S, S, 3), from their `sizes`."""
+    device = next(network.parameters()).device
+    images = torch.from_numpy(squares_bhwc).to(device).permute(0, 3, 1, 2).float() / 255
+    outputs = network(images)
+    return [
+        _instances(detect(outputs, image, config.detection), size, config) for image, size in enumerate(sizes)
+    ]
+
+
+def detect(outputs: SoloOutputs, image: int, config: DetectionConfig) -> Detections:
+    """The masks of one image of a batch, after matrix NMS.
+
+    A score is objectness x the mean probability within the mask (arXiv 1912.04488: maskness).
+    """
+    objectness = outputs.objectness[image].float().sigmoid()
+    order = objectness.argsort(descending=True, stable=True)
+    cells = order[objectness[order] > config.min_score]
+    # Masks are drawn for no more cells than can be compared.
+    cells = cells[: config.max_before_nms]
+    probabilities = outputs.mask_logits(image, cells).float().sigmoid()
+    masks = (probabilities > config.mask_threshold).flatten(1).float()
+    areas = masks.sum(dim=1)
+    maskness = (probabilities.flatten(1) * masks).sum(dim=1) / areas.clamp(min=1)
+    scores = objectness[cells] * maskness
+    by_score = scores.argsort(descending=True, stable=True)
+    by_score = by_score[areas[by_score] > 0]
+    decayed = scores[by_score] * matrix_nms(masks[by_score], config.nms_sigma)
+    best = decayed.argsort(descending=True, stable=True)
+    best = best[decayed[best] > config.min_score_after_nms][: config.max_instances]
+    return Detections(probabilities=probabilities[by_score][best], scores=decayed[best])
+
+
+def matrix_nms(masks: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Factors (N,) by which matrix NMS lowers the scores of masks (N, P) of 0 and 1, best first.
+
+    decay_j = min_i exp(-sigma IoU_ij²) / exp(-sigma max_k IoU_ki²) over the masks i before j and, for each,
+    the masks k before it. Source: arXiv 2003.10152, equation 5, with the Gaussian kernel.
+
+    >>> twins = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> [round(factor, 4) for factor in matrix_nms(twins, 2.0).tolist()]  # the second: exp(-2)
+    [1.0, 0.1353, 1.0]
+    """
+    if len(masks) == 0:
+        return masks.new_zeros(0)
+    overlaps = masks @ masks.T
+    areas = masks.sum(dim=1)
+    # Row i, column j: the IoU of j with the better i.
+    ious = (overlaps / (areas[:, None] + areas[None] - overlaps).clamp(min=1)).triu(diagonal=1)
+    worst = ious.max(dim=0).values
+    decay = torch.exp(-sigma * (ious.square() - worst.square()[:, None]))
+    # A mask is lowered by better ones only.
+    is_better = torch.ones_like(decay, dtype=torch.bool).triu(diagonal=1)
+    factors: torch.Tensor = decay.masked_fill(~is_better, 1.0).min(dim=0).values
+    return factors
+
+
+def _instances(detections: Detections, size: tuple[int, int], config: SoloConfig) -> Instances:
+    """Masks at the image's size: one at a time is brought there."""
+    fitted = fit_size(size, config.image_size)
+    masks = (_full_mask(probabilities, fitted, size, config) for probabilities in detections.probabilities)
+    return make_instances(masks, detections.scores.cpu().numpy(), size, METHOD)
+
+
+def _full_mask(
+    probabilities: torch.Tensor, fitted: tuple[int, int], size: tuple[int, int], config: SoloConfig
+) -> NDArray[np.bool_]:
+    """The mask (H, W) at the image's `size` of probabilities over the square that holds it as `fitted`."""
+    square = _resized(probabilities, (config.image_size, config.image_size))
+    full = _resized(square[: fitted[0], : fitted[1]], size)
+    mask: NDArray[np.bool_] = (full > config.detection.mask_threshold).cpu().numpy()
+    return mask
+
+
+def _resized(plane: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    resized = interpolate(plane[None, None], size, mode="bilinear", align_corners=False)
+    return resized[0, 0]

@@ -1,0 +1,225 @@
+"""From stored labels and their corpus to samples: what a sample is depends on its number alone."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from engine.corpora import Corpus
+from engine.decoding import DecodingConfig, decode_image, resize_image
+from engine.errors import ImageError, StoreError, TransientError
+from engine.masks import decode_rles, resize_masks
+from engine.selection import SelectionConfig, plan_selection, select_columns
+from engine.solo.augmentation import AugmentationConfig, Source, change_colours, paste_objects, place_scene
+from engine.solo.batch import Batch, Sample, Scene, collate, failed_sample, make_sample
+from engine.solo.config import GridConfig
+from engine.solo.inference import fit_size
+from engine.solo.superpixel_targets import SuperpixelLossConfig
+from engine.store.columns import ShardColumns
+from engine.store.pseudo_labels import Version
+from engine.superpixels import SuperpixelConfig, segment
+from engine.training.order import SampleNumber
+from engine.types import ImageRecord, Reason, Status
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledImages:
+    """The images of a version that training takes, with their instances, as columns. Pickles whole."""
+
+    shards: tuple[ShardColumns, ...]
+    places: NDArray[np.int32]
+    """(N, 2): the shard and the row of each image."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def record(self, index: int) -> ImageRecord:
+        """The image's name."""
+        shard, row = self.places[index]
+        values = self.shards[shard].images.slice(row, 1).to_pylist()[0]
+        return ImageRecord(image_id=values["image_id"], path=values["path"], coco_id=values["coco_id"])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the image as it was labelled."""
+        shard, row = self.places[index]
+        return int(self.shards[shard].heights[row]), int(self.shards[shard].widths[row])
+
+    def rles(self, index: int) -> tuple[bytes, ...]:
+        """Run lengths of the image's instances."""
+        shard, row = self.places[index]
+        start, stop = self.shards[shard].offsets[row : row + 2]
+        texts = self.shards[shard].instances["rle"].slice(start, stop - start).to_pylist()
+        return tuple(text.encode("ascii") for text in texts)
+
+
+def list_images(
+    version: Version, selection: SelectionConfig, keep_empty: bool = False, held_out: float = 0.0
+) -> LabelledImages:
+    """The images of a version with at least one instance that `selection` takes.
+
+    `keep_empty` takes those without as well: an image in which the method found nothing, which teaches that
+    nothing is there. Rejected images never come, nor does the share `held_out`, see `is_held_out`. Raises
+    StoreError where nothing is left.
+    """
+    plan = plan_selection(version, selection)
+    shards: list[ShardColumns] = []
+    places: list[NDArray[np.int32]] = []
+    for columns in version.columns():
+        selected = select_columns(columns, plan)
+        statuses = np.asarray(selected.images["status"].to_pylist())
+        taken = selected.counts > 0
+        if keep_empty:
+            taken |= statuses != Status.REJECTED.value
+        if held_out > 0:
+            names = selected.images["image_id"].to_pylist()
+            taken &= np.array([not is_held_out(name, held_out) for name in names], bool)
+        rows = np.flatnonzero(taken)
+        places.append(np.stack([np.full(len(rows), len(shards)), rows], axis=1).astype(np.int32))
+        shards.append(selected)
+    images = LabelledImages(
+        shards=tuple(shards), places=np.concatenate([np.zeros((0, 2), np.int32), *places])
+    )
+    if len(images) == 0:
+        raise StoreError(
+            f"{version.name} has no image with an instance that is taken: lower --selection.min-score and "
+            "the like, or label first"
+        )
+    return images
+
+
+def list_held_out(version: Version, share: float) -> list[ImageRecord]:
+    """The images of a version, but for rejected ones, that training leaves out."""
+    return [
+        outcome.record
+        for outcome in version.outcomes()
+        if outcome.status != Status.REJECTED and is_held_out(outcome.record.image_id, share)
+    ]
+
+
+def is_held_out(image_id: str, share: float) -> bool:
+    """Whether an image is left out of training: about this share of all, by the digest of their names.
+
+    >>> sum(is_held_out(f"{number}.jpg", 0.25) for number in range(1000))
+    249
+    """
+    digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How images become samples."""
+
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    superpixels: SuperpixelConfig = field(default_factory=SuperpixelConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTask:
+    """What samples are made for: the network's square and grids, and a loss with superpixels or without."""
+
+    config: SampleConfig
+    side: int
+    grid: GridConfig
+    superpixel_loss: SuperpixelLossConfig | None
+    seed: int
+
+
+class SampleMaker(Dataset[Sample]):
+    """Samples of the images of a version, each as one epoch sees it."""
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        corpus: Corpus,
+        cache: Path,
+        task: SampleTask,
+    ) -> None:
+        """`cache` is a local folder for shrunk images and their superpixels; processes may share it."""
+        self._images = images
+        self._corpus = corpus
+        self._task = task
+        # Whatever decides what is kept decides the folder.
+        superpixels = task.config.superpixels if task.superpixel_loss is not None else None
+        kept = (corpus.uri, task.side, superpixels, task.config.decoding)
+        self._cache = cache / hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, number: SampleNumber) -> Sample:
+        epoch, index = number
+        task = self._task
+        rng = np.random.default_rng([task.seed, epoch, index])
+        image_id = self._images.record(index).image_id
+        try:
+            scene = self._scene(index, rng)
+            if rng.random() < task.config.augmentation.copy_paste:
+                scene = paste_objects(scene, self._scene(int(rng.integers(len(self._images))), rng), rng)
+        except (ImageError, TransientError) as error:
+            return failed_sample(image_id, str(error), (task.side, task.side), task.grid)
+        shown = change_colours(scene.image_hwc, task.config.augmentation.colour, rng)
+        scene = Scene(
+            image_hwc=scene.image_hwc, shown_hwc=shown, masks=scene.masks, superpixels=scene.superpixels
+        )
+        return make_sample(image_id, scene, task.grid, task.superpixel_loss)
+
+    def _scene(self, index: int, rng: np.random.Generator) -> Scene:
+        return place_scene(self._source(index), self._task.side, self._task.config.augmentation, rng)
+
+    def _source(self, index: int) -> Source:
+        """Raises ImageError, TransientError."""
+        record, size = self._images.record(index), self._images.size(index)
+        path = self._cache / f"{hashlib.sha256(record.image_id.encode()).hexdigest()}.npz"
+        if not path.exists():
+            self._keep(path, record)
+        with np.load(path, allow_pickle=False) as arrays:
+            image, labels = arrays["image"], arrays["superpixels"].astype(np.int32)
+            read_size = (int(arrays["size"][0]), int(arrays["size"][1]))
+        if read_size != size:
+            raise ImageError(
+                Reason.FAILED, f"the image is {read_size} now and was {size} when it was labelled"
+            )
+        masks = resize_masks(decode_rles(self._images.rles(index), size), labels.shape)
+        return Source(image_hwc=image, masks=masks, superpixels=labels)
+
+    def _keep(self, path: Path, record: ImageRecord) -> None:
+        image = decode_image(self._corpus.read(record), self._task.config.decoding)
+        height, width = image.shape[:2]
+        small = resize_image(image, fit_size((height, width), self._task.side))
+        if self._task.superpixel_loss is None:
+            labels = np.zeros(small.shape[:2], np.int32)
+        else:
+            labels = segment(small, self._task.config.superpixels)
+        sink = io.BytesIO()
+        kind = np.min_scalar_type(int(labels.max()))
+        np.savez(sink, image=small, superpixels=labels.astype(kind), size=np.array([height, width]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(sink.getvalue())
+        partial.replace(path)
+
+
+def load_batches(
+    maker: SampleMaker, numbers: Iterator[list[SampleNumber]], num_processes: int
+) -> Iterator[Batch]:
+    """Batches of the samples with these numbers, made by so many processes beside this one, or by it."""
+    return iter(
+        DataLoader(
+            maker,
+            batch_sampler=numbers,  # type: ignore[arg-type]
+            num_workers=num_processes,
+            collate_fn=collate,
+            # Forked workers would inherit the threads and locks of torch and Ray.
+            multiprocessing_context="spawn" if num_processes else None,
+        )
+    )

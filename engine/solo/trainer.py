@@ -1,0 +1,189 @@
+"""One training step after the other, and the state between two of them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from engine.errors import ConfigurationError, RunError
+from engine.selection import SelectionConfig
+from engine.solo.batch import Batch
+from engine.solo.config import SoloConfig
+from engine.solo.network import SoloOutputs, build_network
+from engine.solo.objective import LossSums, ObjectiveConfig, batch_losses
+from engine.solo.samples import SampleConfig, SampleTask
+from engine.training.distribution import Place, total_over_workers
+from engine.training.schedule import OptimiserConfig, build_optimiser, learning_rate_at
+
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything that decides what a training gives."""
+
+    steps: int = 90_000
+    """Steps to train for."""
+    batch_size: int = 16
+    """Images in one step, over all workers together."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the network's passes; weights, losses and optimiser stay in float32."""
+    deterministic: bool = False
+    """Use only operations that give the same bits every time; costs speed on GPUs."""
+    keep_empty: bool = False
+    """Also learn from images without instances that nothing is there."""
+    held_out: float = 0.0
+    """Share of the images that is not learned from, to measure on, see --ground-truth."""
+    snapshots: int = 4
+    """Networks that are kept along the run, at equal distances, the last one being the result."""
+    seed: int = 0
+    """Of order and augmentation."""
+    solo: SoloConfig = field(default_factory=SoloConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "snapshots"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is at least 1, got {getattr(self, name)}")
+        if not 0 <= self.held_out < 1:
+            raise ConfigurationError(f"held_out is a share below 1, got {self.held_out}")
+        if self.snapshots > self.steps:
+            raise ConfigurationError(f"snapshots are at most as many as steps, got {self.snapshots}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigurationError(f"seed must be in [0, 2^63), got {self.seed}")
+
+    @property
+    def sample_task(self) -> SampleTask:
+        """What samples are made for."""
+        return SampleTask(
+            config=self.samples,
+            side=self.solo.image_size,
+            grid=self.solo.grid,
+            superpixel_loss=self.objective.superpixel_loss if self.objective.needs_superpixels else None,
+            seed=self.seed,
+        )
+
+    def is_snapshot(self, step: int) -> bool:
+        """Whether a network is kept after so many steps."""
+        return step * self.snapshots // self.steps > (step - 1) * self.snapshots // self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What one step measured, over all workers. `fallback_share` is the part of the masks that pixels judged
+    because their object contains no whole superpixel; `unread` counts images that could not be read."""
+
+    loss: float
+    focal: float
+    mask: float
+    soft: float
+    fallback_share: float
+    positives: float
+    unread: float
+    gradient_norm: float
+    learning_rate: float
+
+
+class SoloTrainer:
+    """The network and the optimiser of one worker."""
+
+    def __init__(self, config: TrainingConfig, place: Place, pretrained: bool = True) -> None:
+        """Without `pretrained`, the backbone's weights are not looked for: a state will be loaded."""
+        self._config = config
+        self._place = place
+        self.network = build_network(config.solo, pretrained).to(place.device)
+        self._optimiser = build_optimiser(self.network, config.optimiser)
+        self._scaler = torch.amp.GradScaler(place.device.type, enabled=config.precision == "float16")
+        self._forward: nn.Module = self.network
+        if place.world_size > 1:
+            self._forward = nn.parallel.DistributedDataParallel(self.network)
+        self.step = 0
+
+    def train_step(self, batch: Batch) -> Figures:
+        """Learn from this worker's part of a batch.
+
+        Raises RunError, with the images' ids, where the loss is no finite number; nothing is learned then.
+        """
+        config = self._config
+        rate = learning_rate_at(self.step, config.steps, config.optimiser)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        batch = batch.to(self._place.device)
+        with self._autocast():
+            outputs: SoloOutputs = self._forward(batch.images.float() / 255)
+        sums = batch_losses(outputs, batch, config.objective)
+        unread = sum(bool(failure) for failure in batch.failures)
+        counts = total_over_workers(torch.cat([sums.counts(), sums.focal.new_tensor([unread])]))
+        loss = sums.total(counts[0], counts[1], config.objective)
+        values = total_over_workers(_values(sums, loss, counts)).tolist()
+        if not math.isfinite(values[0]):
+            raise RunError(_non_finite(values[0], float(loss.detach()), self.step, batch))
+        norm = self._learn(loss)
+        self.step += 1
+        return Figures(
+            **dict(zip(("loss", "focal", "mask", "soft"), values, strict=True)),
+            fallback_share=float(counts[2] / counts[1].clamp(min=1)),
+            positives=float(counts[0]),
+            unread=float(counts[3]),
+            gradient_norm=norm,
+            learning_rate=rate,
+        )
+
+    def _learn(self, loss: torch.Tensor) -> float:
+        self._optimiser.zero_grad(set_to_none=True)
+        # Workers' gradients are averaged, and each holds a part of the sum.
+        torch.autograd.backward(self._scaler.scale(loss * self._place.world_size))
+        self._scaler.unscale_(self._optimiser)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._config.optimiser.clip_norm)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        return float(norm)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self._config.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._place.device.type, dtype=_AUTOCAST[self._config.precision])
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on: tensors and plain values."""
+        return {
+            "network": self.network.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "step": self.step,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, under the same configuration."""
+        self.network.load_state_dict(state["network"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        self.step = state["step"]
+
+
+def _values(sums: LossSums, loss: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """This worker's part of the loss and of its three terms, which are shown without their weights."""
+    masks = counts[1].clamp(min=1)
+    return torch.stack(
+        [loss, sums.focal / counts[0].clamp(min=1), sums.mask_term / masks, sums.soft / masks]
+    ).detach()
+
+
+def _non_finite(total: float, own: float, step: int, batch: Batch) -> str:
+    images = ", ".join(map(repr, batch.image_ids))
+    where = f"among {images}" if not math.isfinite(own) else "on another worker"
+    return (
+        f"the loss is {total} at step {step + 1}, {where}: lower --optimiser.learning-rate or raise "
+        "--optimiser.warmup-steps, and start again; what was kept before is whole"
+    )

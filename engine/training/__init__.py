@@ -1,0 +1,1 @@
+"""What every training shares: workers, order, schedule, checkpoints and the log."""

@@ -1,0 +1,40 @@
+"""What the workers of one run agree on; alone, each is right by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed
+
+from engine.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a worker stands: its number of so many, and the device that it computes on."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def share_of(self, batch_size: int) -> int:
+        """Images of a batch that fall to each worker. Raises ConfigurationError where they do not divide.
+
+        >>> Place(world_size=4).share_of(32)
+        8
+        """
+        if batch_size % self.world_size:
+            raise ConfigurationError(
+                f"batch_size {batch_size} does not divide among {self.world_size} workers: give a multiple"
+            )
+        return batch_size // self.world_size
+
+
+def total_over_workers(value: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all workers."""
+    if not torch.distributed.is_initialized():
+        return value
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total

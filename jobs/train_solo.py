@@ -1,0 +1,144 @@
+#!/usr/bin/env python
+"""Train a class-agnostic instance segmenter on a store of labels."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from engine.corpora import open_corpus
+from engine.errors import ConfigurationError
+from engine.solo.run import RESULT_KEY, RunSettings, begin_output
+from engine.solo.trainer import TrainingConfig
+from engine.store.objects import open_objects
+from engine.store.pseudo_labels import PseudoLabelStore
+from jobs.console import run_job
+
+if TYPE_CHECKING:
+    from engine.solo.validation import Validation
+    from engine.store.pseudo_labels import Version
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """Train SOLO on the instances of a store, with the superpixel-guided loss: a network comes out.
+
+    Exit codes: 0 done, 1 failed, 2 wrong use.
+    """
+
+    store: str
+    """Where the labels are: a folder or s3://bucket/prefix."""
+    output: str
+    """Where checkpoints, log and network go: a folder or s3://bucket/prefix."""
+    corpus: str
+    """Where the images of the labels are now."""
+    round: int | None = None
+    """The round of labels; the latest by default."""
+    resume: bool = False
+    """Go on with the training that --output holds, from its last checkpoint."""
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
+    run: Annotated[RunSettings, tyro.conf.arg(name="")] = field(default_factory=RunSettings)
+    ground_truth: str | None = None
+    """What people drew in these images, as jobs/evaluate.py takes it: AP on the part that --held-out keeps
+    from training is measured at every checkpoint."""
+    workers: int | None = None
+    """Workers that train together; by default one for each GPU, without GPUs one."""
+    cache: Path = Path("~/.cache/maskmill/superpixels")
+    """Folder on each node for images at the network's size and their superpixels; safe to delete between
+    runs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks run; auto takes the cluster's GPUs where it has some."""
+    address: str | None = None
+    """Which Ray: local, auto (the running cluster), or HOST:PORT. Default: the cluster of a submitted job,
+    otherwise local."""
+
+    def __post_init__(self) -> None:
+        if (self.ground_truth is not None) != (self.training.held_out > 0):
+            raise ConfigurationError(
+                "--ground-truth and --held-out go together: the images to measure on, and their truth"
+            )
+
+
+def main(arguments: TrainArguments) -> None:
+    # Imported once the flags are known to be right, so that mistakes answer at once.
+    from actors.training import TrainingJob, run_training, size_workers
+    from jobs.cluster import free_resources, join_cluster, largest_node_cpus
+
+    version = PseudoLabelStore(open_objects(arguments.store)).version(arguments.round)
+    corpus = open_corpus(arguments.corpus, version.info.corpus_kind)
+    output = open_objects(arguments.output)
+    validation = plan_held_out(version, arguments) if arguments.ground_truth is not None else None
+    if begin_output(output, arguments.training, {"version": version.name}, arguments.resume):
+        print(f"nothing to do: {output.uri} holds the trained network")
+        return
+    join_cluster(arguments.address)
+    free = free_resources()
+    gpus = 0.0 if arguments.device == "cpu" else free.gpus
+    if arguments.device == "cuda" and gpus < 1:
+        raise ConfigurationError("--device cuda, but this Ray has no free GPU: leave --device out")
+    sizes = size_workers(free.cpus, gpus, largest_node_cpus(), arguments.workers)
+    job = TrainingJob(
+        version=version,
+        corpus=corpus,
+        output=output,
+        config=arguments.training,
+        settings=arguments.run,
+        cache=arguments.cache.expanduser(),
+        validation=validation,
+    )
+    print(f"training on {version.name} with {sizes.workers} worker(s) of {sizes.cpus_each} CPUs", flush=True)
+    run_training(job, sizes, TrainingDisplay(arguments.training.steps).show)
+    print(f"network: {output.uri}/{RESULT_KEY}")
+
+
+def plan_held_out(version: Version, arguments: TrainArguments) -> Validation:
+    """The part that is not trained on, with its truth."""
+    from engine.ground_truth import read_ground_truth
+    from engine.solo.samples import list_held_out
+    from engine.solo.validation import plan_validation
+
+    assert arguments.ground_truth is not None
+    training = arguments.training
+    held_out = list_held_out(version, training.held_out)
+    truths = list(read_ground_truth(arguments.ground_truth))
+    corpus = open_corpus(arguments.corpus, version.info.corpus_kind)
+    validation = plan_validation(corpus, held_out, truths, training.samples.decoding)
+    print(f"held out: {len(held_out)} images, {len(validation.images)} of them with ground truth")
+    return validation
+
+
+class TrainingDisplay:
+    """Figures as they come: every one on a terminal, one in ten seconds in a log, every AP."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._last_line = 0.0
+
+    def show(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take notice of a step's figures."""
+        is_due = time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES
+        if is_due or sys.stdout.isatty() or "loss" not in figures or step == self._num_steps:
+            self._last_line = time.monotonic()
+            print(figures_line(step, self._num_steps, figures), flush=True)
+
+
+def figures_line(step: int, num_steps: int, figures: Mapping[str, float]) -> str:
+    """One line for people.
+
+    >>> figures_line(20, 100, {"loss": 1.23456, "images_per_s": 8.0})
+    'step 20/100, loss 1.235, images_per_s 8'
+    """
+    parts = [f"step {step}/{num_steps}", *(f"{name} {value:.4g}" for name, value in figures.items())]
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    run_job(TrainArguments, main)

@@ -1,0 +1,131 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import ConfigurationError
+from engine.solo.batch import collate, failed_sample, make_sample, masks_at_stride
+from engine.solo.losses import focal_loss, pixel_mask_loss
+from engine.solo.network import build_network
+from engine.solo.objective import ObjectiveConfig, batch_losses, mask_losses
+from engine.solo.superpixel_targets import SuperpixelLossConfig
+
+SUPERPIXELS = SuperpixelLossConfig()
+BOXES = [(8, 8, 32, 32), (40, 16, 52, 40)]
+
+
+def total(sums, config):
+    return sums.total(sums.positives, sums.masks, config)
+
+
+def test_pixel_loss_worked_by_hand():
+    logits = torch.tensor([[0.0, 0.0, 50.0]])
+    targets, valid = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([1.0, 1.0, 0.0])
+    # The third pixel is off the image. p = 0.5, 0.5: dice 1 - 2 * 0.5 / (0.5 + 1), cross-entropy log 2.
+    expected = 1 - 1 / 1.5 + np.log(2)
+    np.testing.assert_allclose(pixel_mask_loss(logits, targets, valid), [expected], rtol=1e-5)
+    assert pixel_mask_loss(torch.full((1, 3), -90.0), torch.zeros(1, 3), valid).isfinite().all()
+
+
+def test_focal_gradients_are_those_of_finite_differences():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(6, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 1, 0, 1, 0, 0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda values: focal_loss(values, targets), (logits,))
+
+
+def test_a_small_object_is_judged_by_pixels(tiny_solo, make_scene):
+    scene = make_scene(0, [BOXES[0], (42, 42, 45, 45)])
+    # The small one lies within one superpixel.
+    labels = np.where(scene.masks[1], scene.superpixels[41, 41], scene.superpixels)
+    sample = make_sample("a", replace(scene, superpixels=labels), tiny_solo.grid, SUPERPIXELS)
+    targets = collate([sample]).targets[0]
+    logits = torch.randn(len(targets.cells), 256, generator=torch.Generator().manual_seed(0))
+    term, soft, falls_back = mask_losses(logits, targets, ObjectiveConfig())
+    assert falls_back.tolist() == (targets.owners == 1).tolist()
+    pixels, soft_beside_pixels, none = mask_losses(logits, targets, ObjectiveConfig(mask_term="pixel"))
+    assert torch.equal(term[falls_back], pixels[falls_back])
+    assert not torch.isclose(term[~falls_back], pixels[~falls_back]).any()
+    assert torch.equal(soft, soft_beside_pixels)
+    assert none.sum() == 0
+    alone = mask_losses(logits, targets, ObjectiveConfig(soft_weight=0))
+    assert torch.equal(alone[0], term)
+    assert alone[1].sum() == 0
+
+
+@pytest.mark.parametrize("mask_term", ["superpixel", "pixel"])
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [],
+        [(30, 30, 31, 31)],
+        [(0, 0, 64, 64)],
+        [(i % 60, i // 5, i % 60 + 3, i // 5 + 3) for i in range(300)],
+    ],
+    ids=["empty", "one pixel", "everything", "300 instances"],
+)
+def test_extremes_give_finite_losses_and_gradients(tiny_solo, make_scene, boxes, mask_term):
+    config = ObjectiveConfig(mask_term=mask_term)
+    network = build_network(tiny_solo)
+    samples = [
+        make_sample("a", make_scene(0, boxes), tiny_solo.grid, SUPERPIXELS),
+        make_sample("b", make_scene(1, []), tiny_solo.grid, SUPERPIXELS),
+        failed_sample("c", "truncated", (64, 64), tiny_solo.grid),
+    ]
+    batch = collate(samples).to(torch.device("cpu"))
+    loss = total(batch_losses(network(batch.images.float() / 255), batch, config), config)
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_nothing_is_learned_from_an_image_that_failed(tiny_solo, make_scene):
+    network, config = build_network(tiny_solo), ObjectiveConfig()
+    good = make_sample("a", make_scene(0, BOXES), tiny_solo.grid, SUPERPIXELS)
+    failed = failed_sample("b", "missing", (64, 64), tiny_solo.grid)
+
+    def loss(samples):
+        batch = collate(samples)
+        return total(batch_losses(network(batch.images.float() / 255), batch, config), config)
+
+    torch.testing.assert_close(loss([good, failed]), loss([good]))
+
+
+def test_sums_of_parts_make_the_whole(tiny_solo, make_scene):
+    """Two workers that divide by the counts of both get what one worker gets for both batches."""
+    network, config = build_network(tiny_solo), ObjectiveConfig()
+    samples = [
+        make_sample(name, make_scene(seed, boxes), tiny_solo.grid, SUPERPIXELS)
+        for seed, (name, boxes) in enumerate([("a", BOXES), ("b", BOXES[:1]), ("c", []), ("d", BOXES[1:])])
+    ]
+    sums = []
+    for part in (samples, samples[:2], samples[2:]):
+        batch = collate(part)
+        sums.append(batch_losses(network(batch.images.float() / 255), batch, config))
+    whole, first, second = sums
+    counts = first.counts() + second.counts()
+    assert torch.equal(counts, whole.counts())
+    parts = [part.total(counts[0], counts[1], config) for part in (first, second)]
+    torch.testing.assert_close(parts[0] + parts[1], total(whole, config))
+
+
+def test_masks_at_stride_are_the_majority_and_lose_no_instance():
+    masks = np.zeros((3, 8, 8), bool)
+    masks[0, :, 2:] = True
+    masks[1, 5, 5] = True
+    assert masks_at_stride(masks).astype(int).tolist() == [
+        [[1, 1], [1, 1]],
+        [[0, 0], [0, 1]],
+        [[0, 0], [0, 0]],
+    ]
+
+
+def test_weights_below_0_are_refused():
+    with pytest.raises(ConfigurationError, match="must not be negative"):
+        ObjectiveConfig(soft_weight=-1)
+    with pytest.raises(ConfigurationError, match="alpha_2 must be above 0"):
+        SuperpixelLossConfig(alpha_2=0)
+    assert not ObjectiveConfig(mask_term="pixel", soft_weight=0).needs_superpixels

@@ -1,0 +1,217 @@
+"""The superpixel-guided loss against the plain reading of its equations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from engine.ground_truth import read_coco_folder
+from engine.solo.superpixel_loss import (
+    hard_loss,
+    has_positive,
+    soft_loss,
+    soft_targets,
+    superpixel_probabilities,
+)
+from engine.solo.superpixel_targets import (
+    IGNORED,
+    NEGATIVE,
+    POSITIVE,
+    SuperpixelLossConfig,
+    superpixel_states,
+    superpixel_targets,
+)
+from engine.superpixels import SuperpixelConfig, segment
+from engine.superpixels.graph import build_graph
+from engine.superpixels.hierarchy import number_by_first_pixel
+
+CONFIG = SuperpixelLossConfig()
+ALPHA_1, ALPHA_2 = 0.05, 0.003
+
+
+def blocks_case(seed):
+    """A 24 x 32 image of 4 x 4 blocks, whose right quarter is off the image."""
+    rng = np.random.default_rng(seed)
+    blocks = number_by_first_pixel(rng.integers(0, 6, (6, 8))).repeat(4, axis=0).repeat(4, axis=1)
+    colours = (rng.random((blocks.max() + 1, 3)) * 0.2 + 0.4).astype(np.float32)
+    image = (colours[blocks] + rng.normal(0, 0.05, (24, 32, 3))).clip(0, 1).astype(np.float32)
+    labels = blocks.astype(np.int32)
+    labels[:, 24:] = -1
+    labels[labels >= 0] = number_by_first_pixel(labels[labels >= 0][None])[0]
+    image[:, 24:] = 0
+    masks = rng.random((3, 6, 8)).repeat(4, axis=1).repeat(4, axis=2) < 0.8
+    return image, labels, masks & (labels >= 0)
+
+
+def reference_losses(probabilities, image, labels, masks):
+    """Hard and soft loss of each mask, equation by equation: probabilities (N, h, w) at the mask stride."""
+    coarse_colours = image.reshape(6, 4, 8, 4, 3).mean(axis=(1, 3))
+    coarse_labels = labels[::4, ::4]
+    count = labels.max() + 1
+    means = [image[labels == k].mean(axis=0) for k in range(count)]
+    psi = reference_affinities(labels, means)
+    hard, soft = [], []
+    for m, mask in zip(probabilities, masks, strict=True):
+        regions = []
+        for k in range(count):
+            top = bottom = 0.0
+            for y, x in zip(*np.nonzero(coarse_labels == k), strict=True):
+                delta = math.exp(-((means[k] - coarse_colours[y, x]) ** 2).sum() / ALPHA_1)
+                top, bottom = top + m[y, x] * delta, bottom + delta
+            regions.append(top / bottom)
+        targets = [sum(psi[k][n] * regions[n] for n in range(count)) / sum(psi[k]) for k in range(count)]
+        soft.append(np.mean([abs(p - t) for p, t in zip(regions, targets, strict=True)]))
+        positive = [-math.log(regions[k]) for k in range(count) if mask[labels == k].all()]
+        negative = [-math.log(1 - regions[k]) for k in near_without(labels, mask, count)]
+        hard.append(sum(sum(part) / max(len(part), 1) for part in (positive, negative)) / 2)
+    return np.array(hard), np.array(soft)
+
+
+def near_without(labels, mask, count):
+    """Superpixels without a pixel of the mask, but with one in its box enlarged twice."""
+    rows, columns = np.nonzero(mask)
+    y0, y1, x0, x1 = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]]
+    inside = (abs(y + 0.5 - (y0 + y1) / 2) < y1 - y0) & (abs(x + 0.5 - (x0 + x1) / 2) < x1 - x0)
+    return [k for k in range(count) if (inside & (labels == k)).any() and not mask[labels == k].any()]
+
+
+def reference_affinities(labels, means):
+    """psi from the least bottleneck over all paths, by Floyd and Warshall, of the whole adjacency graph."""
+    count = len(means)
+    bottleneck = np.full((count, count), np.inf)
+    np.fill_diagonal(bottleneck, 0)
+    for here, there in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
+        for m, n in zip(here.ravel(), there.ravel(), strict=True):
+            # What is off the image touches everything at its side, and no path leads through it.
+            if m != n and m >= 0 and n >= 0:
+                bottleneck[m, n] = bottleneck[n, m] = ((means[m] - means[n]) ** 2).sum()
+    for k in range(count):
+        through = np.maximum(bottleneck[:, k, None], bottleneck[None, k])
+        bottleneck = np.minimum(bottleneck, through)
+    return np.exp(-bottleneck / ALPHA_2).tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_values_are_those_of_the_equations(seed):
+    image, labels, masks = blocks_case(seed)
+    probabilities = np.random.default_rng(seed).uniform(0.02, 0.98, (len(masks), 6, 8))
+    hard, soft = reference_losses(probabilities, image, labels, masks)
+    targets = superpixel_targets(image, labels, masks, CONFIG)
+    regions = superpixel_probabilities(
+        torch.from_numpy(probabilities).flatten(1),
+        torch.from_numpy(targets.labels),
+        torch.from_numpy(targets.weights).double(),
+        len(targets.affinities),
+    )
+    states, affinities = torch.from_numpy(targets.states), torch.from_numpy(targets.affinities).double()
+    np.testing.assert_allclose(hard_loss(regions, states), hard, rtol=1e-5)
+    np.testing.assert_allclose(soft_loss(regions, soft_targets(regions, affinities)), soft, rtol=1e-4)
+
+
+def test_gradients_are_those_of_finite_differences():
+    image, labels, masks = blocks_case(0)
+    targets = superpixel_targets(image, labels, masks, CONFIG)
+    pixels, weights = torch.from_numpy(targets.labels), torch.from_numpy(targets.weights).double()
+    affinities = torch.from_numpy(targets.affinities).double()
+    states = torch.from_numpy(targets.states)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 48, generator=generator, dtype=torch.float64, requires_grad=True)
+    # The target is a constant to gradients: finite differences must hold it fixed as well.
+    constant = soft_targets(
+        superpixel_probabilities(logits.sigmoid(), pixels, weights, len(affinities)), affinities
+    )
+    assert not constant.requires_grad
+
+    def loss(values):
+        regions = superpixel_probabilities(values.sigmoid(), pixels, weights, len(affinities))
+        return hard_loss(regions, states) + soft_loss(regions, constant)
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+
+
+def test_states_worked_by_hand():
+    labels = np.int32([[0, 0, 1, 1, 2, 3, 4, 4]])
+    masks = np.array(
+        [[[0, 0, 1, 1, 1, 0, 0, 0]], [[0, 0, 0, 0, 0, 0, 0, 0]], [[0, 0, 0, 0, 0, 0, 1, 0]]], bool
+    )
+    # The first box is columns 2 to 5, enlarged 0.5 to 6.5 and so, halves to even, 0 to 6.
+    assert superpixel_states(labels, masks, 2.0).tolist() == [
+        [NEGATIVE, POSITIVE, POSITIVE, NEGATIVE, IGNORED],
+        [IGNORED] * 5,
+        [IGNORED] * 5,
+    ]
+
+
+def test_an_instance_without_a_whole_superpixel_is_told_apart():
+    states = torch.tensor([[POSITIVE, IGNORED], [NEGATIVE, IGNORED], [IGNORED, IGNORED]])
+    assert has_positive(states).tolist() == [True, False, False]
+    nothing_labelled = hard_loss(torch.tensor([[0.3, 0.7]]), states[2:])
+    assert nothing_labelled.tolist() == [0.0]
+
+
+def test_superpixels_lost_at_the_mask_stride_are_left_out():
+    labels = np.zeros((8, 8), np.int32)
+    labels[0, 0] = 1
+    labels[:, 4:] = 2
+    masks = np.zeros((1, 8, 8), bool)
+    masks[0, :, 4:] = True
+    targets = superpixel_targets(np.full((8, 8, 3), 0.5, np.float32), labels, masks, CONFIG)
+    assert targets.states.tolist() == [[NEGATIVE, POSITIVE]]
+    assert targets.labels.tolist() == [0, 1, 0, 1]
+    np.testing.assert_allclose(targets.affinities, 0.5)
+
+
+def true_mask_terms(image, masks, alpha_2, num_segments=600):
+    """P^ inside and outside, and the soft loss, of masks (N, H, W) that are taken for predictions."""
+    unit = image.astype(np.float32) / 255
+    labels = segment(image, SuperpixelConfig(num_segments=num_segments))
+    graph = build_graph(unit, labels)
+    affinities = torch.from_numpy(graph.affinities(alpha_2))
+    affinities = affinities / affinities.sum(dim=1, keepdim=True)
+    areas = np.bincount(labels.ravel())
+    inside = np.stack([np.bincount(labels[mask], minlength=len(areas)) for mask in masks])
+    regions = torch.from_numpy(inside / areas).float()
+    targets = soft_targets(regions, affinities)
+    is_inside, is_outside = regions == 1, regions == 0
+    return (
+        (targets * is_inside).sum(1) / is_inside.sum(1),
+        (targets * is_outside).sum(1) / is_outside.sum(1),
+        soft_loss(regions, targets),
+    )
+
+
+def test_alpha_2_keeps_a_disc_and_its_ground_apart(photograph):
+    image = photograph(3)
+    bright = image.mean(axis=2) > (float(image.min()) + float(image.max())) / 2
+    inside, outside, loss = true_mask_terms(image, bright[None], ALPHA_2, 60)
+    assert inside > 0.95
+    assert outside < 0.01
+    assert loss < 0.01
+    _, _, punished = true_mask_terms(image, bright[None], 10.0, 60)
+    assert punished > 10 * loss
+
+
+@pytest.mark.slow
+def test_alpha_2_keeps_true_objects_apart_and_0_3_does_not(development_data):
+    """METHODS 4: on true COCO masks P^ is about 0.85 inside and 0.01 outside, and the truth costs 0.02."""
+    from PIL import Image
+
+    found = {ALPHA_2: [], 0.3: []}
+    for annotated in read_coco_folder(development_data("data/coco")):
+        image, masks = np.asarray(Image.open(annotated.path).convert("RGB")), annotated.masks()
+        shares = masks.mean(axis=(1, 2))
+        masks = masks[(shares > 0.02) & (shares < 0.5)][:2]
+        for alpha_2, rows in found.items():
+            terms = true_mask_terms(image, masks, alpha_2) if len(masks) else ()
+            rows.extend(row for row in zip(*terms, strict=True) if not row[0].isnan())
+        if len(found[0.3]) >= 40:
+            break
+    inside, outside, loss = np.array(found[ALPHA_2])[:40].mean(axis=0)
+    assert inside > 0.7
+    assert outside < 0.05
+    assert loss < 0.04
+    inside_wide, outside_wide, loss_wide = np.array(found[0.3])[:40].mean(axis=0)
+    assert inside_wide - outside_wide < 0.1
+    assert loss_wide > 3 * loss

@@ -1,0 +1,143 @@
+"""Training as a user runs it: on a local Ray, with one worker or two, and with workers that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from engine.store.local import LocalObjects
+from engine.training.log import read_figures
+
+_JOB = Path(__file__).parents[2] / "jobs/train_solo.py"
+_FLAGS = (
+    "--steps", "8", "--batch-size", "4", "--snapshots", "2", "--deterministic",
+    "--solo.backbone", "test_resnet", "--solo.image-size", "64", "--solo.pyramid-channels", "16",
+    "--solo.head-channels", "16", "--solo.mask-channels", "16", "--solo.head-depth", "1",
+    "--solo.grid.grids", "8", "6", "4", "3", "2", "--samples.superpixels.num-segments", "40",
+    "--optimiser.kind", "adamw", "--optimiser.learning-rate", "0.002", "--optimiser.warmup-steps", "2",
+    "--log-every", "1", "--checkpoint-every", "2", "--processes", "0",
+)  # fmt: skip
+
+
+def flags(discs: tuple[Path, Path], output: Path, *more: str) -> list[str]:
+    images, store = discs
+    places = ["--store", str(store), "--corpus", str(images), "--output", str(output)]
+    return [*places, *_FLAGS, "--cache", str(output.parent / "cache"), *more]
+
+
+def losses(output: Path) -> list[float]:
+    return [line["loss"] for line in read_figures(LocalObjects(output)) if "loss" in line]
+
+
+def test_train_measure_and_go_on(
+    labelled_discs: tuple[Path, Path],
+    run_job: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out"
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps(true_annotations(labelled_discs[1])))
+    more = ["--ground-truth", str(truth), "--held-out", "0.4", "--processes", "1"]
+    done = run_job("train_solo", *flags(labelled_discs, output, *more))
+    assert done.returncode == 0, done.stderr
+    assert "step 8/8, loss" in done.stdout
+    assert "mask_AP50" in done.stdout
+    assert np.isfinite(losses(output)).all()
+    assert len(losses(output)) == 8
+    assert {path.name for path in output.glob("*")} == {
+        "checkpoint.pt", "log", "network-000000004.safetensors", "network-000000008.safetensors",
+        "network.safetensors", "training.json",
+    }  # fmt: skip
+    again = run_job("train_solo", *flags(labelled_discs, output, *more))
+    assert again.returncode == 2
+    assert "--resume goes on with it" in again.stderr
+    resumed = run_job("train_solo", *flags(labelled_discs, output, *more, "--resume"))
+    assert resumed.returncode == 0
+    assert "nothing to do" in resumed.stdout
+    alone = run_job("train_solo", *flags(labelled_discs, output, "--held-out", "0.4"))
+    assert alone.returncode == 2
+    assert alone.stderr == (
+        "error: --ground-truth and --held-out go together: the images to measure on, and their truth\n"
+    )
+
+
+def true_annotations(store: Path) -> dict[str, list[dict[str, object]]]:
+    """The store's instances as ground truth in COCO's format."""
+    from engine.store.pseudo_labels import PseudoLabelStore
+
+    content: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": []}
+    for number, outcome in enumerate(PseudoLabelStore(LocalObjects(store)).version().outcomes(), 1):
+        if outcome.instances is None:
+            continue
+        (rle,), (box,) = outcome.instances.rles, outcome.instances.boxes_xyxy.tolist()
+        content["images"].append({"id": number, "file_name": outcome.record.path, "height": 48, "width": 64})
+        content["annotations"].append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 1,
+                "iscrowd": 0,
+                "segmentation": {"size": [48, 64], "counts": rle.decode()},
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                "area": int(outcome.instances.areas[0]),
+            }
+        )
+    return content
+
+
+@pytest.mark.slow
+def test_two_workers_learn_what_one_learns(
+    labelled_discs: tuple[Path, Path],
+    run_job: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    for workers in ("1", "2"):
+        done = run_job("train_solo", *flags(labelled_discs, tmp_path / workers, "--workers", workers))
+        assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(tmp_path / "2"), losses(tmp_path / "1"), rtol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_worker_costs_nothing_but_time(
+    labelled_discs: tuple[Path, Path],
+    run_job: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    workers: str,
+) -> None:
+    # Enough steps that a death in their middle is likely to fall between two checkpoints.
+    long = ("--workers", workers, "--steps", "60", "--checkpoint-every", "7")
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
+    done = run_job("train_solo", *flags(labelled_discs, undisturbed, *long))
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "log").open("wb")
+    command = [sys.executable, str(_JOB), *flags(labelled_discs, output, *long)]
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    while len(losses(output)) < 14 and process.poll() is None:
+        time.sleep(0.05)
+    killed = [child for child in psutil.Process(process.pid).children(recursive=True) if is_worker(child)]
+    assert len(killed) == int(workers)
+    os.kill(killed[-1].pid, signal.SIGKILL)
+    assert process.wait() == 0, (tmp_path / "log").read_text()
+    expected, found = (load_file(folder / "network.safetensors") for folder in (undisturbed, output))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert losses(output) == losses(undisturbed)
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether this is a training worker; Ray names its processes by what they do."""
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
