@@ -50,7 +50,7 @@ class Labeller:
         images, features = batch["images"][0], batch["features"][0]
         heads: Heads = batch["heads"][0]
         outcomes: list[Outcome] = []
-        background: torch.Tensor | None = None
+        background: NDArray[np.bool_] | None = None
         for i, head in enumerate(heads.heads):
             if head.rejected is None and head.box_xyxy is None:
                 background = find_tile_background(features[i], self._config)
@@ -68,7 +68,7 @@ class Labeller:
         head: Head,
         image: NDArray[np.uint8],
         features: NDArray[np.float16],
-        background: torch.Tensor | None,
+        background: NDArray[np.bool_] | None,
     ) -> Outcome:
         if head.rejected is not None:
             return head.rejected

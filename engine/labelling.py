@@ -22,7 +22,7 @@ from engine.proposals.duplicates import merge_results
 from engine.proposals.mask_filter import MaskFilterConfig, score_masks
 from engine.proposals.promerge import ProMergeConfig, find_background, run_promerge
 from engine.refine import CrfConfig, refine_masks
-from engine.tiling import Box, TilingConfig, touch_inner_edges
+from engine.tiling import Box, TilingConfig, cut_mask, touch_inner_edges
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
 
 
@@ -53,10 +53,10 @@ class LabellingConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tile:
-    """Where in its image a crop lies, and the mean feature (C,) of what is background in the whole image."""
+    """Where in its image a crop lies, and what the image's patches (h, w) show to be background."""
 
     box_xyxy: Box
-    background: torch.Tensor
+    background: NDArray[np.bool_]
 
 
 def label_images(
@@ -68,7 +68,7 @@ def label_images(
     )
     crops = ((i, crop) for i, image in enumerate(images_hwc) for crop in cut_crops(image, preparation))
     results: list[list[Instances | Reason]] = [[] for _ in images_hwc]
-    background: torch.Tensor | None = None
+    background: NDArray[np.bool_] | None = None
     while batch := list(islice(crops, config.encoder.batch_size)):
         features = encoder.encode([crop.resized_hwc for _, crop in batch])
         for (i, crop), features_hwc in zip(batch, features, strict=True):
@@ -85,8 +85,8 @@ def label_images(
 
 def find_tile_background(
     features_hwc: NDArray[np.floating] | torch.Tensor, config: LabellingConfig
-) -> torch.Tensor | None:
-    """What the features of a whole image (h, w, C) tell its tiles of the background; None: look at none."""
+) -> NDArray[np.bool_] | None:
+    """The background (h, w) that a whole image's features (h, w, C) show to its tiles; None: look at none."""
     if config.tiling.tile is None or not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
         return None
     return find_background(features_hwc, config.promerge)
@@ -107,7 +107,11 @@ def label_features(
     """
     if not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
         return Reason.NON_FINITE
-    proposed = run_promerge(features_hwc, config.promerge, tile.background if tile else None)
+    seen_background = None
+    if tile is not None:
+        grid = (features_hwc.shape[0], features_hwc.shape[1])
+        seen_background = cut_mask(tile.background, tile.box_xyxy, size, grid)
+    proposed = run_promerge(features_hwc, config.promerge, seen_background)
     if proposed.skipped is not None:
         return proposed.skipped
     scores = score_masks(features_hwc, proposed.masks, config.mask_filter)

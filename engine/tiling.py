@@ -69,6 +69,23 @@ def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int]]:
     return [(start, start + tile) for start in starts]
 
 
+def cut_mask(
+    mask: NDArray[np.bool_], box_xyxy: Box, size: tuple[int, int], grid: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """What a mask (h, w) of a whole image of `size` is in the tile `box_xyxy`, at the tile's `grid`.
+
+    Each patch of the tile takes the patch of the image that holds its centre.
+
+    >>> cut_mask(np.array([[0, 1]], dtype=bool), (20, 0, 60, 10), (10, 80), (1, 4)).tolist()
+    [[False, False, True, True]]
+    """
+    x0, y0, x1, y1 = box_xyxy
+    rows = (y0 + (np.arange(grid[0]) + 0.5) * (y1 - y0) / grid[0]) * mask.shape[0] / size[0]
+    columns = (x0 + (np.arange(grid[1]) + 0.5) * (x1 - x0) / grid[1]) * mask.shape[1] / size[1]
+    cut: NDArray[np.bool_] = mask[np.ix_(rows.astype(np.int64), columns.astype(np.int64))]
+    return cut
+
+
 def touch_inner_edges(masks: NDArray[np.bool_], box_xyxy: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Which masks (N, h, w) of the tile `box_xyxy` touch a side of it that is not the image's; bool (N,).
 

@@ -96,71 +96,64 @@ def promerge_masks(
 def run_promerge(
     features_hwc: NDArray[np.floating] | torch.Tensor,
     config: ProMergeConfig,
-    background: torch.Tensor | None = None,
+    seen_background: NDArray[np.bool_] | None = None,
 ) -> ProMergeResult:
-    """`promerge_masks` with the voted background and the reason of an empty result.
+    """`promerge_masks` with the background and the reason of an empty result.
 
-    `background` is what `find_background` returned for the whole image of which these are a tile's features
-    (C,): then its border is no border, no mask is a candidate, and background are the patches that resemble
-    the image's by more than tau_b.
+    `seen_background` (h, w) is for the features of a tile: where the whole image shows background. The
+    tile's own border then says nothing, and no mask is a candidate.
     """
     features = normalised_features(features_hwc)
     size = (features_hwc.shape[0], features_hwc.shape[1])
-    if background is None:
-        vote = _vote(features, size, config)
-        background_mask, pool_masks, seeds, skipped = vote.background, vote.others, vote.seeds, vote.skipped
-        background = _mean_feature(features, background_mask)
+    masks, seeds = _prompt(features, size, config)
+    if seen_background is None:
+        background, is_candidate = _vote(masks, config)
+        masks, seeds = masks[~is_candidate], seeds[~is_candidate]
+        skipped = _why_skipped(is_candidate, background, config)
+        mean_feature = _mean_feature(features, background)
     else:
-        resemblance = features @ torch.nn.functional.normalize(background.to(features.device), dim=0)
-        background_mask = (resemblance > config.tau_b).cpu().numpy().reshape(size)
-        pool_masks, seeds = _prompt(features, size, config)
-        skipped = None
+        skipped = _why_skipped(seen_background, seen_background, config)
+        mean_feature = _mean_feature(features, seen_background)
+        # By likeness, not by place: what is too small for the whole image to show may lie in its background.
+        likeness = features @ torch.nn.functional.normalize(mean_feature, dim=0)
+        background = (likeness > config.tau_b).cpu().numpy().reshape(size)
     if skipped is None:
-        pool = _split(pool_masks, seeds, config)
-        accepted = _cascade_filter(pool, background_mask, background, features, config)
+        pool = _split(masks, seeds, config)
+        accepted = _cascade_filter(pool, background, mean_feature, features, config)
         if accepted:
-            masks = _by_area(_as_masks(_merge(accepted, features, config), size))
-            return ProMergeResult(masks=masks, background=background_mask)
+            merged = _by_area(_as_masks(_merge(accepted, features, config), size))
+            return ProMergeResult(masks=merged, background=background)
         skipped = Reason.NO_FOREGROUND
-    return ProMergeResult(masks=np.zeros((0, *size), bool), background=background_mask, skipped=skipped)
+    return ProMergeResult(masks=np.zeros((0, *size), bool), background=background, skipped=skipped)
 
 
 def find_background(
     features_hwc: NDArray[np.floating] | torch.Tensor, config: ProMergeConfig
-) -> torch.Tensor | None:
-    """Mean feature of an image's voted background (METHODS 2.1, 2.2, 2.4): float32 (C,), not of unit length.
-
-    None where there is no background, or too little of it.
-    """
+) -> NDArray[np.bool_] | None:
+    """The voted background of an image (METHODS 2.1, 2.2, 2.4), bool (h, w); None where it is too small."""
     features = normalised_features(features_hwc)
-    vote = _vote(features, (features_hwc.shape[0], features_hwc.shape[1]), config)
-    return _mean_feature(features, vote.background) if vote.skipped is None else None
+    masks, _ = _prompt(features, (features_hwc.shape[0], features_hwc.shape[1]), config)
+    background, is_candidate = _vote(masks, config)
+    return background if _why_skipped(is_candidate, background, config) is None else None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Vote:
-    """The background (h, w), why it is not trusted, and the seed masks that are no candidates for it."""
-
-    background: NDArray[np.bool_]
-    others: NDArray[np.bool_]
-    seeds: NDArray[np.int64]
-    skipped: Reason | None
-
-
-def _vote(features: torch.Tensor, size: tuple[int, int], config: ProMergeConfig) -> _Vote:
-    """Seed masks that cover the border are candidates (2.2), and vote on the background (2.4)."""
-    masks, seeds = _prompt(features, size, config)
+def _vote(masks: NDArray[np.bool_], config: ProMergeConfig) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Background (h, w) by the vote (2.4) of those seed masks (N, h, w) that cover the border (2.2): (N,)."""
     is_candidate = touched_sides(masks, config.border_coverage) >= config.border_sides
-    candidates = masks[is_candidate]
-    background = candidates.sum(axis=0) > config.vote_fraction * len(candidates)
-    skipped = None
-    if len(candidates) == 0:
-        skipped = Reason.NO_BACKGROUND
-    elif np.count_nonzero(background) < config.min_background * background.size:
-        skipped = Reason.SMALL_BACKGROUND
-    return _Vote(
-        background=background, others=masks[~is_candidate], seeds=seeds[~is_candidate], skipped=skipped
-    )
+    votes = masks[is_candidate].sum(axis=0)
+    background: NDArray[np.bool_] = votes > config.vote_fraction * np.count_nonzero(is_candidate)
+    return background, is_candidate
+
+
+def _why_skipped(
+    sources: NDArray[np.bool_], background: NDArray[np.bool_], config: ProMergeConfig
+) -> Reason | None:
+    """Why an image has no masks (2.4), if so: its background has no source, or is too small."""
+    if not sources.any():
+        return Reason.NO_BACKGROUND
+    if np.count_nonzero(background) < config.min_background * background.size:
+        return Reason.SMALL_BACKGROUND
+    return None
 
 
 def _mean_feature(features: torch.Tensor, mask: NDArray[np.bool_]) -> torch.Tensor:
