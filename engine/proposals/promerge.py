@@ -98,28 +98,20 @@ def run_promerge(
     config: ProMergeConfig,
     seen_background: NDArray[np.bool_] | None = None,
 ) -> ProMergeResult:
-    """`promerge_masks` with the background and the reason of an empty result.
+    """`promerge_masks` with the voted background and the reason of an empty result.
 
-    `seen_background` (h, w) is for the features of a tile: where the whole image shows background. The
-    tile's own border then says nothing, and no mask is a candidate.
+    `seen_background` (h, w) is for the features of a tile: where the whole image shows background. It takes
+    the place of the border, which in a tile says nothing.
     """
     features = normalised_features(features_hwc)
     size = (features_hwc.shape[0], features_hwc.shape[1])
     masks, seeds = _prompt(features, size, config)
-    if seen_background is None:
-        background, is_candidate = _vote(masks, config)
-        masks, seeds = masks[~is_candidate], seeds[~is_candidate]
-        skipped = _why_skipped(is_candidate, background, config)
-        mean_feature = _mean_feature(features, background)
-    else:
-        skipped = _why_skipped(seen_background, seen_background, config)
-        mean_feature = _mean_feature(features, seen_background)
-        # By likeness, not by place: what is too small for the whole image to show may lie in its background.
-        likeness = features @ torch.nn.functional.normalize(mean_feature, dim=0)
-        background = (likeness > config.tau_b).cpu().numpy().reshape(size)
+    is_candidate = _are_candidates(masks, seen_background, config)
+    background = _vote(masks[is_candidate], config)
+    skipped = _why_skipped(is_candidate, background, config)
     if skipped is None:
-        pool = _split(masks, seeds, config)
-        accepted = _cascade_filter(pool, background, mean_feature, features, config)
+        pool = _split(masks[~is_candidate], seeds[~is_candidate], config)
+        accepted = _cascade_filter(pool, background, features, config)
         if accepted:
             merged = _by_area(_as_masks(_merge(accepted, features, config), size))
             return ProMergeResult(masks=merged, background=background)
@@ -133,32 +125,40 @@ def find_background(
     """The voted background of an image (METHODS 2.1, 2.2, 2.4), bool (h, w); None where it is too small."""
     features = normalised_features(features_hwc)
     masks, _ = _prompt(features, (features_hwc.shape[0], features_hwc.shape[1]), config)
-    background, is_candidate = _vote(masks, config)
+    is_candidate = _are_candidates(masks, None, config)
+    background = _vote(masks[is_candidate], config)
     return background if _why_skipped(is_candidate, background, config) is None else None
 
 
-def _vote(masks: NDArray[np.bool_], config: ProMergeConfig) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Background (h, w) by the vote (2.4) of those seed masks (N, h, w) that cover the border (2.2): (N,)."""
-    is_candidate = touched_sides(masks, config.border_coverage) >= config.border_sides
-    votes = masks[is_candidate].sum(axis=0)
-    background: NDArray[np.bool_] = votes > config.vote_fraction * np.count_nonzero(is_candidate)
-    return background, is_candidate
+def _are_candidates(
+    masks: NDArray[np.bool_], seen_background: NDArray[np.bool_] | None, config: ProMergeConfig
+) -> NDArray[np.bool_]:
+    """Which seed masks (N, h, w) are background candidates (2.2): (N,).
+
+    In a tile those are that cover more than `border_coverage` of the background seen there.
+    """
+    if seen_background is None:
+        return touched_sides(masks, config.border_coverage) >= config.border_sides
+    covered = np.count_nonzero(masks & seen_background, axis=(1, 2))
+    candidates: NDArray[np.bool_] = covered > config.border_coverage * np.count_nonzero(seen_background)
+    return candidates
+
+
+def _vote(candidates: NDArray[np.bool_], config: ProMergeConfig) -> NDArray[np.bool_]:
+    """Background (h, w) by the vote of the candidates (N, h, w) (2.4)."""
+    background: NDArray[np.bool_] = candidates.sum(axis=0) > config.vote_fraction * len(candidates)
+    return background
 
 
 def _why_skipped(
-    sources: NDArray[np.bool_], background: NDArray[np.bool_], config: ProMergeConfig
+    is_candidate: NDArray[np.bool_], background: NDArray[np.bool_], config: ProMergeConfig
 ) -> Reason | None:
-    """Why an image has no masks (2.4), if so: its background has no source, or is too small."""
-    if not sources.any():
+    """Why an image has no masks (2.4), if so: no mask is a candidate, or the background is too small."""
+    if not is_candidate.any():
         return Reason.NO_BACKGROUND
     if np.count_nonzero(background) < config.min_background * background.size:
         return Reason.SMALL_BACKGROUND
     return None
-
-
-def _mean_feature(features: torch.Tensor, mask: NDArray[np.bool_]) -> torch.Tensor:
-    members = torch.as_tensor(mask.ravel(), device=features.device)
-    return features[members].mean(dim=0)
 
 
 def normalised_features(features_hwc: NDArray[np.floating] | torch.Tensor) -> torch.Tensor:
@@ -232,18 +232,14 @@ def _split(masks: NDArray[np.bool_], seeds: NDArray[np.int64], config: ProMergeC
 
 
 def _cascade_filter(
-    pool: _ComponentPool,
-    background_mask: NDArray[np.bool_],
-    background: torch.Tensor,
-    features: torch.Tensor,
-    config: ProMergeConfig,
+    pool: _ComponentPool, background: NDArray[np.bool_], features: torch.Tensor, config: ProMergeConfig
 ) -> list[int]:
     """Masks of the pool that stand out from the background, smallest first, as bits (2.5)."""
     positions = np.arange(len(pool.kept))
     if config.filter != "ioa":
         similarity = _background_similarity(pool, background, features)
         positions = positions[similarity < config.max_background_similarity]
-    (background_bits,) = _as_bits(background_mask[None])
+    (background_bits,) = _as_bits(background[None])
     covered, accepted = 0, []
     for start in range(0, len(positions), _POOL_BATCH):
         for bits in _as_bits(pool.masks(positions[start : start + _POOL_BATCH])):
@@ -258,11 +254,12 @@ def _cascade_filter(
 
 
 def _background_similarity(
-    pool: _ComponentPool, background: torch.Tensor, features: torch.Tensor
+    pool: _ComponentPool, background: NDArray[np.bool_], features: torch.Tensor
 ) -> NDArray[np.float64]:
     """Dot product of each pool mask's mean feature with the background's mean feature, float64 (N,)."""
     # mean(a) . mean(b) is the mean over a of x . mean(b), so no mask's mean feature has to be formed.
-    to_background = (features @ background.to(features.device)).cpu().numpy()
+    members = torch.as_tensor(background.ravel(), device=features.device)
+    to_background = (features @ features[members].mean(dim=0)).cpu().numpy()
     weights = np.broadcast_to(to_background, (len(pool.labels), len(to_background)))
     sums = np.bincount(pool.labels.ravel(), weights=weights.ravel(), minlength=len(pool.areas))
     similarity: NDArray[np.float64] = sums[pool.kept] / pool.areas[pool.kept]
