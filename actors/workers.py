@@ -51,9 +51,9 @@ class Labeller:
         if head.rejected is not None:
             return head.rejected
         try:
-            result = label_features(features, image, head.size, self._config)
+            labels = label_features(features, image, head.size, self._config)
         except Exception as error:  # as in Reader
             detail = f"while labelling: {type(error).__name__}: {error}"
             return rejected_outcome(head.record, Reason.FAILED, detail)
         prepared = PreparedImage(resized_hwc=image, size=head.size, sha256=head.sha256)
-        return make_outcome(head.record, prepared, result)
+        return make_outcome(head.record, prepared, labels)

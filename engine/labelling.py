@@ -17,17 +17,18 @@ from engine.errors import ConfigurationError
 from engine.masks import encode_rles, fill_holes, keep_large_components, paired_ious, resize_masks
 from engine.preparation import PreparedImage
 from engine.proposals.mask_filter import MaskFilterConfig, score_masks
+from engine.proposals.multicut import MultiCutConfig, run_multicut
 from engine.proposals.promerge import ProMergeConfig, run_promerge
 from engine.refine import CrfConfig, refine_masks
-from engine.types import ImageRecord, Instances, Outcome, Reason, Status
+from engine.types import ImageRecord, Instances, Optimality, Outcome, Reason, Status
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingConfig:
     """Everything that decides which labels an image gets."""
 
-    method: Literal["promerge"] = "promerge"
-    """How instances are proposed."""
+    method: Literal["promerge", "multicut"] = "promerge"
+    """How instances are proposed: a few that stand out from a common background, or the parts of a partition."""
     refine: Literal["crf", "none"] = "crf"
     """How proposals are brought to the image's edges: a dense CRF, or not at all."""
     min_refined_iou: float = 0.5
@@ -36,6 +37,7 @@ class LabellingConfig:
     """After the CRF, components of at least this share of a mask's largest stay."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     promerge: ProMergeConfig = field(default_factory=ProMergeConfig)
+    multicut: MultiCutConfig = field(default_factory=MultiCutConfig)
     mask_filter: MaskFilterConfig = field(default_factory=MaskFilterConfig)
     crf: CrfConfig = field(default_factory=CrfConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
@@ -46,11 +48,28 @@ class LabellingConfig:
                 raise ConfigurationError(f"{name} is a share, 0 to 1, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labels:
+    """What became of an image's features: instances, or the reason why there are none."""
+
+    found: Instances | Reason
+    optimality: Optimality | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Proposals:
+    """Masks over patches, bool (N, h, w), before scores and refinement; `skipped` says why N is 0."""
+
+    masks: NDArray[np.bool_]
+    skipped: Reason | None
+    optimality: Optimality | None = None
+
+
 def label_images(
     images_hwc: Sequence[NDArray[np.uint8]], encoder: Encoder, config: LabellingConfig
-) -> list[Instances | Reason]:
-    """Instances of every image (H, W, 3) of uint8 RGB, best first, or the reason why there are none."""
-    results: list[Instances | Reason] = []
+) -> list[Labels]:
+    """Labels of every image (H, W, 3) of uint8 RGB."""
+    results: list[Labels] = []
     for start in range(0, len(images_hwc), config.encoder.batch_size):
         batch = images_hwc[start : start + config.encoder.batch_size]
         resized = [resize_image(image, encoder.image_size) for image in batch]
@@ -66,23 +85,35 @@ def label_features(
     resized_hwc: NDArray[np.uint8],
     size: tuple[int, int],
     config: LabellingConfig,
-) -> Instances | Reason:
-    """Instances of one image at `size` = (height, width), or the reason why there are none.
+) -> Labels:
+    """Labels of one image at `size` = (height, width).
 
     `features_hwc` (h, w, C) are the encoder's features of `resized_hwc`, uint8 RGB at the encoder's size.
     Instances are ordered by score, area and first pixel (METHODS 3).
     """
     if not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
-        return Reason.NON_FINITE
-    proposed = run_promerge(features_hwc, config.promerge)
+        return Labels(found=Reason.NON_FINITE)
+    proposed = propose_masks(features_hwc, config)
     if proposed.skipped is not None:
-        return proposed.skipped
+        return Labels(found=proposed.skipped, optimality=proposed.optimality)
     scores = score_masks(features_hwc, proposed.masks, config.mask_filter)
     masks = resize_masks(proposed.masks, (resized_hwc.shape[0], resized_hwc.shape[1]))
     if config.refine == "crf":
         masks, scores = refine_proposals(resized_hwc, masks, scores, config)
     instances = make_instances(masks, scores, size, config.method)
-    return instances if len(instances) > 0 else Reason.REFINED_AWAY
+    found = instances if len(instances) > 0 else Reason.REFINED_AWAY
+    return Labels(found=found, optimality=proposed.optimality)
+
+
+def propose_masks(
+    features_hwc: NDArray[np.floating] | torch.Tensor, config: LabellingConfig
+) -> Proposals:
+    """Masks over the patches of features (h, w, C), by the configured method."""
+    if config.method == "multicut":
+        cut = run_multicut(features_hwc, config.multicut)
+        return Proposals(masks=cut.masks, skipped=cut.skipped, optimality=cut.optimality)
+    merged = run_promerge(features_hwc, config.promerge)
+    return Proposals(masks=merged.masks, skipped=merged.skipped)
 
 
 def refine_proposals(
@@ -105,6 +136,7 @@ def refine_proposals(
 
 def warm_up(config: LabellingConfig) -> None:
     """Do now what the first image of a process would wait for: loading compiled code."""
+    propose_masks(np.ones((4, 4, 1), np.float16), config)
     if config.refine == "crf":
         image = np.zeros((8, 8, 3), np.uint8)
         for num_masks in (1, 8, 16):  # the numba backend has code of its own for each
@@ -138,17 +170,18 @@ def make_instances(
     )
 
 
-def make_outcome(record: ImageRecord, image: PreparedImage, result: Instances | Reason) -> Outcome:
+def make_outcome(record: ImageRecord, image: PreparedImage, labels: Labels) -> Outcome:
     """The row of an image that was looked at."""
-    labelled = isinstance(result, Instances)
-    reason = None if isinstance(result, Instances) else result
+    instances = labels.found if isinstance(labels.found, Instances) else None
+    reason = labels.found if isinstance(labels.found, Reason) else None
     rejected = reason is Reason.NON_FINITE
     return Outcome(
         record=record,
-        status=Status.LABELLED if labelled else Status.REJECTED if rejected else Status.NO_OBJECT,
+        status=Status.LABELLED if instances is not None else Status.REJECTED if rejected else Status.NO_OBJECT,
         height=image.size[0],
         width=image.size[1],
         sha256=image.sha256,
         reason=reason,
-        instances=result if isinstance(result, Instances) else None,
+        instances=instances,
+        optimality=labels.optimality,
     )

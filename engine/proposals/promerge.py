@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from engine.errors import ConfigurationError
 from engine.masks import component_owners, label_components
+from engine.proposals.patches import normalised_features, touched_sides
 from engine.types import Reason
 
 # Pool masks that are bool arrays at one time, 3.7 MB at 60 x 60 patches.
@@ -114,20 +115,6 @@ def run_promerge(features_hwc: NDArray[np.floating] | torch.Tensor, config: ProM
     return ProMergeResult(masks=np.zeros((0, *size), bool), background=background, skipped=skipped)
 
 
-def normalised_features(features_hwc: NDArray[np.floating] | torch.Tensor) -> torch.Tensor:
-    """Features (h, w, C) as float32 (h * w, C) of unit length, on their device; zero vectors stay zero."""
-    features = torch.as_tensor(features_hwc)
-    if features.ndim != 3:
-        raise ValueError(
-            f"features must have the shape (height, width, channels), got {tuple(features.shape)}"
-        )
-    flat = features.reshape(-1, features.shape[2]).to(torch.float32, copy=True)
-    lengths = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    if not bool(torch.isfinite(lengths).all()):  # a length is finite only if its feature is
-        raise ValueError("features must be finite")
-    return flat.div_(lengths.clamp_min(torch.finfo(torch.float32).tiny))
-
-
 def _prompt(
     features: torch.Tensor, size: tuple[int, int], config: ProMergeConfig
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
@@ -139,17 +126,6 @@ def _prompt(
     masks = (affinity > config.tau_b).cpu().numpy().reshape(-1, height, width)
     is_background = touched_sides(masks, config.border_coverage) >= config.border_sides
     return masks[is_background], masks[~is_background], seeds[~is_background]
-
-
-def touched_sides(masks: NDArray[np.bool_], coverage: float) -> NDArray[np.int64]:
-    """How many of the four image sides each mask (N, h, w) covers by more than `coverage`; int64 (N,).
-
-    >>> touched_sides(np.array([[[1, 1, 0], [1, 0, 0], [1, 0, 0]]], dtype=bool), 0.5).tolist()
-    [2]
-    """
-    sides = (masks[:, 0, :], masks[:, -1, :], masks[:, :, 0], masks[:, :, -1])
-    covered: NDArray[np.int64] = np.sum([side.mean(axis=1) > coverage for side in sides], axis=0)
-    return covered
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
