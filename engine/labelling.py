@@ -28,7 +28,7 @@ class LabellingConfig:
     """Everything that decides which labels an image gets."""
 
     method: Literal["promerge", "multicut"] = "promerge"
-    """How instances are proposed: a few that stand out from a common background, or the parts of a partition."""
+    """How instances are proposed: what stands out from a common background, or the parts of a partition."""
     refine: Literal["crf", "none"] = "crf"
     """How proposals are brought to the image's edges: a dense CRF, or not at all."""
     min_refined_iou: float = 0.5
@@ -105,9 +105,7 @@ def label_features(
     return Labels(found=found, optimality=proposed.optimality)
 
 
-def propose_masks(
-    features_hwc: NDArray[np.floating] | torch.Tensor, config: LabellingConfig
-) -> Proposals:
+def propose_masks(features_hwc: NDArray[np.floating] | torch.Tensor, config: LabellingConfig) -> Proposals:
     """Masks over the patches of features (h, w, C), by the configured method."""
     if config.method == "multicut":
         cut = run_multicut(features_hwc, config.multicut)
@@ -174,10 +172,10 @@ def make_outcome(record: ImageRecord, image: PreparedImage, labels: Labels) -> O
     """The row of an image that was looked at."""
     instances = labels.found if isinstance(labels.found, Instances) else None
     reason = labels.found if isinstance(labels.found, Reason) else None
-    rejected = reason is Reason.NON_FINITE
+    empty = Status.REJECTED if reason is Reason.NON_FINITE else Status.NO_OBJECT
     return Outcome(
         record=record,
-        status=Status.LABELLED if instances is not None else Status.REJECTED if rejected else Status.NO_OBJECT,
+        status=Status.LABELLED if instances is not None else empty,
         height=image.size[0],
         width=image.size[1],
         sha256=image.sha256,

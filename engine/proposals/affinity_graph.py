@@ -17,7 +17,7 @@ _DIRECTIONS: tuple[Offset, ...] = ((0, 1), (1, -1), (1, 0), (1, 1))
 
 
 def ring_offsets(distance: int) -> tuple[Offset, ...]:
-    """Offsets (rows, columns) to the eight patches at `distance` steps straight or diagonally, each pair once.
+    """Offsets (rows, columns) to the patches at `distance` steps in eight directions, each pair once.
 
     >>> ring_offsets(3)
     ((0, 3), (3, -3), (3, 0), (3, 3))
@@ -30,7 +30,7 @@ def grid_edges(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Edges of a grid of (height, width) patches, numbered in reading order: uv (E, 2) and classes (E,).
 
-    Edges stand in the order of their offsets (rows, columns), `classes` says which, then of their first patch.
+    Edges stand in the order of their offsets (rows, columns), told by `classes`, then of their first patch.
     An offset that reaches beyond the grid everywhere has none. Raises ValueError where an offset is zero, or
     comes twice, also as its opposite.
 

@@ -1,8 +1,8 @@
 """How far a multicut can be from the best there is: a lower bound on the objective of every partition.
 
 The costs of edges are moved to cycles and back, which changes no partition's objective, and the bound is the
-sum of what each edge and each cycle can reach at best on its own. A partition cuts no cycle exactly once; so a
-conflicted cycle (one edge that wants to be cut, all others not) can be told that it must pay.
+sum of what each edge and each cycle can reach at best on its own. A partition cuts no cycle exactly once, so
+that a conflicted cycle (one edge that wants to be cut, all others not) has to pay.
 
 1. Packing: shortest conflicted cycles first, each takes as much cost as its weakest edge has. Ours, after
    Lange, Karrenbauer and Andres, "Partial Optimality and Fast Lower Bounds for Weighted Correlation
@@ -157,7 +157,7 @@ def _pack_cycles(
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _find_path(  # noqa: PLR0913
+def _find_path(  # noqa: PLR0913, PLR0917
     adjacency: Adjacency,
     ends: NDArray[np.int64],
     costs: NDArray[np.float64],
@@ -166,7 +166,7 @@ def _find_path(  # noqa: PLR0913
     tolerance: float,
     search: _Search,
 ) -> int:
-    """Put a shortest path of positive edges between the ends of `edge` into `search.path`; returns its length.
+    """Put a shortest path of positive edges from end to end of `edge` into `search.path`; returns its length.
 
     That is 0 where every path is longer than `max_hops`, and -1 where there is none at all.
     """
@@ -206,7 +206,7 @@ def _find_path(  # noqa: PLR0913
 def _pass_messages(
     edge_costs: NDArray[np.float64], cycles: _Cycles, incidences: _Incidences, num_sweeps: int
 ) -> None:
-    """Even costs out between cycles, edge by edge there and back, and leave with the edges what they can have."""
+    """Even costs out between cycles, edge by edge there and back; edges end with what cycles can spare."""
     num_edges = len(edge_costs)
     for sweep in range(2 * num_sweeps):
         for i in range(num_edges):

@@ -33,13 +33,13 @@ class MultiCutConfig:
     distances: tuple[int, ...] = (1, 3, 9)
     """Edges join each patch to the eight patches at each of these distances."""
     biases: tuple[float, ...] = (0.5, 0.4, 0.3)
-    """For each distance, the cosine above which two patches belong together. Higher gives more, smaller parts."""
+    """For each distance, the cosine above which patches belong together. Higher gives more, smaller parts."""
     starts: int = 3
-    """Searches for the best partition, whose results are merged into a better one; 1 is three times as fast."""
+    """Searches for the best partition, whose results are merged into a better one; 1 is the fast setting."""
     seed: int = 0
     """Of the noise that makes the searches differ."""
     bound_rounds: int = 1
-    """Effort of the lower bound that the gap is measured against: 8 gives half the gap in ten times the time."""
+    """Effort of the lower bound behind the gap: 8 gives less than half the gap, in ten times the time."""
     border_coverage: float = 0.5
     """A part covers an image side if it holds more than this share of the side's patches."""
     border_sides: int = 2
@@ -123,7 +123,8 @@ def part_masks(labels: NDArray[np.int64], config: MultiCutConfig) -> NDArray[np.
     """Masks (N, h, w) of the parts in labels (h, w) but for background and those with too few patches."""
     parts = np.flatnonzero(np.bincount(labels.ravel()) >= config.min_patches)
     masks = labels == parts[:, None, None]
-    return masks[touched_sides(masks, config.border_coverage) < config.border_sides]
+    candidates: NDArray[np.bool_] = masks[touched_sides(masks, config.border_coverage) < config.border_sides]
+    return candidates
 
 
 def solve_multicut(
@@ -133,7 +134,7 @@ def solve_multicut(
     starts: int = 3,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Labels (num_nodes,) of a partition whose cut edges cost little in sum: a local optimum, mostly a good one.
+    """Labels (num_nodes,) of a partition whose cut edges cost little in sum: a good local optimum.
 
     Nodes that an edge of positive `cost` (E,) joins belong together, those of a negative one apart. `uv`
     (E, 2) may be any pairs of nodes below `num_nodes`: costs of parallel edges add up, loops do not count.

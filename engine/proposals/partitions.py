@@ -22,7 +22,7 @@ def merge_parallel_edges(
     ends = np.sort(uv.astype(np.int64), axis=1)
     is_loop = ends[:, 0] == ends[:, 1]
     keys, edges = np.unique(ends[~is_loop] @ (num_nodes, 1), return_inverse=True)
-    costs = np.bincount(edges, weights=cost[~is_loop], minlength=len(keys))
+    costs = np.bincount(edges, weights=cost[~is_loop], minlength=len(keys)).astype(np.float64)
     return np.stack([keys // num_nodes, keys % num_nodes], axis=1), costs
 
 
@@ -48,7 +48,8 @@ def multicut_objective(
 ) -> float:
     """Sum of the costs of the edges (E, 2) between parts; lower is better, 0 for a single part.
 
-    >>> multicut_objective(np.array([0, 0, 1]), np.array([[0, 1], [1, 2], [0, 2]]), np.array([1.0, 2.0, -3.0]))
+    >>> triangle = np.array([[0, 1], [1, 2], [0, 2]])
+    >>> multicut_objective(np.array([0, 0, 1]), triangle, np.array([1.0, 2.0, -3.0]))
     -1.0
     """
     return float(cost[labels[uv[:, 0]] != labels[uv[:, 1]]].sum())
