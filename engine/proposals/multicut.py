@@ -32,8 +32,9 @@ class MultiCutConfig:
 
     distances: tuple[int, ...] = (1, 3, 9)
     """Edges join each patch to the eight patches at each of these distances."""
-    biases: tuple[float, ...] = (0.5, 0.4, 0.3)
-    """For each distance, the cosine above which patches belong together. Higher gives more, smaller parts."""
+    biases: tuple[float, ...] = (0.8, 0.8, 0.8)
+    """For each distance, the cosine above which patches belong together; higher gives more and smaller parts.
+    It depends on the encoder and on the images: jobs/choose_bias.py finds it without ground truth."""
     starts: int = 3
     """Searches for the best partition, whose results are merged into a better one; 1 is the fast setting."""
     seed: int = 0
@@ -44,8 +45,8 @@ class MultiCutConfig:
     """A part covers an image side if it holds more than this share of the side's patches."""
     border_sides: int = 2
     """A part that covers at least this many of the four sides is background."""
-    min_patches: int = 4
-    """Parts of fewer patches are no proposals."""
+    min_patches: int = 2
+    """Parts of fewer patches are no proposals. Where objects are as small as a patch, give 1."""
 
     def __post_init__(self) -> None:
         if not self.distances or min(self.distances) < 1 or len(set(self.distances)) < len(self.distances):

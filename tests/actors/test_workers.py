@@ -1,6 +1,7 @@
 """The stages without Ray: plain classes that are given batches."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,14 @@ def test_every_image_of_a_chunk_becomes_a_row(corpus: FolderCorpus) -> None:
     for outcome in (outcomes[0], outcomes[1], outcomes[3]):
         assert outcome.status in (Status.LABELLED, Status.NO_OBJECT)
         assert (outcome.height, outcome.width) == (48, 64)
+
+
+def test_rows_of_multicut_carry_objective_and_gap(corpus: FolderCorpus) -> None:
+    outcomes = run_stages(corpus, replace(CONFIG, method="multicut"))
+    assert outcomes[2].optimality is None
+    for outcome in (outcomes[0], outcomes[1], outcomes[3]):
+        assert outcome.optimality is not None
+        assert outcome.optimality.objective <= 0 <= outcome.optimality.gap <= 1
 
 
 def test_an_images_row_does_not_depend_on_its_neighbours(corpus: FolderCorpus) -> None:

@@ -47,7 +47,7 @@ def test_of_equals_the_lowest_bias_is_chosen() -> None:
 
 def test_flat_images_have_nothing_to_choose_from() -> None:
     (score,) = score_biases(torch.eye(3)[:1].expand(2, 6, 9, 3), NAMES, CONFIG, MaskFilterConfig())
-    assert (score.bias, score.entropy, score.contrast, score.num_masks) == (1, 0, 0, 0)
+    assert (score.bias, score.contrast, score.num_masks, score.criterion) == (1, 0, 0, 0)
 
 
 def test_features_that_are_not_finite_name_the_image() -> None:

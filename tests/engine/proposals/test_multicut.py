@@ -177,6 +177,7 @@ def test_background_and_tiny_parts_are_no_candidates() -> None:
     (mask,) = part_masks(labels, CONFIG)
     assert np.array_equal(mask, labels == 1)
     assert len(part_masks(labels, replace(CONFIG, min_patches=1))) == 2
+    assert len(part_masks(labels, replace(CONFIG, min_patches=5))) == 0
     assert len(part_masks(labels, replace(CONFIG, border_coverage=1.0))) == 2
 
 
