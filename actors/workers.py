@@ -76,8 +76,8 @@ class Labeller:
         if head.box_xyxy is not None and background is not None:
             tile = Tile(box_xyxy=head.box_xyxy, background=background)
         try:
-            result = label_features(features, image, head.size, self._config, tile)
+            labels = label_features(features, image, head.size, self._config, tile)
         except Exception as error:  # as in Reader
             detail = f"while labelling: {type(error).__name__}: {error}"
             return rejected_outcome(head.record, Reason.FAILED, detail)
-        return make_outcome(head.record, head.size, head.sha256, result)
+        return make_outcome(head.record, head.size, head.sha256, labels)

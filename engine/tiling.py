@@ -27,6 +27,8 @@ class TilingConfig:
     overlap: float = 0.25
     """Share of a tile's side by which neighbouring tiles overlap, at least. What is larger than the overlap
     may be cut by every tile; then only the whole image shows it."""
+    tile_min_patches: int = 3
+    """Masks of fewer patches in a tile are dropped: most of them are noise."""
     duplicate_iou: float = 0.5
     """Of two masks of a tiled image with a larger IoU, the one with the higher score stays."""
     duplicate_ioa: float = 0.8
@@ -37,6 +39,8 @@ class TilingConfig:
             raise ConfigurationError(f"a tile is at least 32 pixels wide, got {self.tile}")
         if not 0 <= self.overlap <= 0.9:
             raise ConfigurationError(f"overlap is a share of a tile's side, 0 to 0.9, got {self.overlap}")
+        if self.tile_min_patches < 1:
+            raise ConfigurationError(f"tile_min_patches is at least 1, got {self.tile_min_patches}")
         for name in ("duplicate_iou", "duplicate_ioa"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} is above 0 and at most 1, got {getattr(self, name)}")

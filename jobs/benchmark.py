@@ -23,14 +23,13 @@ from engine.corpora import FolderCorpus
 from engine.decoding import decode_image, resize_image
 from engine.encoders import Encoder, load_encoder
 from engine.errors import ConfigurationError, ImageError
-from engine.labelling import LabellingConfig, make_instances, refine_proposals
+from engine.labelling import LabellingConfig, make_instances, propose_masks, refine_proposals
 from engine.masks import resize_masks
 from engine.proposals.mask_filter import score_masks
-from engine.proposals.promerge import run_promerge
 from jobs.console import run_job
 
 Result = TypeVar("Result")
-# ProMerge is timed at the descriptor's and at a ViT-B's feature size, on features of equal cosines.
+# Proposing is timed at the descriptor's and at a ViT-B's feature size, on features of equal cosines.
 _VIT_B_FEATURES = 768
 
 
@@ -39,7 +38,7 @@ class BenchmarkArguments:
     """Time the stages of labelling image by image, in one process, without Ray.
 
     Prints the median and the mean of each stage in milliseconds per image, and its share. `propose at 768` is
-    ProMerge on the same features, turned into 768 dimensions; it is not part of the sum.
+    the method on the same features, turned into 768 dimensions; it is not part of the sum.
     """
 
     corpus: str = "skimage:"
@@ -47,7 +46,7 @@ class BenchmarkArguments:
     num_images: int = 32
     """How many of them."""
     threads: int = 1
-    """Threads of the encoder, of ProMerge's products and of the CRF."""
+    """Threads of the encoder, of proposing and of the CRF."""
     output: Path | None = None
     """Where to write the figures as JSON."""
     labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(default_factory=LabellingConfig)
@@ -98,9 +97,9 @@ def time_stages(files: list[bytes], encoder: Encoder, arguments: BenchmarkArgume
         image = watch.time("decode", lambda data=data: decode_image(data, config.decoding))
         resized = watch.time("resize", lambda image=image: resize_image(image, encoder.image_size))
         features = watch.time("encode", lambda resized=resized: encoder.encode([resized]))[0]
-        proposed = watch.time("propose", lambda features=features: run_promerge(features, config.promerge))
+        proposed = watch.time("propose", lambda features=features: propose_masks(features, config))
         wide = (features.float() @ rotation).half()
-        watch.time("propose at 768", lambda wide=wide: run_promerge(wide, config.promerge))
+        watch.time("propose at 768", lambda wide=wide: propose_masks(wide, config))
         masks = proposed.masks
         scores = watch.time(
             "score", lambda features=features, masks=masks: score_masks(features, masks, config.mask_filter)

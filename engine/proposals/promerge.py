@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from engine.errors import ConfigurationError
 from engine.masks import component_owners, label_components
+from engine.proposals.patches import cover_background, normalised_features, touched_sides
 from engine.types import Reason
 
 # Pool masks that are bool arrays at one time, 3.7 MB at 60 x 60 patches.
@@ -139,9 +140,7 @@ def _are_candidates(
     """
     if seen_background is None:
         return touched_sides(masks, config.border_coverage) >= config.border_sides
-    covered = np.count_nonzero(masks & seen_background, axis=(1, 2))
-    candidates: NDArray[np.bool_] = covered > config.border_coverage * np.count_nonzero(seen_background)
-    return candidates
+    return cover_background(masks, seen_background, config.border_coverage)
 
 
 def _vote(candidates: NDArray[np.bool_], config: ProMergeConfig) -> NDArray[np.bool_]:
@@ -161,20 +160,6 @@ def _why_skipped(
     return None
 
 
-def normalised_features(features_hwc: NDArray[np.floating] | torch.Tensor) -> torch.Tensor:
-    """Features (h, w, C) as float32 (h * w, C) of unit length, on their device; zero vectors stay zero."""
-    features = torch.as_tensor(features_hwc)
-    if features.ndim != 3:
-        raise ValueError(
-            f"features must have the shape (height, width, channels), got {tuple(features.shape)}"
-        )
-    flat = features.reshape(-1, features.shape[2]).to(torch.float32, copy=True)
-    lengths = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    if not bool(torch.isfinite(lengths).all()):  # a length is finite only if its feature is
-        raise ValueError("features must be finite")
-    return flat.div_(lengths.clamp_min(torch.finfo(torch.float32).tiny))
-
-
 def _prompt(
     features: torch.Tensor, size: tuple[int, int], config: ProMergeConfig
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
@@ -185,17 +170,6 @@ def _prompt(
     affinity = features[torch.as_tensor(seeds, device=features.device)] @ features.T
     masks = (affinity > config.tau_b).cpu().numpy().reshape(-1, height, width)
     return masks, seeds
-
-
-def touched_sides(masks: NDArray[np.bool_], coverage: float) -> NDArray[np.int64]:
-    """How many of the four image sides each mask (N, h, w) covers by more than `coverage`; int64 (N,).
-
-    >>> touched_sides(np.array([[[1, 1, 0], [1, 0, 0], [1, 0, 0]]], dtype=bool), 0.5).tolist()
-    [2]
-    """
-    sides = (masks[:, 0, :], masks[:, -1, :], masks[:, :, 0], masks[:, :, -1])
-    covered: NDArray[np.int64] = np.sum([side.mean(axis=1) > coverage for side in sides], axis=0)
-    return covered
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from engine.errors import ObjectMissing, StoreError
 from engine.store.keys import byte_order
@@ -44,20 +45,34 @@ class LocalObjects:
             return path.stat().st_size
 
     def write(self, key: str, data: bytes) -> None:
+        with self.writer(key) as file:
+            file.write(data)
+
+    @contextmanager
+    def writer(self, key: str) -> Iterator[BinaryIO]:
         path = self._path(key)
-        with _os_errors_as_store_errors("write", path), _synced_file(path.parent, data) as link_as:
+        with _os_errors_as_store_errors("write", path), _unnamed_file(path.parent) as (file, link_as):
+            yield file
+            _sync(file)
             beside = _partial_path(path.parent)
             link_as(beside)
             os.replace(beside, path)
 
     def create(self, key: str, data: bytes) -> bool:
         path = self._path(key)
-        with _os_errors_as_store_errors("write", path), _synced_file(path.parent, data) as link_as:
+        with _os_errors_as_store_errors("write", path), _unnamed_file(path.parent) as (file, link_as):
+            file.write(data)
+            _sync(file)
             try:
                 link_as(path)
             except FileExistsError:
                 return False
         return True
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _os_errors_as_store_errors("delete", path):
+            path.unlink(missing_ok=True)
 
     def keys(self, prefix: str = "", start_after: str = "") -> Iterator[str]:
         folder, _, _ = prefix.rpartition("/")
@@ -126,8 +141,8 @@ def _os_errors_as_store_errors(verb: str, path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _synced_file(folder: Path, data: bytes) -> Iterator[Callable[[Path], None]]:
-    """A synced file with `data` on the disk of `folder`, and the call that names it (never an existing name).
+def _unnamed_file(folder: Path) -> Iterator[tuple[BinaryIO, Callable[[Path], None]]]:
+    """A new file on the disk of `folder`, and the call that names it (never an existing name).
 
     Where the system can, the file is nameless until then, so that a killed writer leaves nothing behind.
     """
@@ -138,17 +153,20 @@ def _synced_file(folder: Path, data: bytes) -> Iterator[Callable[[Path], None]]:
         descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
             yield (
+                file,
                 functools.partial(os.link, partial)
                 if partial
-                else functools.partial(_link_descriptor, file.fileno())
+                else functools.partial(_link_descriptor, file.fileno()),
             )
     finally:
         if partial:
             partial.unlink(missing_ok=True)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _link_descriptor(descriptor: int, path: Path) -> None:

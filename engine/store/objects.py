@@ -10,9 +10,11 @@ corpus is read in the same order from everywhere. botocore's and the file system
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 from engine.errors import ObjectMissing, StoreError
@@ -40,8 +42,17 @@ class ObjectStore(Protocol):
     def write(self, key: str, data: bytes) -> None:
         """Make `key` hold `data`, in one step, whether or not it existed."""
 
+    def writer(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """A file to write a long object to, in constant memory: `key` holds it once the block has ended.
+
+        Where the block raises, or its process dies, `key` stays as it was.
+        """
+
     def create(self, key: str, data: bytes) -> bool:
         """Make `key` hold `data` in one step unless it exists; True if this call made it."""
+
+    def delete(self, key: str) -> None:
+        """Make `key` hold nothing, whether or not it existed."""
 
     def keys(self, prefix: str = "", start_after: str = "") -> Iterator[str]:
         """Keys that begin with `prefix` and sort after `start_after`, in byte order, as they are listed."""
@@ -64,8 +75,19 @@ def open_objects(uri: str) -> ObjectStore:
 
 def read_uri(uri: str) -> bytes:
     """The bytes of one file or S3 object. Raises ObjectMissing, TransientError or StoreError."""
+    objects, name = _open_parent(uri)
+    return objects.read(name)
+
+
+def write_uri(uri: str, data: bytes) -> None:
+    """Make one file or S3 object hold `data`, in one step. Raises TransientError or StoreError."""
+    objects, name = _open_parent(uri)
+    objects.write(name, data)
+
+
+def _open_parent(uri: str) -> tuple[ObjectStore, str]:
     parent, _, name = uri.rpartition("/")
-    return open_objects(parent if parent or not uri.startswith("/") else "/").read(name)
+    return open_objects(parent if parent or not uri.startswith("/") else "/"), name
 
 
 class MemoryObjects:
@@ -92,11 +114,20 @@ class MemoryObjects:
     def write(self, key: str, data: bytes) -> None:
         self._objects[key] = data
 
+    @contextmanager
+    def writer(self, key: str) -> Iterator[BinaryIO]:
+        sink = io.BytesIO()
+        yield sink
+        self._objects[key] = sink.getvalue()
+
     def create(self, key: str, data: bytes) -> bool:
         if key in self._objects:
             return False
         self._objects[key] = data
         return True
+
+    def delete(self, key: str) -> None:
+        self._objects.pop(key, None)
 
     def keys(self, prefix: str = "", start_after: str = "") -> Iterator[str]:
         for key in sorted(self._objects, key=byte_order):

@@ -19,8 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.errors import ObjectMissing, StoreError
 from engine.store import schema
+from engine.store.columns import InstanceColumn, ShardColumns, decode_columns, decode_instance_column
 from engine.store.objects import ObjectStore
 from engine.store.schema import ShardSummary
 from engine.types import Outcome, ShardPlan
@@ -189,6 +193,18 @@ class Version:
         """All committed rows as a stream, in the order of the corpus; one shard is in memory at a time."""
         for shard in sorted(self.committed()):
             yield from self.shard(shard)
+
+    def columns(self) -> Iterator[ShardColumns]:
+        """All committed shards as columns, in the order of the corpus; see engine.store.columns."""
+        for shard in sorted(self.committed()):
+            key = self._shard_key(shard)
+            yield decode_columns(self._objects.read(key), key)
+
+    def instance_columns(self, column: InstanceColumn) -> Iterator[NDArray[np.float32]]:
+        """One column of all instances, float32, shard by shard; NaN where it holds nothing."""
+        for shard in sorted(self.committed()):
+            key = self._shard_key(shard)
+            yield decode_instance_column(self._objects.read(key), column, key)
 
     def find(self, image_id: str) -> Outcome:
         """One image's row. Reads the shards whose id range holds it. Raises ObjectMissing."""

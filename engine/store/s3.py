@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, cast
 
 import boto3
 import botocore.config
@@ -22,6 +23,8 @@ _TRANSIENT_CODES = frozenset(
 # urllib3 gives up after this long without a byte; botocore then waits and tries again, ten times in all.
 _TIMEOUT_S = 30
 _ATTEMPTS = 10
+# S3 takes 10,000 parts, so an object may have 160 GB.
+_PART_BYTES = 16 << 20
 
 
 class S3Objects:
@@ -77,6 +80,17 @@ class S3Objects:
         with self._translated_errors(key):
             self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data)
 
+    @contextmanager
+    def writer(self, key: str) -> Iterator[BinaryIO]:
+        with self._translated_errors(key):
+            parts = _Parts(self._client, {"Bucket": self._bucket, "Key": self._prefix + key})
+            try:
+                yield cast(BinaryIO, parts)
+                parts.complete()
+            except BaseException:
+                parts.abort()
+                raise
+
     def create(self, key: str, data: bytes) -> bool:
         with self._translated_errors(key):
             try:
@@ -92,6 +106,10 @@ class S3Objects:
                 # A server without conditional writes: what two writers put here is the same anyway.
                 self.write(key, data)
         return True
+
+    def delete(self, key: str) -> None:
+        with self._translated_errors(key):
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
 
     def keys(self, prefix: str = "", start_after: str = "") -> Iterator[str]:
         request = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
@@ -125,6 +143,51 @@ class S3Objects:
             raise TransientError(f"no answer for {place}: {type(error).__name__}") from error
         except botocore.exceptions.BotoCoreError as error:
             raise StoreError(f"cannot use {place}: {error}") from error
+
+
+class _Parts(io.RawIOBase):
+    """An object that is uploaded as it is written: in parts, or in one request where one part holds all."""
+
+    def __init__(self, client: Any, place: dict[str, str]) -> None:
+        self._client = client
+        self._place = place
+        self._held = bytearray()
+        self._upload: dict[str, str] | None = None
+        self._tags: list[str] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._held += data
+        while len(self._held) >= _PART_BYTES:
+            self._send(bytes(self._held[:_PART_BYTES]))
+            del self._held[:_PART_BYTES]
+        return len(data)
+
+    def complete(self) -> None:
+        """Send what is left; the object is there from now on, whole."""
+        if self._upload is None:
+            self._client.put_object(**self._place, Body=bytes(self._held))
+            return
+        if self._held:
+            self._send(bytes(self._held))
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(self._tags, start=1)]
+        self._client.complete_multipart_upload(**self._upload, MultipartUpload={"Parts": parts})
+
+    def abort(self) -> None:
+        """Have the server forget the parts it holds."""
+        if self._upload is not None:
+            # The error that led here is the one to tell.
+            with suppress(botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
+                self._client.abort_multipart_upload(**self._upload)
+
+    def _send(self, part: bytes) -> None:
+        if self._upload is None:
+            answer = self._client.create_multipart_upload(**self._place)
+            self._upload = {**self._place, "UploadId": answer["UploadId"]}
+        answer = self._client.upload_part(**self._upload, PartNumber=len(self._tags) + 1, Body=part)
+        self._tags.append(answer["ETag"])
 
 
 def _client_error(error: botocore.exceptions.ClientError, place: str) -> Exception:

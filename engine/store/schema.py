@@ -11,6 +11,8 @@ Columns of a shard:
     status     labelled, no_object or rejected
     reason     a code of engine.types.Reason, or null where labelled
     detail     a sentence for people, or empty
+    objective  } of the image's partition, null where the method makes none; shards that were written before
+    gap        } there were such methods lack both
     instances  best first: rle (COCO's compressed counts for height x width), bbox (x0, y0, x1, y1 half-open
                pixels), area (pixels), score (R(M)), method, stability (null until a round has measured it)
 
@@ -32,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.errors import StoreError
-from engine.types import ImageRecord, Instances, Outcome, Reason, ShardPlan, Status
+from engine.types import ImageRecord, Instances, Optimality, Outcome, Reason, ShardPlan, Status
 
 FORMAT = 1
 _FOOTER_KEY = b"maskmill"
@@ -62,6 +64,8 @@ SHARD_SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string(), nullable=False),
+        pa.field("objective", pa.float64()),
+        pa.field("gap", pa.float64()),
         pa.field("instances", pa.list_(pa.field("item", _INSTANCE, nullable=False)), nullable=False),
     ]
 )
@@ -119,6 +123,17 @@ def read_summary(data: bytes, name: str) -> ShardSummary:
     return _summary(_decode(data, name)[1])
 
 
+def read_footer(schema: pa.Schema, name: str) -> dict[str, Any]:
+    """What the footer of a file with this schema holds. Raises StoreError where it is not one of ours."""
+    try:
+        footer: dict[str, Any] = json.loads((schema.metadata or {})[_FOOTER_KEY])
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"{name} is not a file of this store ({error}); remove it and run again") from error
+    if footer["format"] != FORMAT:
+        raise StoreError(f"{name} has format {footer['format']}, this program reads format {FORMAT}")
+    return footer
+
+
 def encode_plan(plan: ShardPlan) -> bytes:
     """A plan file: the images that a shard will hold."""
     rows = [_record_row(record) for record in plan.records]
@@ -148,19 +163,17 @@ def decode_manifest(data: bytes, name: str) -> list[ShardSummary]:
 def _encode(table: pa.Table, footer: dict[str, Any]) -> bytes:
     sink = io.BytesIO()
     metadata = {_FOOTER_KEY: json.dumps(footer, sort_keys=True).encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    table = table.replace_schema_metadata(metadata)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
 def _decode(data: bytes, name: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
         table = pq.read_table(pa.BufferReader(data))
-        footer = json.loads((table.schema.metadata or {})[_FOOTER_KEY])
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise StoreError(f"{name} is not a file of this store ({error}); remove it and run again") from error
-    if footer["format"] != FORMAT:
-        raise StoreError(f"{name} has format {footer['format']}, this program reads format {FORMAT}")
-    return table, footer
+    return table, read_footer(table.schema, name)
 
 
 def _digest(rows: Sequence[dict[str, Any]]) -> str:
@@ -192,6 +205,8 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
         "status": outcome.status.value,
         "reason": outcome.reason.value if outcome.reason is not None else None,
         "detail": outcome.detail,
+        "objective": outcome.optimality.objective if outcome.optimality is not None else None,
+        "gap": outcome.optimality.gap if outcome.optimality is not None else None,
         "instances": _instance_rows(outcome.instances),
     }
 
@@ -221,8 +236,15 @@ def _row_outcome(row: dict[str, Any]) -> Outcome:
         sha256=row["sha256"],
         reason=Reason(row["reason"]) if row["reason"] is not None else None,
         detail=row["detail"],
+        optimality=_row_optimality(row),
         instances=_row_instances(row),
     )
+
+
+def _row_optimality(row: dict[str, Any]) -> Optimality | None:
+    if row.get("objective") is None:
+        return None
+    return Optimality(objective=row["objective"], gap=row["gap"])
 
 
 def _row_instances(row: dict[str, Any]) -> Instances | None:

@@ -10,7 +10,8 @@ import pytest
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError, CorpusError
 from engine.labelling import LabellingConfig
-from jobs import benchmark, benchmark_refinement, evaluate_superpixels
+from engine.proposals.multicut import MultiCutConfig
+from jobs import benchmark, benchmark_refinement, choose_bias, evaluate_superpixels
 
 
 @pytest.fixture
@@ -50,6 +51,35 @@ def test_the_stages_of_labelling_are_timed(image_folder: Callable[[int], Path], 
     assert sum(row["share"] for name, row in figures["stages"].items() if name != "sum") == pytest.approx(1)
     with pytest.raises(ConfigurationError):
         benchmark.BenchmarkArguments(num_images=0)
+
+
+def test_a_bias_is_chosen_without_ground_truth(
+    image_folder: Callable[[int], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bias.json"
+    folder = image_folder(5)
+    (folder / "pipe.png").symlink_to("pipe.png")
+    arguments = choose_bias.BiasArguments(
+        corpus=str(folder),
+        num_images=3,
+        stride=2,
+        encoder=EncoderConfig(image_size=96, batch_size=2),
+        multicut=MultiCutConfig(distances=(1, 3), biases=(0.1, 0.1)),
+        output=output,
+    )
+    choose_bias.main(arguments)
+    figures = json.loads(output.read_text())
+    best = max(figures["scores"], key=lambda score: score["criterion"])
+    assert figures["biases"] == [best["bias"], best["bias"]]
+    printed = capsys.readouterr().out
+    assert f"--multicut.biases {best['bias']:g} {best['bias']:g}" in printed
+    assert len(figures["images"]) + printed.count("left out") == 3
+    with pytest.raises(ConfigurationError, match="--stride"):
+        choose_bias.BiasArguments(corpus=str(folder), stride=0)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/a.png").write_bytes(b"broken")
+    with pytest.raises(ConfigurationError, match="no readable image"):
+        choose_bias.main(choose_bias.BiasArguments(corpus=str(tmp_path / "bad")))
 
 
 def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path) -> None:

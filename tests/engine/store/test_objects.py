@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 from engine.errors import ObjectMissing, StoreError, TransientError
 from engine.store import local, s3
 from engine.store.local import LocalObjects
-from engine.store.objects import MemoryObjects, ObjectStore, open_objects, read_uri
+from engine.store.objects import MemoryObjects, ObjectStore, open_objects, read_uri, write_uri
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])
@@ -34,6 +34,9 @@ def test_what_is_written_is_read(objects: ObjectStore) -> None:
     assert (objects.read("a/b"), objects.read("empty")) == (b"two", b"")
     with pytest.raises(ObjectMissing):
         objects.read("a/c")
+    if not isinstance(objects, MemoryObjects):
+        write_uri(f"{objects.uri}/c", b"three")
+        assert objects.read("c") == read_uri(f"{objects.uri}/c") == b"three"
 
 
 def test_ranges_end_where_the_object_ends(objects: ObjectStore) -> None:
@@ -60,6 +63,39 @@ def test_keys_come_in_byte_order_from_everywhere(objects: ObjectStore) -> None:
     for i, key in enumerate(keys):
         assert list(objects.keys(start_after=key)) == keys[i + 1 :]
     assert list(objects.keys("none/")) == []
+
+
+def write_and_fail(objects: ObjectStore, key: str, data: bytes) -> None:
+    with objects.writer(key) as file:
+        file.write(data)
+        1 / 0  # noqa: B018
+
+
+def test_long_objects_are_written_in_pieces(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The least that S3 takes for a part that is not the last.
+    monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
+    piece = bytes(range(256)) * 4096
+    objects.write("long", b"old")
+    with objects.writer("long") as file:
+        for _ in range(11):
+            file.write(piece)
+        assert objects.read("long") == b"old"
+    assert objects.read("long") == 11 * piece
+    with objects.writer("short") as file:
+        file.write(b"x")
+    assert objects.read("short") == b"x"
+    for count in (1, 6):
+        with pytest.raises(ZeroDivisionError):
+            write_and_fail(objects, "long", count * piece)
+    assert objects.read("long") == 11 * piece
+    assert list(objects.keys()) == ["long", "short"]
+
+
+def test_what_is_deleted_is_gone(objects: ObjectStore) -> None:
+    objects.write("a/b", b"x")
+    objects.delete("a/b")
+    objects.delete("a/b")
+    assert list(objects.keys()) == []
 
 
 def test_stores_survive_pickling(objects: ObjectStore) -> None:
@@ -96,6 +132,17 @@ def test_creating_never_replaces_on_s3(conditional_s3: ObjectStore) -> None:
     for number in range(1005):  # more than a page
         conditional_s3.write(f"many/{number:04d}", b"")
     assert len(list(conditional_s3.keys("many/"))) == 1005
+
+
+def test_parts_of_a_broken_upload_are_not_kept(
+    conditional_s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail(conditional_s3, "part/a", bytes(6 << 20))
+    uploads = boto3.client("s3").list_multipart_uploads(Bucket="bucket")
+    assert uploads.get("Uploads", []) == []
+    assert list(conditional_s3.keys("part/")) == []
 
 
 def test_a_server_without_conditional_writes_is_written_to(conditional_s3: ObjectStore) -> None:

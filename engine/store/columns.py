@@ -1,0 +1,156 @@
+"""A shard as flat columns, for whoever reads more rows than objects can carry.
+
+`Version.outcomes` makes a checked object of every row; that is right where a row is looked at and too slow
+where a million are counted or written elsewhere. Here a shard stays what Parquet holds: Arrow columns of its
+images, and of all their instances one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from engine.errors import StoreError
+from engine.store.schema import read_footer
+
+InstanceColumn = Literal["score", "stability"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardColumns:
+    """The N images of a shard and their M instances.
+
+    `images` is a table of N rows with the columns of engine.store.schema but for `instances`; `instances` is
+    a table of M rows with the fields of an instance. Image i has the instances offsets[i] to offsets[i + 1],
+    best first; `offsets` is int64 (N + 1,).
+    """
+
+    shard: int
+    images: pa.Table
+    instances: pa.Table
+    offsets: NDArray[np.int64]
+
+    @property
+    def num_images(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How many instances each image has, (N,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """Which image each instance belongs to, (M,)."""
+        return np.repeat(np.arange(self.num_images), self.counts)
+
+    @cached_property
+    def heights(self) -> NDArray[np.int32]:
+        """Pixels, (N,); 0 where the image was rejected before they were known."""
+        return _filled(self.images["height"], 0, np.int32)
+
+    @cached_property
+    def widths(self) -> NDArray[np.int32]:
+        """Pixels, (N,); 0 where the image was rejected before they were known."""
+        return _filled(self.images["width"], 0, np.int32)
+
+    @cached_property
+    def boxes_xyxy(self) -> NDArray[np.int32]:
+        """Half-open pixels, (M, 4)."""
+        boxes = self.instances["bbox"].combine_chunks()
+        return _filled(boxes.flatten(), 0, np.int32).reshape(-1, 4)
+
+    @cached_property
+    def areas(self) -> NDArray[np.int64]:
+        """Pixels, (M,)."""
+        return _filled(self.instances["area"], 0, np.int64)
+
+    @cached_property
+    def scores(self) -> NDArray[np.float32]:
+        """R(M) of each instance, (M,)."""
+        return _filled(self.instances["score"], np.nan, np.float32)
+
+    @cached_property
+    def stabilities(self) -> NDArray[np.float32]:
+        """(M,), NaN where no round has measured it."""
+        return _filled(self.instances["stability"], np.nan, np.float32)
+
+    def keep_instances(self, is_kept: NDArray[np.bool_]) -> ShardColumns:
+        """The same images with those instances only for which `is_kept`, bool (M,), is true."""
+        kept_before = np.concatenate(([0], np.cumsum(is_kept)))
+        return ShardColumns(
+            shard=self.shard,
+            images=self.images,
+            instances=self.instances.filter(pa.array(is_kept)),
+            offsets=kept_before[self.offsets],
+        )
+
+    def keep_images(self, is_kept: NDArray[np.bool_]) -> ShardColumns:
+        """Those images only for which `is_kept`, bool (N,), is true, with their instances."""
+        return ShardColumns(
+            shard=self.shard,
+            images=self.images.filter(pa.array(is_kept)),
+            instances=self.instances.filter(pa.array(is_kept[self.owners])),
+            offsets=np.concatenate(([0], np.cumsum(self.counts[is_kept]))),
+        )
+
+
+def decode_columns(data: bytes, name: str) -> ShardColumns:
+    """The columns of a shard file; `name` is what errors call it. Raises StoreError.
+
+    Bytes that were damaged are found by Parquet's page checksums and by the counts in the footer. Rows that
+    another program wrote anew are not: the digest of the rows, which would tell, costs ten times as much as
+    all else here; `Version.shard` checks it.
+    """
+    file = _open(data, name)
+    footer = read_footer(file.schema_arrow, name)
+    table = _read(file, None, name)
+    lists = table["instances"].combine_chunks()
+    # A slice of a column keeps its parent's values; flatten() and offsets from 0 leave them behind.
+    values = lists.flatten()
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    columns = ShardColumns(
+        shard=footer["shard"],
+        images=table.drop_columns(["instances"]),
+        instances=pa.Table.from_struct_array(values),
+        offsets=offsets - offsets[0],
+    )
+    if (columns.num_images, len(values)) != (footer["images"], footer["instances"]):
+        raise StoreError(f"{name}: the rows are not those that were written; restore the file or label anew")
+    return columns
+
+
+def decode_instance_column(data: bytes, column: InstanceColumn, name: str) -> NDArray[np.float32]:
+    """One column of a shard's instances alone, float32 (M,), NaN for null. Raises StoreError."""
+    file = _open(data, name)
+    read_footer(file.schema_arrow, name)
+    lists = _read(file, [f"instances.list.element.{column}"], name)["instances"].combine_chunks()
+    return _filled(lists.flatten().field(column), np.nan, np.float32)
+
+
+def _open(data: bytes, name: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StoreError(f"{name} is not a file of this store ({error}); remove it and run again") from error
+
+
+def _read(file: pq.ParquetFile, columns: list[str] | None, name: str) -> pa.Table:
+    try:
+        return file.read(columns=columns, use_threads=False)
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise StoreError(f"{name} is damaged ({error}); restore the file or label anew") from error
+
+
+def _filled(column: pa.Array | pa.ChunkedArray, null: float, dtype: type[np.generic]) -> NDArray[Any]:
+    """A numeric column as numpy, with `null` in the place of nulls."""
+    filled = column.fill_null(pa.scalar(null, column.type)) if column.null_count else column
+    return np.asarray(
+        filled.to_numpy(zero_copy_only=False) if isinstance(filled, pa.Array) else filled.to_numpy(), dtype
+    )
