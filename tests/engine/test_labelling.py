@@ -11,6 +11,7 @@ from engine.errors import ConfigurationError
 from engine.labelling import (
     LabellingConfig,
     Labels,
+    Tile,
     label_features,
     label_images,
     make_instances,
@@ -19,6 +20,7 @@ from engine.labelling import (
 )
 from engine.masks import decode_rles
 from engine.proposals.promerge import ProMergeConfig
+from engine.tiling import TilingConfig
 from engine.types import ImageRecord, Instances, Optimality, Reason, Status
 
 EVERY_PATCH = ProMergeConfig(stride=1)
@@ -145,3 +147,55 @@ def test_warming_up_changes_nothing() -> None:
 def test_shares_out_of_range() -> None:
     with pytest.raises(ConfigurationError, match="component_fraction"):
         LabellingConfig(component_fraction=1.1)
+
+
+def scene() -> np.ndarray:
+    """A dark image of 144 x 256 with a large bright object and one smaller than a patch of the whole."""
+    image = np.zeros((144, 256, 3), np.uint8)
+    image[24:96, 32:128] = 200
+    image[116:132, 196:212] = 200
+    return image
+
+
+@pytest.mark.parametrize("method", ["promerge", "multicut"])
+def test_tiles_add_small_objects_to_the_large_ones_of_the_whole(
+    method: Literal["promerge", "multicut"],
+) -> None:
+    small = np.zeros((144, 256), bool)
+    small[116:132, 196:212] = True
+    config = replace(PLAIN, method=method, tiling=TilingConfig(tile=64, tile_min_patches=2))
+    masks = masks_of(label_images([scene()], DiscEncoder(), config)[0])
+    ious = [np.count_nonzero(mask & small) / np.count_nonzero(mask | small) for mask in masks]
+    # Tiles of 64 x 64 on 48 x 64 pixels: a patch is 8 x 10.7 pixels of the image.
+    assert max(ious) > 0.4
+    large = scene()[..., 0] > 0
+    large[110:] = False
+    (whole,) = masks_of(label_images([scene()], DiscEncoder(), replace(config, tiling=TilingConfig()))[0])
+    assert any(np.array_equal(mask, whole) for mask in masks)
+    assert np.count_nonzero(whole & large) / np.count_nonzero(whole | large) > 0.8
+    assert len(masks) == 2
+    fewer = replace(config, tiling=TilingConfig(tile=64, tile_min_patches=20))
+    assert len(masks_of(label_images([scene()], DiscEncoder(), fewer)[0])) == 1
+
+
+@pytest.mark.parametrize("method", ["promerge", "multicut"])
+def test_a_tile_takes_its_background_from_the_whole(method: Literal["promerge", "multicut"]) -> None:
+    """A tile that a bright object all but fills: by its border the object would be the background."""
+    config = replace(PLAIN, method=method, tiling=TilingConfig(tile=64, tile_min_patches=1))
+    features = torch.zeros(6, 8, 2)
+    features[..., 0] = 1
+    features[4:, 5:] = torch.tensor([0.0, 1.0])
+    image = np.zeros((48, 64, 3), np.uint8)
+    (alone,) = masks_of(label_features(features, image, (48, 64), config))
+    assert alone[40, 45]
+    background = np.zeros((12, 16), bool)
+    background[10:, 13:] = True
+    tile = Tile(box_xyxy=(64, 48, 128, 96), background=background)
+    # The dark corner is background; the bright object is cut by the tile's inner edges.
+    assert label_features(features, image, (96, 128), config, tile).found == Reason.REFINED_AWAY
+    # The same as a tile on the other side, whose edges there are the image's.
+    background = np.zeros((6, 8), bool)
+    background[4:, 5:] = True
+    whole = Tile(box_xyxy=(0, 0, 64, 48), background=background)
+    (bright,) = masks_of(label_features(features, image, (48, 64), config, whole))
+    assert np.array_equal(bright, ~alone)
