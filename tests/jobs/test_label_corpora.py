@@ -16,6 +16,7 @@ from engine.masks import decode_rles
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.types import Reason, Status
+from jobs.console import parse_arguments
 from jobs.console import run_job as exit_after
 from jobs.label_coco import CocoArguments
 from jobs.label_coco import main as label_coco
@@ -160,6 +161,14 @@ def test_an_unusable_list_is_one_line(
         assert caught.value.code == 2
         assert told in error
         assert not (tmp_path / "store").exists()
+
+
+def test_hrsid_is_looked_at_in_tiles_unless_told_otherwise() -> None:
+    flags = ["--corpus", "a", "--store", "b"]
+    assert parse_arguments(HrsidArguments, flags).labelling.tiling.tile == 400
+    finer = parse_arguments(HrsidArguments, [*flags, "--tile", "200", "--promerge.tau-b", "0.1"]).labelling
+    assert (finer.tiling.tile, finer.tiling.overlap, finer.promerge.tau_b) == (200, 0.25, 0.1)
+    assert parse_arguments(CocoArguments, flags).labelling.tiling.tile is None
 
 
 @pytest.mark.slow
