@@ -6,7 +6,7 @@
         plan/000123.parquet                 which images shard 123 holds; written before they are labelled
         shard-000123.parquet                their rows; its presence says that they are done
         manifest.parquet                    a row per shard; written when all are done
-    tar-index/                            where the images of a corpus of tars lie, see engine.corpora.tar_index
+    tar-index/                            where images lie in tars, see engine.corpora.tar_index
 
 No file holds a time or a host, so equal work gives equal bytes.
 """
