@@ -52,7 +52,7 @@ class Labeller:
         images, features = batch["images"][0], batch["features"][0]
         heads: Heads = batch["heads"][0]
         outcomes: list[Outcome] = []
-        background: torch.Tensor | None = None
+        background: NDArray[np.bool_] | None = None
         for i, head in enumerate(heads.heads):
             if head.rejected is None and head.box_xyxy is None:
                 background = find_tile_background(features[i], self._config)
@@ -70,7 +70,7 @@ class Labeller:
         head: Head,
         image: NDArray[np.uint8],
         features: NDArray[np.float16],
-        background: torch.Tensor | None,
+        background: NDArray[np.bool_] | None,
     ) -> Outcome:
         if head.rejected is not None:
             return head.rejected
@@ -78,8 +78,8 @@ class Labeller:
         if head.box_xyxy is not None and background is not None:
             tile = Tile(box_xyxy=head.box_xyxy, background=background)
         try:
-            result = label_features(features, image, head.size, self._config, tile)
+            labels = label_features(features, image, head.size, self._config, tile)
         except Exception as error:  # as in Reader
             detail = f"while labelling: {type(error).__name__}: {error}"
             return rejected_outcome(head.record, Reason.FAILED, detail)
-        return make_outcome(head.record, head.size, head.sha256, result)
+        return make_outcome(head.record, head.size, head.sha256, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -20,19 +20,20 @@ from engine.masks import encode_rle_within, fill_holes, keep_large_components, p
 from engine.preparation import PreparationConfig, cut_crops
 from engine.proposals.duplicates import merge_results
 from engine.proposals.mask_filter import MaskFilterConfig, score_masks
+from engine.proposals.multicut import MultiCutConfig, run_multicut
 from engine.proposals.promerge import ProMergeConfig, find_background, run_promerge
 from engine.refine import CrfConfig, refine_masks
 from engine.stopwatch import stage
-from engine.tiling import Box, TilingConfig, touch_inner_edges
-from engine.types import ImageRecord, Instances, Outcome, Reason, Status
+from engine.tiling import Box, TilingConfig, cut_mask, touch_inner_edges
+from engine.types import ImageRecord, Instances, Optimality, Outcome, Reason, Status
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingConfig:
     """Everything that decides which labels an image gets."""
 
-    method: Literal["promerge"] = "promerge"
-    """How instances are proposed."""
+    method: Literal["promerge", "multicut"] = "promerge"
+    """How instances are proposed: what stands out from a common background, or the parts of a partition."""
     refine: Literal["crf", "none"] = "crf"
     """How proposals are brought to the image's edges: a dense CRF, or not at all."""
     min_refined_iou: float = 0.5
@@ -41,6 +42,7 @@ class LabellingConfig:
     """After the CRF, components of at least this share of a mask's largest stay."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     promerge: ProMergeConfig = field(default_factory=ProMergeConfig)
+    multicut: MultiCutConfig = field(default_factory=MultiCutConfig)
     mask_filter: MaskFilterConfig = field(default_factory=MaskFilterConfig)
     crf: CrfConfig = field(default_factory=CrfConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
@@ -54,22 +56,39 @@ class LabellingConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tile:
-    """Where in its image a crop lies, and the mean feature (C,) of what is background in the whole image."""
+    """Where in its image a crop lies, and what the image's patches (h, w) show to be background."""
 
     box_xyxy: Box
-    background: torch.Tensor
+    background: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labels:
+    """What became of an image's features: instances, or the reason why there are none."""
+
+    found: Instances | Reason
+    optimality: Optimality | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Proposals:
+    """Masks over patches, bool (N, h, w), before scores and refinement; `skipped` says why N is 0."""
+
+    masks: NDArray[np.bool_]
+    skipped: Reason | None
+    optimality: Optimality | None = None
 
 
 def label_images(
     images_hwc: Sequence[NDArray[np.uint8]], encoder: Encoder, config: LabellingConfig
-) -> list[Instances | Reason]:
-    """Instances of every image (H, W, 3) of uint8 RGB, best first, or the reason why there are none."""
+) -> list[Labels]:
+    """Labels of every image (H, W, 3) of uint8 RGB."""
     preparation = PreparationConfig(
         image_size=encoder.image_size, decoding=config.decoding, tiling=config.tiling
     )
     crops = ((i, crop) for i, image in enumerate(images_hwc) for crop in cut_crops(image, preparation))
-    results: list[list[Instances | Reason]] = [[] for _ in images_hwc]
-    background: torch.Tensor | None = None
+    results: list[list[Labels]] = [[] for _ in images_hwc]
+    background: NDArray[np.bool_] | None = None
     while batch := list(islice(crops, config.encoder.batch_size)):
         features = encoder.encode([crop.resized_hwc for _, crop in batch])
         for (i, crop), features_hwc in zip(batch, features, strict=True):
@@ -81,13 +100,16 @@ def label_images(
             else:
                 tile = Tile(box_xyxy=crop.box_xyxy, background=background)
             results[i].append(label_features(features_hwc, crop.resized_hwc, crop.size, config, tile))
-    return [merge_results(found, config.tiling) for found in results]
+    return [
+        replace(labels[0], found=merge_results([crop.found for crop in labels], config.tiling))
+        for labels in results
+    ]
 
 
 def find_tile_background(
     features_hwc: NDArray[np.floating] | torch.Tensor, config: LabellingConfig
-) -> torch.Tensor | None:
-    """What the features of a whole image (h, w, C) tell its tiles of the background; None: look at none."""
+) -> NDArray[np.bool_] | None:
+    """The background (h, w) that a whole image's features (h, w, C) show to its tiles; None: look at none."""
     if config.tiling.tile is None or not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
         return None
     return find_background(features_hwc, config.promerge)
@@ -99,22 +121,25 @@ def label_features(
     size: tuple[int, int],
     config: LabellingConfig,
     tile: Tile | None = None,
-) -> Instances | Reason:
-    """Instances of one image at `size` = (height, width), or the reason why there are none.
+) -> Labels:
+    """Labels of one image at `size` = (height, width).
 
     `features_hwc` (h, w, C) are the encoder's features of `resized_hwc`, uint8 RGB at the encoder's size: the
     whole image, or the `tile`, which leaves out what its inner edges cut.
     Instances are ordered by score, area and first pixel (METHODS 3).
     """
     if not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
-        return Reason.NON_FINITE
+        return Labels(found=Reason.NON_FINITE)
     with stage("propose"):
-        proposed = run_promerge(features_hwc, config.promerge, tile.background if tile else None)
+        proposed = propose_masks(features_hwc, size, config, tile)
     if proposed.skipped is not None:
-        return proposed.skipped
+        return Labels(found=proposed.skipped, optimality=proposed.optimality)
+    masks = proposed.masks
+    if tile is not None:
+        masks = masks[np.count_nonzero(masks, axis=(1, 2)) >= config.tiling.tile_min_patches]
     with stage("score"):
-        scores = score_masks(features_hwc, proposed.masks, config.mask_filter)
-    masks, scores = drop_cut_masks(proposed.masks, scores, size, tile)
+        scores = score_masks(features_hwc, masks, config.mask_filter)
+    masks, scores = drop_cut_masks(masks, scores, size, tile)
     masks = resize_masks(masks, (resized_hwc.shape[0], resized_hwc.shape[1]))
     if config.refine == "crf":
         with stage("refine"):
@@ -122,7 +147,26 @@ def label_features(
         masks, scores = drop_cut_masks(masks, scores, size, tile)
     with stage("resize masks, run lengths"):
         instances = make_instances(masks, scores, size, config.method, tile.box_xyxy if tile else None)
-    return instances if len(instances) > 0 else Reason.REFINED_AWAY
+    found = instances if len(instances) > 0 else Reason.REFINED_AWAY
+    return Labels(found=found, optimality=proposed.optimality)
+
+
+def propose_masks(
+    features_hwc: NDArray[np.floating] | torch.Tensor,
+    size: tuple[int, int],
+    config: LabellingConfig,
+    tile: Tile | None = None,
+) -> Proposals:
+    """Masks over the patches of features (h, w, C) of an image of `size`, or of its tile, by the method."""
+    seen_background = None
+    if tile is not None:
+        grid = (features_hwc.shape[0], features_hwc.shape[1])
+        seen_background = cut_mask(tile.background, tile.box_xyxy, size, grid)
+    if config.method == "multicut":
+        cut = run_multicut(features_hwc, config.multicut, seen_background=seen_background)
+        return Proposals(masks=cut.masks, skipped=cut.skipped, optimality=cut.optimality)
+    merged = run_promerge(features_hwc, config.promerge, seen_background)
+    return Proposals(masks=merged.masks, skipped=merged.skipped)
 
 
 def drop_cut_masks(
@@ -155,6 +199,7 @@ def refine_proposals(
 
 def warm_up(config: LabellingConfig) -> None:
     """Do now what the first image of a process would wait for: loading compiled code."""
+    propose_masks(np.ones((4, 4, 1), np.float16), (4, 4), config)
     if config.refine == "crf":
         image = np.zeros((8, 8, 3), np.uint8)
         for num_masks in (1, 8, 16):  # the numba backend has code of its own for each
@@ -198,19 +243,18 @@ def make_instances(
     )
 
 
-def make_outcome(
-    record: ImageRecord, size: tuple[int, int], sha256: str, result: Instances | Reason
-) -> Outcome:
+def make_outcome(record: ImageRecord, size: tuple[int, int], sha256: str, labels: Labels) -> Outcome:
     """The row of an image of `size` = (height, width) that was looked at; `sha256` is its file's."""
-    labelled = isinstance(result, Instances)
-    reason = None if isinstance(result, Instances) else result
-    rejected = reason is Reason.NON_FINITE
+    instances = labels.found if isinstance(labels.found, Instances) else None
+    reason = labels.found if isinstance(labels.found, Reason) else None
+    empty = Status.REJECTED if reason is Reason.NON_FINITE else Status.NO_OBJECT
     return Outcome(
         record=record,
-        status=Status.LABELLED if labelled else Status.REJECTED if rejected else Status.NO_OBJECT,
+        status=Status.LABELLED if instances is not None else empty,
         height=size[0],
         width=size[1],
         sha256=sha256,
         reason=reason,
-        instances=result if isinstance(result, Instances) else None,
+        instances=instances,
+        optimality=labels.optimality,
     )

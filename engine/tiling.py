@@ -27,6 +27,8 @@ class TilingConfig:
     overlap: float = 0.25
     """Share of a tile's side by which neighbouring tiles overlap, at least. What is larger than the overlap
     may be cut by every tile; then only the whole image shows it."""
+    tile_min_patches: int = 3
+    """Masks of fewer patches in a tile are dropped: most of them are noise."""
     duplicate_iou: float = 0.5
     """Of two masks of a tiled image with a larger IoU, the one with the higher score stays."""
     duplicate_ioa: float = 0.8
@@ -37,6 +39,8 @@ class TilingConfig:
             raise ConfigurationError(f"a tile is at least 32 pixels wide, got {self.tile}")
         if not 0 <= self.overlap <= 0.9:
             raise ConfigurationError(f"overlap is a share of a tile's side, 0 to 0.9, got {self.overlap}")
+        if self.tile_min_patches < 1:
+            raise ConfigurationError(f"tile_min_patches is at least 1, got {self.tile_min_patches}")
         for name in ("duplicate_iou", "duplicate_ioa"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} is above 0 and at most 1, got {getattr(self, name)}")
@@ -67,6 +71,23 @@ def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int]]:
     steps = math.ceil(round((length - tile) / (tile * (1 - overlap)), 9))
     starts = [round(i * (length - tile) / steps) for i in range(steps + 1)]
     return [(start, start + tile) for start in starts]
+
+
+def cut_mask(
+    mask: NDArray[np.bool_], box_xyxy: Box, size: tuple[int, int], grid: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """What a mask (h, w) of a whole image of `size` is in the tile `box_xyxy`, at the tile's `grid`.
+
+    Each patch of the tile takes the patch of the image that holds its centre.
+
+    >>> cut_mask(np.array([[0, 1]], dtype=bool), (20, 0, 60, 10), (10, 80), (1, 4)).tolist()
+    [[False, False, True, True]]
+    """
+    x0, y0, x1, y1 = box_xyxy
+    rows = (y0 + (np.arange(grid[0]) + 0.5) * (y1 - y0) / grid[0]) * mask.shape[0] / size[0]
+    columns = (x0 + (np.arange(grid[1]) + 0.5) * (x1 - x0) / grid[1]) * mask.shape[1] / size[1]
+    cut: NDArray[np.bool_] = mask[np.ix_(rows.astype(np.int64), columns.astype(np.int64))]
+    return cut
 
 
 def touch_inner_edges(masks: NDArray[np.bool_], box_xyxy: Box, size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -116,13 +116,23 @@ class Instances:
         return len(self.rles)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Optimality:
+    """How good a partition of an image is by its own measure: the objective, lower is better, and the gap, by
+    how much a better one could be below it at most, relative to the bound: 0 is optimal, 1 says nothing."""
+
+    objective: float
+    gap: float
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
     """What became of one image; exactly one row of the store.
 
     `height`, `width` are the upright image's pixels and `sha256` the hex digest of the file's bytes; each is
     None where the image was rejected before it was known. `reason` is None when `status` is LABELLED.
-    `detail` is a sentence for people and never affects anything.
+    `detail` is a sentence for people and never affects anything. `optimality` is None where no partition of
+    the image was looked for.
     """
 
     record: ImageRecord
@@ -133,3 +143,4 @@ class Outcome:
     reason: Reason | None = None
     detail: str = ""
     instances: Instances | None = None
+    optimality: Optimality | None = None

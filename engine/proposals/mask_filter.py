@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from engine.proposals.promerge import normalised_features
+from engine.proposals.patches import normalised_features
 
 _PLUS = ndimage.generate_binary_structure(2, 1)[None]
 

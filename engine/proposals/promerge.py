@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from engine.errors import ConfigurationError
 from engine.masks import component_owners, label_components
+from engine.proposals.patches import cover_background, normalised_features, touched_sides
 from engine.types import Reason
 
 # Pool masks that are bool arrays at one time, 3.7 MB at 60 x 60 patches.
@@ -96,90 +97,67 @@ def promerge_masks(
 def run_promerge(
     features_hwc: NDArray[np.floating] | torch.Tensor,
     config: ProMergeConfig,
-    background: torch.Tensor | None = None,
+    seen_background: NDArray[np.bool_] | None = None,
 ) -> ProMergeResult:
     """`promerge_masks` with the voted background and the reason of an empty result.
 
-    `background` is what `find_background` returned for the whole image of which these are a tile's features
-    (C,): then its border is no border, no mask is a candidate, and background are the patches that resemble
-    the image's by more than tau_b.
+    `seen_background` (h, w) is for the features of a tile: where the whole image shows background. It takes
+    the place of the border, which in a tile says nothing.
     """
     features = normalised_features(features_hwc)
     size = (features_hwc.shape[0], features_hwc.shape[1])
-    if background is None:
-        vote = _vote(features, size, config)
-        background_mask, pool_masks, seeds, skipped = vote.background, vote.others, vote.seeds, vote.skipped
-        background = _mean_feature(features, background_mask)
-    else:
-        resemblance = features @ torch.nn.functional.normalize(background.to(features.device), dim=0)
-        background_mask = (resemblance > config.tau_b).cpu().numpy().reshape(size)
-        pool_masks, seeds = _prompt(features, size, config)
-        skipped = None
+    masks, seeds = _prompt(features, size, config)
+    is_candidate = _are_candidates(masks, seen_background, config)
+    background = _vote(masks[is_candidate], config)
+    skipped = _why_skipped(is_candidate, background, config)
     if skipped is None:
-        pool = _split(pool_masks, seeds, config)
-        accepted = _cascade_filter(pool, background_mask, background, features, config)
+        pool = _split(masks[~is_candidate], seeds[~is_candidate], config)
+        accepted = _cascade_filter(pool, background, features, config)
         if accepted:
-            masks = _by_area(_as_masks(_merge(accepted, features, config), size))
-            return ProMergeResult(masks=masks, background=background_mask)
+            merged = _by_area(_as_masks(_merge(accepted, features, config), size))
+            return ProMergeResult(masks=merged, background=background)
         skipped = Reason.NO_FOREGROUND
-    return ProMergeResult(masks=np.zeros((0, *size), bool), background=background_mask, skipped=skipped)
+    return ProMergeResult(masks=np.zeros((0, *size), bool), background=background, skipped=skipped)
 
 
 def find_background(
     features_hwc: NDArray[np.floating] | torch.Tensor, config: ProMergeConfig
-) -> torch.Tensor | None:
-    """Mean feature of an image's voted background (METHODS 2.1, 2.2, 2.4): float32 (C,), not of unit length.
-
-    None where there is no background, or too little of it.
-    """
+) -> NDArray[np.bool_] | None:
+    """The voted background of an image (METHODS 2.1, 2.2, 2.4), bool (h, w); None where it is too small."""
     features = normalised_features(features_hwc)
-    vote = _vote(features, (features_hwc.shape[0], features_hwc.shape[1]), config)
-    return _mean_feature(features, vote.background) if vote.skipped is None else None
+    masks, _ = _prompt(features, (features_hwc.shape[0], features_hwc.shape[1]), config)
+    is_candidate = _are_candidates(masks, None, config)
+    background = _vote(masks[is_candidate], config)
+    return background if _why_skipped(is_candidate, background, config) is None else None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Vote:
-    """The background (h, w), why it is not trusted, and the seed masks that are no candidates for it."""
+def _are_candidates(
+    masks: NDArray[np.bool_], seen_background: NDArray[np.bool_] | None, config: ProMergeConfig
+) -> NDArray[np.bool_]:
+    """Which seed masks (N, h, w) are background candidates (2.2): (N,).
 
-    background: NDArray[np.bool_]
-    others: NDArray[np.bool_]
-    seeds: NDArray[np.int64]
-    skipped: Reason | None
-
-
-def _vote(features: torch.Tensor, size: tuple[int, int], config: ProMergeConfig) -> _Vote:
-    """Seed masks that cover the border are candidates (2.2), and vote on the background (2.4)."""
-    masks, seeds = _prompt(features, size, config)
-    is_candidate = touched_sides(masks, config.border_coverage) >= config.border_sides
-    candidates = masks[is_candidate]
-    background = candidates.sum(axis=0) > config.vote_fraction * len(candidates)
-    skipped = None
-    if len(candidates) == 0:
-        skipped = Reason.NO_BACKGROUND
-    elif np.count_nonzero(background) < config.min_background * background.size:
-        skipped = Reason.SMALL_BACKGROUND
-    return _Vote(
-        background=background, others=masks[~is_candidate], seeds=seeds[~is_candidate], skipped=skipped
-    )
+    In a tile those are that cover more than `border_coverage` of the background seen there.
+    """
+    if seen_background is None:
+        return touched_sides(masks, config.border_coverage) >= config.border_sides
+    return cover_background(masks, seen_background, config.border_coverage)
 
 
-def _mean_feature(features: torch.Tensor, mask: NDArray[np.bool_]) -> torch.Tensor:
-    members = torch.as_tensor(mask.ravel(), device=features.device)
-    return features[members].mean(dim=0)
+def _vote(candidates: NDArray[np.bool_], config: ProMergeConfig) -> NDArray[np.bool_]:
+    """Background (h, w) by the vote of the candidates (N, h, w) (2.4)."""
+    background: NDArray[np.bool_] = candidates.sum(axis=0) > config.vote_fraction * len(candidates)
+    return background
 
 
-def normalised_features(features_hwc: NDArray[np.floating] | torch.Tensor) -> torch.Tensor:
-    """Features (h, w, C) as float32 (h * w, C) of unit length, on their device; zero vectors stay zero."""
-    features = torch.as_tensor(features_hwc)
-    if features.ndim != 3:
-        raise ValueError(
-            f"features must have the shape (height, width, channels), got {tuple(features.shape)}"
-        )
-    flat = features.reshape(-1, features.shape[2]).to(torch.float32, copy=True)
-    lengths = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    if not bool(torch.isfinite(lengths).all()):  # a length is finite only if its feature is
-        raise ValueError("features must be finite")
-    return flat.div_(lengths.clamp_min(torch.finfo(torch.float32).tiny))
+def _why_skipped(
+    is_candidate: NDArray[np.bool_], background: NDArray[np.bool_], config: ProMergeConfig
+) -> Reason | None:
+    """Why an image has no masks (2.4), if so: no mask is a candidate, or the background is too small."""
+    if not is_candidate.any():
+        return Reason.NO_BACKGROUND
+    if np.count_nonzero(background) < config.min_background * background.size:
+        return Reason.SMALL_BACKGROUND
+    return None
 
 
 def _prompt(
@@ -192,17 +170,6 @@ def _prompt(
     affinity = features[torch.as_tensor(seeds, device=features.device)] @ features.T
     masks = (affinity > config.tau_b).cpu().numpy().reshape(-1, height, width)
     return masks, seeds
-
-
-def touched_sides(masks: NDArray[np.bool_], coverage: float) -> NDArray[np.int64]:
-    """How many of the four image sides each mask (N, h, w) covers by more than `coverage`; int64 (N,).
-
-    >>> touched_sides(np.array([[[1, 1, 0], [1, 0, 0], [1, 0, 0]]], dtype=bool), 0.5).tolist()
-    [2]
-    """
-    sides = (masks[:, 0, :], masks[:, -1, :], masks[:, :, 0], masks[:, :, -1])
-    covered: NDArray[np.int64] = np.sum([side.mean(axis=1) > coverage for side in sides], axis=0)
-    return covered
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -239,18 +206,14 @@ def _split(masks: NDArray[np.bool_], seeds: NDArray[np.int64], config: ProMergeC
 
 
 def _cascade_filter(
-    pool: _ComponentPool,
-    background_mask: NDArray[np.bool_],
-    background: torch.Tensor,
-    features: torch.Tensor,
-    config: ProMergeConfig,
+    pool: _ComponentPool, background: NDArray[np.bool_], features: torch.Tensor, config: ProMergeConfig
 ) -> list[int]:
     """Masks of the pool that stand out from the background, smallest first, as bits (2.5)."""
     positions = np.arange(len(pool.kept))
     if config.filter != "ioa":
         similarity = _background_similarity(pool, background, features)
         positions = positions[similarity < config.max_background_similarity]
-    (background_bits,) = _as_bits(background_mask[None])
+    (background_bits,) = _as_bits(background[None])
     covered, accepted = 0, []
     for start in range(0, len(positions), _POOL_BATCH):
         for bits in _as_bits(pool.masks(positions[start : start + _POOL_BATCH])):
@@ -265,11 +228,12 @@ def _cascade_filter(
 
 
 def _background_similarity(
-    pool: _ComponentPool, background: torch.Tensor, features: torch.Tensor
+    pool: _ComponentPool, background: NDArray[np.bool_], features: torch.Tensor
 ) -> NDArray[np.float64]:
     """Dot product of each pool mask's mean feature with the background's mean feature, float64 (N,)."""
     # mean(a) . mean(b) is the mean over a of x . mean(b), so no mask's mean feature has to be formed.
-    to_background = (features @ background.to(features.device)).cpu().numpy()
+    members = torch.as_tensor(background.ravel(), device=features.device)
+    to_background = (features @ features[members].mean(dim=0)).cpu().numpy()
     weights = np.broadcast_to(to_background, (len(pool.labels), len(to_background)))
     sums = np.bincount(pool.labels.ravel(), weights=weights.ravel(), minlength=len(pool.areas))
     similarity: NDArray[np.float64] = sums[pool.kept] / pool.areas[pool.kept]

@@ -9,6 +9,7 @@
         evaluation/77aa01c93e5d.json        figures against a ground truth, named by the digest of the
                                             protocol and of what was drawn, so that rounds can be compared
         runs/000002.json                    how fast a run that came to its end was
+    tar-index/                            where images lie in tars, see engine.corpora.tar_index
 
 No file but those of runs/ holds a time, and none a host: equal work gives equal bytes there.
 """

@@ -11,6 +11,8 @@ Columns of a shard:
     status     labelled, no_object or rejected
     reason     a code of engine.types.Reason, or null where labelled
     detail     a sentence for people, or empty
+    objective  } of the image's partition, null where the method makes none; shards that were written before
+    gap        } there were such methods lack both
     instances  best first: rle (COCO's compressed counts for height x width), bbox (x0, y0, x1, y1 half-open
                pixels), area (pixels), score (R(M)), method, stability (null until a round has measured it)
 
@@ -32,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.errors import StoreError
-from engine.types import ImageRecord, Instances, Outcome, Reason, ShardPlan, Status
+from engine.types import ImageRecord, Instances, Optimality, Outcome, Reason, ShardPlan, Status
 
 FORMAT = 1
 _FOOTER_KEY = b"maskmill"
@@ -62,6 +64,8 @@ SHARD_SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string(), nullable=False),
+        pa.field("objective", pa.float64()),
+        pa.field("gap", pa.float64()),
         pa.field("instances", pa.list_(pa.field("item", _INSTANCE, nullable=False)), nullable=False),
     ]
 )
@@ -201,6 +205,8 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
         "status": outcome.status.value,
         "reason": outcome.reason.value if outcome.reason is not None else None,
         "detail": outcome.detail,
+        "objective": outcome.optimality.objective if outcome.optimality is not None else None,
+        "gap": outcome.optimality.gap if outcome.optimality is not None else None,
         "instances": _instance_rows(outcome.instances),
     }
 
@@ -230,8 +236,15 @@ def _row_outcome(row: dict[str, Any]) -> Outcome:
         sha256=row["sha256"],
         reason=Reason(row["reason"]) if row["reason"] is not None else None,
         detail=row["detail"],
+        optimality=_row_optimality(row),
         instances=_row_instances(row),
     )
+
+
+def _row_optimality(row: dict[str, Any]) -> Optimality | None:
+    if row.get("objective") is None:
+        return None
+    return Optimality(objective=row["objective"], gap=row["gap"])
 
 
 def _row_instances(row: dict[str, Any]) -> Instances | None:

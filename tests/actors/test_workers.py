@@ -74,6 +74,14 @@ def test_every_image_of_a_chunk_becomes_a_row(corpus: FolderCorpus) -> None:
         assert (outcome.height, outcome.width) == (48, 64)
 
 
+def test_rows_of_multicut_carry_objective_and_gap(corpus: FolderCorpus) -> None:
+    outcomes = run_stages(corpus, replace(CONFIG, method="multicut"))
+    assert outcomes[2].optimality is None
+    for outcome in (outcomes[0], outcomes[1], outcomes[3]):
+        assert outcome.optimality is not None
+        assert outcome.optimality.objective <= 0 <= outcome.optimality.gap <= 1
+
+
 def test_an_images_row_does_not_depend_on_its_neighbours(corpus: FolderCorpus) -> None:
     together = run_stages(corpus)
     lone = FolderCorpus(corpus._objects, ("3.png",))
@@ -123,7 +131,7 @@ def test_tiles_of_several_images_share_rows(corpus: FolderCorpus) -> None:
     other_rows = run_stages(corpus, config, chunk_size=3)
     for i in (0, 1, 3):
         image = decode_image(corpus.read(rows[i].record), config.decoding)
-        (expected,) = label_images([image], encoder, config)
+        expected = label_images([image], encoder, config)[0].found
         assert isinstance(expected, Instances)
         for found in (rows[i].instances, other_rows[i].instances):
             assert found is not None

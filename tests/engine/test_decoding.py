@@ -1,3 +1,4 @@
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -105,6 +106,16 @@ def test_every_kind_of_broken_file_has_its_reason(encode_image: Encode) -> None:
     assert reason_of(bytes(damaged)) == Reason.CORRUPT
     assert reason_of(encode_image(np.zeros((1, 1, 3), np.uint8), "PNG")) == Reason.TOO_SMALL
     assert reason_of(encode_image(SCENE, "GIF")) == Reason.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken(encode_image: Encode, kind: str) -> None:
+    later = [Image.fromarray(np.full_like(SCENE, 90 * i)) for i in (1, 2)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode_image(SCENE, kind, save_all=True, append_images=later, **options)
+    with Image.open(io.BytesIO(data)) as image:
+        assert getattr(image, "n_frames", 1) == 3
+    assert np.array_equal(decode_image(data, CONFIG), SCENE)
 
 
 def test_a_bomb_is_not_decoded(encode_image: Encode) -> None:

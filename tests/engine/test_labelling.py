@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
 from engine.labelling import (
     LabellingConfig,
+    Labels,
+    Tile,
     label_features,
     label_images,
     make_instances,
@@ -17,7 +20,8 @@ from engine.labelling import (
 )
 from engine.masks import decode_rles
 from engine.proposals.promerge import ProMergeConfig
-from engine.types import ImageRecord, Instances, Reason, Status
+from engine.tiling import TilingConfig
+from engine.types import ImageRecord, Instances, Optimality, Reason, Status
 
 EVERY_PATCH = ProMergeConfig(stride=1)
 PLAIN = LabellingConfig(refine="none", promerge=EVERY_PATCH)
@@ -34,9 +38,9 @@ class DiscEncoder:
         return torch.as_tensor(np.stack([bright, ~bright], axis=-1), dtype=torch.float16)
 
 
-def masks_of(result: Instances | Reason) -> np.ndarray:
-    assert isinstance(result, Instances)
-    return decode_rles(result.rles, result.size)
+def masks_of(labels: Labels) -> np.ndarray:
+    assert isinstance(labels.found, Instances)
+    return decode_rles(labels.found.rles, labels.found.size)
 
 
 def disc_image(size: tuple[int, int]) -> np.ndarray:
@@ -51,11 +55,27 @@ def test_a_bright_object_is_labelled_at_the_images_own_size() -> None:
     first, second, third = label_images(images, DiscEncoder(), config)
     assert np.array_equal(masks_of(first)[0], images[0][..., 0] > 0)
     assert np.array_equal(masks_of(second)[0], images[1][..., 0] > 0)
-    assert third == Reason.NO_FOREGROUND
-    assert isinstance(first, Instances)
-    assert first.boxes_xyxy.tolist() == [[16, 16, 32, 32]]
-    assert (first.areas.tolist(), first.method) == ([256], "promerge")
-    assert first.scores[0] == pytest.approx(1.0)
+    assert third.found == Reason.NO_FOREGROUND
+    assert isinstance(first.found, Instances)
+    assert first.found.boxes_xyxy.tolist() == [[16, 16, 32, 32]]
+    assert (first.found.areas.tolist(), first.found.method) == ([256], "promerge")
+    assert first.found.scores[0] == pytest.approx(1.0)
+    assert first.optimality is None
+
+
+@pytest.mark.parametrize("refine", ["none", "crf"])
+def test_multicut_says_how_good_its_partition_is(refine: Literal["none", "crf"]) -> None:
+    config = LabellingConfig(method="multicut", refine=refine)
+    images = [disc_image((48, 64)), np.zeros((48, 64, 3), np.uint8)]
+    first, second = label_images(images, DiscEncoder(), config)
+    assert np.array_equal(masks_of(first)[0], images[0][..., 0] > 0)
+    assert isinstance(first.found, Instances)
+    assert first.found.method == "multicut"
+    assert first.optimality is not None
+    assert first.optimality.objective < 0
+    assert first.optimality.gap == pytest.approx(0, abs=0.1)
+    assert second.found == Reason.NO_FOREGROUND
+    assert second.optimality == Optimality(objective=0, gap=0)
 
 
 def test_refinement_finds_the_edge() -> None:
@@ -73,16 +93,16 @@ def test_a_mask_that_refinement_changes_too_much_is_dropped() -> None:
     features = torch.zeros(6, 8, 2)
     features[..., 1] = 1
     features[0:1, 6:7] = torch.tensor([1.0, 0.0])  # an object where the image shows none
-    assert isinstance(label_features(features, image, (48, 64), PLAIN), Instances)
+    assert isinstance(label_features(features, image, (48, 64), PLAIN).found, Instances)
     strict = LabellingConfig(min_refined_iou=1.0, promerge=EVERY_PATCH)
-    assert label_features(features, image, (48, 64), strict) == Reason.REFINED_AWAY
+    assert label_features(features, image, (48, 64), strict).found == Reason.REFINED_AWAY
 
 
 def test_features_that_are_not_finite_reject_the_image() -> None:
     features = torch.ones(6, 8, 2)
     features[3, 4, 1] = torch.nan
     image = disc_image((48, 64))
-    assert label_features(features, image, (48, 64), PLAIN) == Reason.NON_FINITE
+    assert label_features(features, image, (48, 64), PLAIN).found == Reason.NON_FINITE
 
 
 def test_instances_are_ordered_and_what_vanishes_is_left_out() -> None:
@@ -102,13 +122,17 @@ def test_instances_are_ordered_and_what_vanishes_is_left_out() -> None:
 
 def test_what_was_looked_at_becomes_a_row() -> None:
     record = ImageRecord(image_id="a", path="a")
-    reasons = (Reason.NO_BACKGROUND, Reason.NON_FINITE)
-    rows = [make_outcome(record, (96, 128), "digest", reason) for reason in reasons]
+    optimality = Optimality(objective=-2.5, gap=0.1)
+    rows = [
+        make_outcome(record, (96, 128), "digest", Labels(found=reason, optimality=optimality))
+        for reason in (Reason.NO_BACKGROUND, Reason.NON_FINITE)
+    ]
     assert [(row.status, row.height, row.width) for row in rows] == [
         (Status.NO_OBJECT, 96, 128),
         (Status.REJECTED, 96, 128),
     ]
     assert rows[0].sha256 == "digest"
+    assert rows[0].optimality == optimality
 
 
 def test_warming_up_changes_nothing() -> None:
@@ -123,3 +147,55 @@ def test_warming_up_changes_nothing() -> None:
 def test_shares_out_of_range() -> None:
     with pytest.raises(ConfigurationError, match="component_fraction"):
         LabellingConfig(component_fraction=1.1)
+
+
+def scene() -> np.ndarray:
+    """A dark image of 144 x 256 with a large bright object and one smaller than a patch of the whole."""
+    image = np.zeros((144, 256, 3), np.uint8)
+    image[24:96, 32:128] = 200
+    image[116:132, 196:212] = 200
+    return image
+
+
+@pytest.mark.parametrize("method", ["promerge", "multicut"])
+def test_tiles_add_small_objects_to_the_large_ones_of_the_whole(
+    method: Literal["promerge", "multicut"],
+) -> None:
+    small = np.zeros((144, 256), bool)
+    small[116:132, 196:212] = True
+    config = replace(PLAIN, method=method, tiling=TilingConfig(tile=64, tile_min_patches=2))
+    masks = masks_of(label_images([scene()], DiscEncoder(), config)[0])
+    ious = [np.count_nonzero(mask & small) / np.count_nonzero(mask | small) for mask in masks]
+    # Tiles of 64 x 64 on 48 x 64 pixels: a patch is 8 x 10.7 pixels of the image.
+    assert max(ious) > 0.4
+    large = scene()[..., 0] > 0
+    large[110:] = False
+    (whole,) = masks_of(label_images([scene()], DiscEncoder(), replace(config, tiling=TilingConfig()))[0])
+    assert any(np.array_equal(mask, whole) for mask in masks)
+    assert np.count_nonzero(whole & large) / np.count_nonzero(whole | large) > 0.8
+    assert len(masks) == 2
+    fewer = replace(config, tiling=TilingConfig(tile=64, tile_min_patches=20))
+    assert len(masks_of(label_images([scene()], DiscEncoder(), fewer)[0])) == 1
+
+
+@pytest.mark.parametrize("method", ["promerge", "multicut"])
+def test_a_tile_takes_its_background_from_the_whole(method: Literal["promerge", "multicut"]) -> None:
+    """A tile that a bright object all but fills: by its border the object would be the background."""
+    config = replace(PLAIN, method=method, tiling=TilingConfig(tile=64, tile_min_patches=1))
+    features = torch.zeros(6, 8, 2)
+    features[..., 0] = 1
+    features[4:, 5:] = torch.tensor([0.0, 1.0])
+    image = np.zeros((48, 64, 3), np.uint8)
+    (alone,) = masks_of(label_features(features, image, (48, 64), config))
+    assert alone[40, 45]
+    background = np.zeros((12, 16), bool)
+    background[10:, 13:] = True
+    tile = Tile(box_xyxy=(64, 48, 128, 96), background=background)
+    # The dark corner is background; the bright object is cut by the tile's inner edges.
+    assert label_features(features, image, (96, 128), config, tile).found == Reason.REFINED_AWAY
+    # The same as a tile on the other side, whose edges there are the image's.
+    background = np.zeros((6, 8), bool)
+    background[4:, 5:] = True
+    whole = Tile(box_xyxy=(0, 0, 64, 48), background=background)
+    (bright,) = masks_of(label_features(features, image, (48, 64), config, whole))
+    assert np.array_equal(bright, ~alone)

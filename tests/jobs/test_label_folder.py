@@ -237,6 +237,7 @@ def test_help_explains_every_flag(run_job: RunJob) -> None:
     for flag in (
         "--corpus", "--store", "--method", "--encoder", "--weights", "--refine", "--limit", "--shard-size",
         "--device", "--address", "--extend", "--overwrite", "--preview", "--promerge.tau-b",
+        "--multicut.biases", "--tile", "--overlap",
     ):  # fmt: skip
         assert flag in output
     unexplained = re.findall(r"^│ (--\S+(?: \S+)?)\s+\(default: ", output, re.MULTILINE)

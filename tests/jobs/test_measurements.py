@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError, CorpusError
-from jobs import benchmark, benchmark_refinement, evaluate_superpixels
+from engine.proposals.multicut import MultiCutConfig
+from jobs import benchmark, benchmark_refinement, choose_bias, evaluate_superpixels
 
 
 @pytest.fixture
@@ -44,15 +46,43 @@ def test_labelling_is_timed(
     assert "share of ideal" in result.stdout
     figures = json.loads(output.read_text())
     assert figures["stages"]["images"] == 2 * figures["cores"]
-    assert {"read", "decode, resize", "encode", "propose", "refine", "write"} <= figures["stages"][
-        "share"
-    ].keys()
-    assert sum(figures["stages"]["share"].values()) == pytest.approx(1)
+    shares = figures["stages"]["share"]
+    assert {"read", "decode, resize", "encode", "propose", "refine", "write"} <= shares.keys()
+    assert sum(shares.values()) == pytest.approx(1)
     assert figures["pipeline"]["images"] == 12
     assert figures["pipeline"]["start_up_s"] < figures["pipeline"]["total_s"]
     assert figures["ratios"].keys() == {"of ideal", "of the encoder alone"}
     with pytest.raises(ConfigurationError, match="no steady part"):
         benchmark.BenchmarkArguments(num_images=160)
+
+
+def test_a_bias_is_chosen_without_ground_truth(
+    image_folder: Callable[[int], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bias.json"
+    folder = image_folder(5)
+    (folder / "pipe.png").symlink_to("pipe.png")
+    arguments = choose_bias.BiasArguments(
+        corpus=str(folder),
+        num_images=3,
+        stride=2,
+        encoder=EncoderConfig(image_size=96, batch_size=2),
+        multicut=MultiCutConfig(distances=(1, 3), biases=(0.1, 0.1)),
+        output=output,
+    )
+    choose_bias.main(arguments)
+    figures = json.loads(output.read_text())
+    best = max(figures["scores"], key=lambda score: score["criterion"])
+    assert figures["biases"] == [best["bias"], best["bias"]]
+    printed = capsys.readouterr().out
+    assert f"--multicut.biases {best['bias']:g} {best['bias']:g}" in printed
+    assert len(figures["images"]) + printed.count("left out") == 3
+    with pytest.raises(ConfigurationError, match="--stride"):
+        choose_bias.BiasArguments(corpus=str(folder), stride=0)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/a.png").write_bytes(b"broken")
+    with pytest.raises(ConfigurationError, match="no readable image"):
+        choose_bias.main(choose_bias.BiasArguments(corpus=str(tmp_path / "bad")))
 
 
 def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path) -> None:

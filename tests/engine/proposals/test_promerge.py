@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ConfigurationError
-from engine.proposals.promerge import ProMergeConfig, promerge_masks, run_promerge, touched_sides
+from engine.proposals.patches import touched_sides
+from engine.proposals.promerge import ProMergeConfig, promerge_masks, run_promerge
 from engine.types import Reason
 
 CONFIG = ProMergeConfig()

@@ -2,15 +2,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import ObjectMissing, StoreError
+from engine.store import schema
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
 from engine.store.runs import RunRecord
-from engine.types import ImageRecord, Instances, Outcome, Reason, ShardPlan, Status
+from engine.types import ImageRecord, Instances, Optimality, Outcome, Reason, ShardPlan, Status
 
 INFO = VersionInfo(
     round=0,
@@ -20,6 +22,13 @@ INFO = VersionInfo(
     code_version="1.0",
     device="cpu",
 )
+
+
+COLUMNS_SINCE = ("objective", "gap")
+
+
+def without(row: dict[str, object], names: tuple[str, ...]) -> dict[str, object]:
+    return {name: value for name, value in row.items() if name not in names}
 
 
 def labelled(name: str) -> Outcome:
@@ -33,7 +42,10 @@ def labelled(name: str) -> Outcome:
         stabilities=np.array([np.nan, 2.5], np.float32),
     )
     record = ImageRecord(image_id=name, path=f"{name}.jpg", coco_id=7)
-    return Outcome(record=record, status=Status.LABELLED, height=2, width=3, sha256="ab", instances=instances)
+    return Outcome(
+        record=record, status=Status.LABELLED, height=2, width=3, sha256="ab", instances=instances,
+        optimality=Optimality(objective=-2.5, gap=0.1),
+    )  # fmt: skip
 
 
 def rejected(name: str) -> Outcome:
@@ -49,7 +61,7 @@ def as_values(outcome: Outcome) -> tuple[object, ...]:
     )  # fmt: skip
     return (
         outcome.record, outcome.status, outcome.height, outcome.width, outcome.sha256, outcome.reason,
-        outcome.detail, arrays,
+        outcome.detail, outcome.optimality, arrays,
     )  # fmt: skip
 
 
@@ -74,7 +86,20 @@ def test_any_parquet_reader_can_read_a_shard(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / version.name / "shard-000000.parquet").to_pylist()
     assert table[0]["instances"][0]["bbox"] == [0, 0, 2, 2]
     assert table[0]["instances"][0]["stability"] is None
+    assert (table[0]["objective"], table[0]["gap"], table[1]["gap"]) == (-2.5, 0.1, None)
     assert (table[1]["reason"], table[1]["height"], table[1]["instances"]) == ("truncated", None, [])
+
+
+def test_shards_from_before_there_were_partitions_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome_row = schema._outcome_row
+    monkeypatch.setattr(schema, "_outcome_row", lambda outcome: without(outcome_row(outcome), COLUMNS_SINCE))
+    names = [name for name in schema.SHARD_SCHEMA.names if name not in COLUMNS_SINCE]
+    old = pa.schema([schema.SHARD_SCHEMA.field(name) for name in names])
+    monkeypatch.setattr(schema, "SHARD_SCHEMA", old)
+    data = schema.encode_shard("v", 0, [labelled("a")])
+    monkeypatch.undo()
+    (row,) = schema.decode_shard(data, "old")[1]
+    assert as_values(row) == as_values(replace(labelled("a"), optimality=None))
 
 
 def test_a_committed_shard_stays() -> None:

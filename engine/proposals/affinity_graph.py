@@ -1,0 +1,86 @@
+"""Graphs over a grid of patches: an edge for every pair of patches at one of a set of offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.errors import ImageError
+from engine.types import Reason
+
+Offset = tuple[int, int]
+# Half of the eight directions: an edge has no direction.
+_DIRECTIONS: tuple[Offset, ...] = ((0, 1), (1, -1), (1, 0), (1, 1))
+
+
+def ring_offsets(distance: int) -> tuple[Offset, ...]:
+    """Offsets (rows, columns) to the patches at `distance` steps in eight directions, each pair once.
+
+    >>> ring_offsets(3)
+    ((0, 3), (3, -3), (3, 0), (3, 3))
+    """
+    return tuple((rows * distance, columns * distance) for rows, columns in _DIRECTIONS)
+
+
+def grid_edges(
+    size: tuple[int, int], offsets: Sequence[Offset]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Edges of a grid of (height, width) patches, numbered in reading order: uv (E, 2) and classes (E,).
+
+    Edges stand in the order of their offsets (rows, columns), told by `classes`, then of their first patch.
+    An offset that reaches beyond the grid everywhere has none. Raises ValueError where an offset is zero, or
+    comes twice, also as its opposite.
+
+    >>> uv, classes = grid_edges((2, 3), [(0, 1), (1, -1)])
+    >>> uv.tolist(), classes.tolist()
+    ([[0, 1], [1, 2], [3, 4], [4, 5], [1, 3], [2, 4]], [0, 0, 0, 0, 1, 1])
+    """
+    directionless = {max(offset, (-offset[0], -offset[1])) for offset in offsets}
+    if len(directionless) < len(offsets) or (0, 0) in directionless:
+        raise ValueError(f"offsets must differ, also from each other's opposite, and not be 0: {offsets}")
+    nodes = np.arange(size[0] * size[1]).reshape(size)
+    pairs = []
+    for offset in offsets:
+        near, far = _overlap(offset)
+        pairs.append(np.stack([nodes[near].ravel(), nodes[far].ravel()], axis=1))
+    uv = np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)
+    return uv, np.repeat(np.arange(len(offsets)), [len(pair) for pair in pairs])
+
+
+def edge_affinities(
+    features_bhwc: torch.Tensor, offsets: Sequence[Offset], names: Sequence[str]
+) -> torch.Tensor:
+    """Cosines along the edges of `grid_edges`, float32 (B, E) on the features' device, in [-1, 1].
+
+    `features_bhwc` (B, h, w, C) are of any floating type and length; a zero vector has cosine 0 with all.
+    Raises ImageError, with the image's name, where features are NaN or infinite.
+    """
+    features = features_bhwc.float()
+    lengths = torch.linalg.vector_norm(features, dim=3, keepdim=True)
+    finite = torch.isfinite(lengths).flatten(start_dim=1).all(dim=1)  # a length only is if its feature is
+    if not bool(finite.all()):
+        name = names[int(finite.logical_not().nonzero()[0])]
+        raise ImageError(Reason.NON_FINITE, f"features of image {name!r} are not finite")
+    unit = features / lengths.clamp_min(torch.finfo(torch.float32).tiny)
+    cosines = [features.new_zeros((len(features), 0))]
+    for offset in offsets:
+        near, far = _overlap(offset)
+        product = unit[(slice(None), *near)] * unit[(slice(None), *far)]
+        cosines.append(product.sum(dim=3).flatten(start_dim=1))
+    return torch.cat(cosines, dim=1)
+
+
+def _overlap(offset: Offset) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Slices of the grid (rows, columns) at the nearer ends of an offset's edges, and at the farther ones."""
+    near, far = zip(*(_overlap_along(step) for step in offset), strict=True)
+    return near, far
+
+
+def _overlap_along(step: int) -> tuple[slice, slice]:
+    if step == 0:
+        return slice(None), slice(None)
+    ahead, behind = slice(abs(step), None), slice(None, -abs(step))
+    return (behind, ahead) if step > 0 else (ahead, behind)

@@ -1,0 +1,48 @@
+"""Features and masks over an image's patches: what all ways to propose masks share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def normalised_features(features_hwc: NDArray[np.floating] | torch.Tensor) -> torch.Tensor:
+    """Features (h, w, C) as float32 (h * w, C) of unit length, on their device; zero vectors stay zero."""
+    features = torch.as_tensor(features_hwc)
+    if features.ndim != 3:
+        raise ValueError(
+            f"features must have the shape (height, width, channels), got {tuple(features.shape)}"
+        )
+    flat = features.reshape(-1, features.shape[2]).to(torch.float32, copy=True)
+    lengths = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    if not bool(torch.isfinite(lengths).all()):  # a length is finite only if its feature is
+        raise ValueError("features must be finite")
+    return flat.div_(lengths.clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def touched_sides(masks: NDArray[np.bool_], coverage: float) -> NDArray[np.int64]:
+    """How many of the four image sides each mask (N, h, w) covers by more than `coverage`; int64 (N,).
+
+    >>> touched_sides(np.array([[[1, 1, 0], [1, 0, 0], [1, 0, 0]]], dtype=bool), 0.5).tolist()
+    [2]
+    """
+    sides = (masks[:, 0, :], masks[:, -1, :], masks[:, :, 0], masks[:, :, -1])
+    covered: NDArray[np.int64] = np.sum([side.mean(axis=1) > coverage for side in sides], axis=0)
+    return covered
+
+
+def cover_background(
+    masks: NDArray[np.bool_], background: NDArray[np.bool_], coverage: float
+) -> NDArray[np.bool_]:
+    """Which masks (N, h, w) hold more than the share `coverage` of the `background` (h, w); bool (N,).
+
+    None does where there is no background.
+
+    >>> masks = np.array([[[1, 1, 0]], [[0, 1, 1]]], dtype=bool)
+    >>> cover_background(masks, np.array([[1, 1, 0]], dtype=bool), 0.5)
+    array([ True, False])
+    """
+    covered = np.count_nonzero(masks & background, axis=(1, 2))
+    covering: NDArray[np.bool_] = covered > coverage * np.count_nonzero(background)
+    return covering

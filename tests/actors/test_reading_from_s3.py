@@ -1,0 +1,101 @@
+"""Reading from a server that goes away, refuses, or lacks an image."""
+
+import io
+import tarfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors import reader
+from actors.reader import Head, Reader, cell
+from engine.corpora import Corpus, Sa1bCorpus, open_coco, open_corpus, open_hrsid
+from engine.errors import CorpusError
+from engine.planning import check_has_images
+from engine.preparation import PreparationConfig
+from engine.store import s3
+from engine.store.objects import MemoryObjects
+from engine.types import Chunk, ImageRecord, Reason
+
+
+def read_chunk(corpus: Corpus, records: list[ImageRecord]) -> list[Head]:
+    chunk = Chunk(shard=0, index=0, count=1, records=tuple(records))
+    reading = Reader(corpus, PreparationConfig(image_size=(16, 16)), 8)({"chunk": cell(chunk)})
+    return [head for row in reading for head in row["heads"][0].heads]
+
+
+@pytest.fixture
+def photographs(
+    photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
+) -> dict[str, bytes]:
+    return {f"sa_{seed}.jpg": encode_image(photograph(seed), "JPEG") for seed in range(1, 6)}
+
+
+@pytest.mark.parametrize("is_tar", [True, False])
+def test_a_server_that_is_killed_in_mid_run_costs_time_alone(
+    s3_server: Any, photographs: dict[str, bytes], is_tar: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_ATTEMPTS", 2)
+    monkeypatch.setattr(reader, "_RETRY_WAITS_S", (0.5,) * 20)
+    folder = s3_server.root / "bucket/sa1b"
+    folder.mkdir()
+    if is_tar:
+        with tarfile.open(folder / "sa_000020.tar", "w") as tar:
+            for name, data in photographs.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    else:
+        for name, data in photographs.items():
+            (folder / name).write_bytes(data)
+    corpus = Sa1bCorpus.open("s3://bucket/sa1b", MemoryObjects())
+    records = list(corpus.records())
+    assert len(records) == 5
+
+    class Killer(Sa1bCorpus):
+        """Takes the server away for a second before the third image."""
+
+        def read(self, record: ImageRecord) -> bytes:
+            if record == records[2] and not deaths:
+                deaths.append(time.monotonic())
+                s3_server.kill()
+                threading.Timer(1, s3_server.start).start()
+            return super().read(record)
+
+    deaths: list[float] = []
+    heads = read_chunk(Killer.open("s3://bucket/sa1b"), records)
+    assert time.monotonic() - deaths[0] > 1
+    assert [head.rejected for head in heads] == [None] * 5
+    assert [head.size for head in heads] == [(48, 64)] * 5
+
+
+def test_an_image_that_is_not_there_is_a_row(s3_server: Any, photographs: dict[str, bytes]) -> None:
+    (s3_server.root / "bucket/sa_1.jpg").write_bytes(photographs["sa_1.jpg"])
+    records = [ImageRecord(image_id=name, path=name) for name in ("sa_1.jpg", "sa_2.jpg", "no.tar/sa_3.jpg")]
+    found, gone, gone_too = read_chunk(open_corpus("s3://bucket", "sa1b"), records)
+    assert found.rejected is None
+    for head in (gone, gone_too):
+        assert head.rejected is not None
+        assert head.rejected.reason == Reason.MISSING
+        assert "s3://" not in head.rejected.detail
+
+
+def open_with_list(uri: str) -> Corpus:
+    return open_coco(uri, "annotations/instances_val2017.json")
+
+
+@pytest.mark.parametrize("open_kind", [open_coco, open_with_list, open_hrsid, Sa1bCorpus.open])
+def test_a_bucket_that_cannot_be_used_is_one_line(
+    s3_server: Any, monkeypatch: pytest.MonkeyPatch, open_kind: Callable[[str], Corpus]
+) -> None:
+    with pytest.raises(CorpusError, match="no such bucket") as caught:
+        check_has_images(open_kind("s3://nowhere"))
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(CorpusError, match="check the credentials") as caught:
+        check_has_images(open_kind("s3://bucket"))
+    assert "\n" not in str(caught.value)
+    assert "wrong" not in str(caught.value)

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import ImageError
+from engine.proposals.bias import BiasScore, choose_bias, score_biases
+from engine.proposals.mask_filter import MaskFilterConfig
+from engine.proposals.multicut import MultiCutConfig, run_multicut
+
+CONFIG = MultiCutConfig(starts=1)
+NAMES = ("a", "b")
+
+
+def noisy_scenes() -> tuple[torch.Tensor, np.ndarray]:
+    """Features (2, 20, 28, 8) of two images with the same four objects, and their masks (4, 20, 28)."""
+    masks = np.zeros((4, 20, 28), bool)
+    for mask, (row, column) in zip(masks, [(2, 3), (2, 17), (11, 3), (11, 17)], strict=True):
+        mask[row : row + 7, column : column + 8] = True
+    features = np.tile(np.eye(8)[0], (2, 20, 28, 1))
+    for i, mask in enumerate(masks):
+        # The objects are more like each other and the ground than their patches are unlike.
+        features[:, mask] = np.eye(8)[0] + 1.2 * np.eye(8)[i + 1]
+    noise = 0.15 * np.random.default_rng(0).standard_normal(features.shape)
+    return torch.as_tensor(features + noise).half(), masks
+
+
+def test_the_chosen_bias_finds_the_objects() -> None:
+    features, objects = noisy_scenes()
+    scores = list(score_biases(features, NAMES, CONFIG, MaskFilterConfig()))
+    biases = [score.bias for score in scores]
+    assert biases == sorted(set(biases))
+    bias = choose_bias(scores)
+    assert biases[0] < bias < biases[-1]
+    found = run_multicut(features[0], MultiCutConfig(biases=(bias,) * 3)).masks
+    ious = [max((mask & other).sum() / (mask | other).sum() for other in found) for mask in objects]
+    assert min(ious) > 0.9
+    assert sum(score.num_masks for score in scores[-1:]) > 4  # the highest bias shatters
+
+
+def test_of_equals_the_lowest_bias_is_chosen() -> None:
+    scores = [
+        BiasScore(bias=bias, entropy=1, contrast=1, num_masks=1, criterion=criterion)
+        for bias, criterion in [(0.5, 0.3), (0.2, 0.7), (0.1, 0.7), (0.9, 0.1)]
+    ]
+    assert choose_bias(scores) == 0.1
+
+
+def test_flat_images_have_nothing_to_choose_from() -> None:
+    (score,) = score_biases(torch.eye(3)[:1].expand(2, 6, 9, 3), NAMES, CONFIG, MaskFilterConfig())
+    assert (score.bias, score.contrast, score.num_masks, score.criterion) == (1, 0, 0, 0)
+
+
+def test_features_that_are_not_finite_name_the_image() -> None:
+    features = torch.ones((2, 6, 9, 3))
+    features[1, 0, 0] = torch.nan
+    with pytest.raises(ImageError, match="'b'"):
+        list(score_biases(features, NAMES, CONFIG, MaskFilterConfig()))
