@@ -230,7 +230,8 @@ def test_help_explains_every_flag(run_job: RunJob) -> None:
     output = succeeded(run_job("label_folder", "--help", COLUMNS="200"))
     for flag in (
         "--corpus", "--store", "--method", "--encoder", "--weights", "--refine", "--limit", "--shard-size",
-        "--device", "--address", "--extend", "--overwrite", "--preview", "--promerge.tau-b", "--multicut.biases",
+        "--device", "--address", "--extend", "--overwrite", "--preview", "--promerge.tau-b",
+        "--multicut.biases",
     ):  # fmt: skip
         assert flag in output
     unexplained = re.findall(r"^│ (--\S+(?: \S+)?)\s+\(default: ", output, re.MULTILINE)
