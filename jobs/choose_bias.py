@@ -71,7 +71,7 @@ def main(arguments: BiasArguments) -> None:
             scores.append(score)
             live.update(_table(scores))
     biases = (choose_bias(scores),) * len(config.distances)
-    print(f"best of {len(images)} images: --multicut.biases {' '.join(f'{bias:g}' for bias in biases)}")
+    print(f"\nbest of {len(images)} images: --multicut.biases {' '.join(f'{bias:g}' for bias in biases)}")
     if arguments.output is not None:
         figures = {"images": list(images), "biases": biases, "scores": [asdict(score) for score in scores]}
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
