@@ -18,7 +18,6 @@ from rich.console import Console
 from engine.decoding import DecodingConfig
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
-from engine.evaluation import Evaluation
 from engine.feature_cache import FeatureCache
 from engine.grid import GridAxis, grid_points, parse_axis, with_settings
 from engine.labelling import LabellingConfig
@@ -78,7 +77,13 @@ def main(arguments: SweepArguments) -> None:
     print(f"{len(points[0].images)} images, {len(points)} points")
     rows = [{"settings": v, **figures_of(result)} for v, result in zip(settings, results, strict=True)]
     if arguments.output is not None:
-        arguments.output.write_text(_format(rows, results[0].evaluation, arguments))
+        if arguments.output.suffix == ".csv":
+            written = rows_as_csv(rows)
+        else:
+            protocol = results[0].evaluation.describe_protocol()
+            content = {"points": rows, "protocol": protocol, "configuration": asdict(arguments.labelling)}
+            written = json.dumps(content, indent=1) + "\n"
+        arguments.output.write_text(written)
     if arguments.plot is not None:
         arguments.plot.write_text(draw_plot(plot_of(rows, axes, arguments.protocol.max_detections)))
 
@@ -99,13 +104,8 @@ def make_points(
     return points
 
 
-def _format(rows: Sequence[Row], evaluation: Evaluation, arguments: SweepArguments) -> str:
-    """All figures: nested as JSON, flat as CSV."""
-    assert arguments.output is not None
-    if arguments.output.suffix == ".json":
-        protocol, configuration = evaluation.describe_protocol(), asdict(arguments.labelling)
-        content = {"points": rows, "protocol": protocol, "configuration": configuration}
-        return json.dumps(content, indent=1) + "\n"
+def rows_as_csv(rows: Sequence[Row]) -> str:
+    """Settings and figures of each point, flat."""
     flat = [
         {
             **row["settings"],
