@@ -71,7 +71,7 @@ def main(arguments: JudgeArguments) -> None:
         "encoder_cpu_s_per_image": cpu_s,
         "encoder_wall_s_per_image": wall_s,
         "methods": {method: figures_of(result) for method, result in zip(METHODS, results, strict=True)},
-        "protocol": results[0].evaluation.describe_protocol(),
+        "protocol": results[0].protocol,
         "probe": asdict(arguments.probe),
         "configuration": asdict(arguments.labelling),
     }

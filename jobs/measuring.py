@@ -77,12 +77,8 @@ class MeasuringArguments:
         for column in table.columns[len(settings) :]:
             column.justify = "right"
         for cells, result in rows:
-            evaluation = result.evaluation
-            values = (
-                kind.figures[name]
-                for kind in (evaluation.boxes, evaluation.masks)
-                for name in ("AP", f"AR@{self.protocol.max_detections}")
-            )
+            shown = ("AP", f"AR@{self.protocol.max_detections}")
+            values = [figures[name] for figures in (result.boxes, result.masks) for name in shown]
             table.add_row(
                 *cells,
                 *("-" if value is None else f"{100 * value:.2f}" for value in values),
@@ -99,8 +95,8 @@ class MeasuringArguments:
 def figures_of(result: PointResult) -> dict[str, Any]:
     """What a point is worth, as JSON can hold it."""
     return {
-        "boxes": result.evaluation.boxes.figures,
-        "masks": result.evaluation.masks.figures,
+        "boxes": result.boxes,
+        "masks": result.masks,
         "masks_per_image": result.masks_per_image,
         "cpu_s_per_image": result.cpu_s,
     }

@@ -80,7 +80,7 @@ def main(arguments: SweepArguments) -> None:
         if arguments.output.suffix == ".csv":
             written = rows_as_csv(rows)
         else:
-            protocol = results[0].evaluation.describe_protocol()
+            protocol = results[0].protocol
             content = {"points": rows, "protocol": protocol, "configuration": asdict(arguments.labelling)}
             written = json.dumps(content, indent=1) + "\n"
         arguments.output.write_text(written)

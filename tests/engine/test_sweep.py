@@ -65,7 +65,7 @@ def run(
 def test_points_are_measured_in_order(cache: FeatureCache) -> None:
     blind = replace(PLAIN, promerge=replace(PLAIN.promerge, min_background=1.0))
     results, progress = run([point(blind, "0", "1"), point(PLAIN, "0", "1")], cache, EvaluationProtocol())
-    assert [result.evaluation.masks.figures["AP"] for result in results] == pytest.approx([0, 1])
+    assert [result.masks["AP"] for result in results] == pytest.approx([0, 1])
     assert [result.masks_per_image for result in results] == [0, 1]
     assert progress == [1, 2, 3, 4]
     assert results[1].cpu_s > 0
@@ -73,7 +73,7 @@ def test_points_are_measured_in_order(cache: FeatureCache) -> None:
 
 def test_an_image_that_could_not_be_read_counts(cache: FeatureCache) -> None:
     (result,), _ = run([point(PLAIN, "0", None)], cache, EvaluationProtocol())
-    assert result.evaluation.masks.figures["AR@100"] == 0.5
+    assert result.masks["AR@100"] == 0.5
     assert run([], cache, EvaluationProtocol()) == ([], [])
 
 
@@ -85,4 +85,4 @@ def test_selection_sees_all_images_of_a_point(cache: FeatureCache) -> None:
         (SelectionConfig(max_per_image=1), 1),
     ):
         (result,), _ = run([point(PLAIN, "0", "1")], cache, EvaluationProtocol(selection=selection))
-        assert result.evaluation.boxes.figures["AR@100"] == recall
+        assert result.boxes["AR@100"] == recall
