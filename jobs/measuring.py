@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from engine.corpora import Corpus, CorpusKind, open_corpus
 from engine.encoders import Encoder, EncoderConfig, load_encoder
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, RunError
 from engine.evaluation import EvaluationProtocol
 from engine.feature_cache import CachedImages, FeatureCache, cache_features
 from engine.ground_truth import read_ground_truth, thin_out
@@ -68,8 +69,13 @@ class MeasuringArguments:
     def evaluate(self, points: Sequence[SweepPoint], cache: FeatureCache) -> list[PointResult]:
         """Label and measure the points in processes of one thread each, showing how far they are."""
         progress = ProgressLine("labelling", sum(len(point.images) for point in points))
-        with start_workers(self.workers or count_cores(), points[0].config) as workers:
-            return list(evaluate_points(points, self.protocol, cache, workers, progress.show))
+        try:
+            with start_workers(self.workers or count_cores(), points[0].config) as workers:
+                return list(evaluate_points(points, self.protocol, cache, workers, progress.show))
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process died while labelling, maybe for want of memory: use fewer --workers"
+            ) from error
 
     def table(self, settings: Sequence[str], rows: Sequence[tuple[Sequence[str], PointResult]]) -> Table:
         """A row for each point: what it is, by columns named `settings`, and what it is worth."""
