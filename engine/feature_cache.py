@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,10 +21,10 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from engine.corpora import Corpus
+from engine.decoding import decode_image, resize_image
 from engine.encoders import Encoder
 from engine.errors import ImageError, StoreError
 from engine.labelling import LabellingConfig
-from engine.preparation import PreparedImage, prepare_image
 from engine.store.objects import ObjectStore
 from engine.types import ImageRecord
 
@@ -99,39 +99,44 @@ def cache_features(
     """
     folder, cached = _folder(encoder, config), CachedImages()
     present = cache.keys(folder)
-    batch: list[tuple[str, PreparedImage]] = []
+    images: dict[str, NDArray[np.uint8]] = {}
     for done, record in enumerate(records, start=1):
         try:
-            image = prepare_image(corpus, record, encoder.image_size, config.decoding)
+            data = corpus.read(record)
+            image_hwc = decode_image(data, config.decoding)
         except ImageError as error:
             cached.rejected[record.image_id] = str(error)
             continue
-        key = cached.keys[record.image_id] = f"{folder}/{image.sha256}{_SUFFIX}"
-        cached.sizes[record.image_id] = image.size
+        key = f"{folder}/{hashlib.sha256(data).hexdigest()}{_SUFFIX}"
+        cached.keys[record.image_id] = key
+        cached.sizes[record.image_id] = (image_hwc.shape[0], image_hwc.shape[1])
         if key not in present:
-            batch.append((key, image))
-        if len(batch) == config.encoder.batch_size or done == len(records):
-            _encode(batch, encoder, cache, cached)
-            batch = []
-            on_progress(done)
-    _encode(batch, encoder, cache, cached)
+            images[key] = image_hwc
+        if len(images) == config.encoder.batch_size:
+            _encode(images, encoder, cache, cached)
+            images = {}
+        on_progress(done)
+    _encode(images, encoder, cache, cached)
     return cached
 
 
 def _encode(
-    batch: Sequence[tuple[str, PreparedImage]], encoder: Encoder, cache: FeatureCache, cached: CachedImages
+    images: Mapping[str, NDArray[np.uint8]], encoder: Encoder, cache: FeatureCache, cached: CachedImages
 ) -> None:
-    """Encode images, write them and take the time of the former."""
-    if not batch:
+    """Encode images by key, write them, and take the time of the former."""
+    if not images:
         return
+    resized = [resize_image(image_hwc, encoder.image_size) for image_hwc in images.values()]
     cpu_s, wall_s = time.process_time(), time.perf_counter()
-    features = encoder.encode([image.resized_hwc for _, image in batch]).cpu().numpy()
+    features = encoder.encode(resized).cpu().numpy()
     cached.encoder_cpu_s += time.process_time() - cpu_s
     cached.encoder_wall_s += time.perf_counter() - wall_s
-    cached.num_encoded += len(batch)
-    for (key, image), features_hwc in zip(batch, features, strict=True):
+    cached.num_encoded += len(images)
+    for i, (key, image_hwc) in enumerate(images.items()):
         encoded = EncodedImage(
-            features_hwc=np.ascontiguousarray(features_hwc), resized_hwc=image.resized_hwc, size=image.size
+            features_hwc=np.ascontiguousarray(features[i]),
+            resized_hwc=resized[i],
+            size=(image_hwc.shape[0], image_hwc.shape[1]),
         )
         cache.write(key, encoded)
 

@@ -69,11 +69,11 @@ def _draw_panel(plot: LinePlot, panel: int) -> list[str]:
         name = position if isinstance(position, str) else f"{position:g}"
         parts.append(_text(x, bottom + 18, name, "middle"))
     for number, series in enumerate(plot.series):
-        points = [
+        points = sorted(
             (x, bottom - _PANEL_HEIGHT * value / top)
             for x, value in zip(columns, series.values[panel], strict=True)
             if value is not None
-        ]
+        )
         parts += _draw_line(points, number)
     return parts
 

@@ -78,6 +78,14 @@ def foreground_patches(truth: AnnotatedImage, grid: tuple[int, int]) -> NDArray[
     return is_foreground
 
 
+def pixel_features(image_hwc: NDArray[np.uint8], grid: tuple[int, int]) -> NDArray[np.float32]:
+    """The RGB values of each patch of a grid (h, w) side by side, 0 to 1, float32 (h, w, C): what any encoder
+    should beat. The image's size is a multiple of the grid's."""
+    height, width = image_hwc.shape[0] // grid[0], image_hwc.shape[1] // grid[1]
+    patches = image_hwc.reshape(grid[0], height, grid[1], width, 3).swapaxes(1, 2)
+    return patches.reshape(*grid, height * width * 3).astype(np.float32) / np.float32(255)
+
+
 def draw_patches(
     features_hwc: NDArray[np.floating], is_foreground: NDArray[np.bool_], config: ProbeConfig, number: int
 ) -> LabelledPatches:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from engine.evaluation import EvaluatedImage, Evaluation, EvaluationProtocol, evaluate
+from engine.average_precision import Figures
+from engine.evaluation import EvaluatedImage, EvaluationProtocol, evaluate
 from engine.feature_cache import FeatureCache
 from engine.ground_truth import AnnotatedImage
 from engine.labelling import LabellingConfig, label_features, warm_up
@@ -35,17 +37,16 @@ class SweepPoint:
     images: tuple[SweptImage, ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class PointResult:
-    """What one configuration is worth, and the processor's seconds for an image from its features on."""
+    """What one configuration is worth: AP and AR of boxes and masks, the protocol as JSON can hold it, masks
+    per image, and the processor's seconds for an image from its features on."""
 
-    evaluation: Evaluation
+    boxes: Figures
+    masks: Figures
+    protocol: dict[str, Any]
+    masks_per_image: float
     cpu_s: float
-
-    @property
-    def masks_per_image(self) -> float:
-        images = self.evaluation.images
-        return sum(len(image.instances or ()) for image in images) / max(len(images), 1)
 
 
 @contextmanager
@@ -131,9 +132,14 @@ def _measure(point: SweepPoint, labels: Sequence[_Labels], protocol: EvaluationP
         EvaluatedImage(truth=image.truth, instances=label.instances)
         for image, label in zip(point.images, labels, strict=True)
     ]
+    evaluation = evaluate(_select(images, protocol), protocol)
+    num_masks = sum(len(image.instances or ()) for image in evaluation.images)
     num_read = sum(image.key is not None for image in point.images)
     return PointResult(
-        evaluation=evaluate(_select(images, protocol), protocol),
+        boxes=evaluation.boxes.figures,
+        masks=evaluation.masks.figures,
+        protocol=evaluation.describe_protocol(),
+        masks_per_image=num_masks / max(len(images), 1),
         cpu_s=sum(label.cpu_s for label in labels) / max(num_read, 1),
     )
 

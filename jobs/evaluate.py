@@ -15,7 +15,7 @@ from rich.table import Table
 from engine.evaluation import Evaluation, EvaluationProtocol, evaluate_version
 from engine.ground_truth import read_ground_truth
 from engine.store.objects import open_objects
-from engine.store.pseudo_labels import PseudoLabelStore, Version
+from engine.store.pseudo_labels import PseudoLabelStore
 from jobs.console import run_job
 
 _LISTED = 5
@@ -51,14 +51,16 @@ def main(arguments: EvaluateArguments) -> None:
         print(f"version {version.name} is not finished: this measures the shards that it has")
     truths = read_ground_truth(arguments.ground_truth)
     evaluation = evaluate_version(version, truths, arguments.protocol)
+    print_evaluation(evaluation, Console())
     content = {**evaluation.to_json(), "version": version.name, "round": version.info.round}
-    version.record_evaluation(evaluation.digest, content)
-    print_evaluation(evaluation, version, Console())
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    # Last, so that the figures of a store that one may only read are not lost.
+    version.record_evaluation(evaluation.digest, content)
+    print(f"kept in {version.name}/evaluation/{evaluation.digest}.json")
 
 
-def print_evaluation(evaluation: Evaluation, version: Version, console: Console) -> None:
+def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Figures, what scores are worth, and what was measured on."""
     console.print(_figures_table(evaluation))
     console.print(_scores_table(evaluation))
@@ -79,7 +81,7 @@ def print_evaluation(evaluation: Evaluation, version: Version, console: Console)
             print(f"left out: {len(names)} images of the ground truth that are {what}: {shown}")
     print(
         f"AP at {protocol['max_detections']} instances an image, ranked by {protocol['score']}; "
-        f"ground truth {truth['digest'][:12]}; kept in {version.name}/evaluation/{evaluation.digest}.json"
+        f"ground truth {truth['digest'][:12]}"
     )
 
 

@@ -2,21 +2,115 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from engine.corpora import Corpus
-from engine.encoders import Encoder
+import tyro
+from rich.table import Table
+
+from engine.corpora import Corpus, CorpusKind, open_corpus
+from engine.encoders import Encoder, EncoderConfig, load_encoder
+from engine.errors import ConfigurationError, RunError
+from engine.evaluation import EvaluationProtocol
 from engine.feature_cache import CachedImages, FeatureCache, cache_features
 from engine.ground_truth import read_ground_truth, thin_out
 from engine.labelling import LabellingConfig
 from engine.matching import Match, match_images
-from engine.sweep import SweptImage
+from engine.sweep import PointResult, SweepPoint, SweptImage, evaluate_points, start_workers
 from engine.types import ImageRecord
 
 _SECONDS_BETWEEN_LINES = 10.0
 _LISTED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuringArguments:
+    """What is measured, on which images, and with what."""
+
+    corpus: str
+    """Where the images are: a folder or s3://bucket/prefix."""
+    ground_truth: str
+    """What people drew in them, as for evaluate.py."""
+    labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(default_factory=LabellingConfig)
+    protocol: Annotated[EvaluationProtocol, tyro.conf.arg(name="")] = field(
+        default_factory=EvaluationProtocol
+    )
+    corpus_kind: CorpusKind = "folder"
+    """How the corpus is laid out."""
+    limit: int | None = None
+    """At most so many images, spread evenly over those that are annotated."""
+    workers: int | None = None
+    """Processes that label; by default as many as this process may use cores."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the encoder runs."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"--{name} is at least 1, got {value}")
+
+    def find_images(self) -> tuple[Corpus, list[Match[ImageRecord]]]:
+        """The corpus and its annotated images, at most `limit` of them, spread evenly."""
+        corpus = open_corpus(self.corpus, self.corpus_kind)
+        records = ((record, record) for record in corpus.records())
+        matches = match_images(records, list(read_ground_truth(self.ground_truth)))
+        return corpus, thin_out(matches, self.limit)
+
+    def load_encoder(self, config: EncoderConfig) -> Encoder:
+        """An encoder on the device, with all cores of this process."""
+        return load_encoder(config, self.device, count_cores())
+
+    def evaluate(self, points: Sequence[SweepPoint], cache: FeatureCache) -> list[PointResult]:
+        """Label and measure the points in processes of one thread each, showing how far they are."""
+        progress = ProgressLine("labelling", sum(len(point.images) for point in points))
+        try:
+            with start_workers(self.workers or count_cores(), points[0].config) as workers:
+                return list(evaluate_points(points, self.protocol, cache, workers, progress.show))
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process died while labelling, maybe for want of memory: use fewer --workers"
+            ) from error
+
+    def table(self, settings: Sequence[str], rows: Sequence[tuple[Sequence[str], PointResult]]) -> Table:
+        """A row for each point: what it is, by columns named `settings`, and what it is worth."""
+        table = Table(*settings, "box AP", "box AR", "mask AP", "mask AR", "masks", "ms")
+        for column in table.columns[len(settings) :]:
+            column.justify = "right"
+        for cells, result in rows:
+            shown = ("AP", f"AR@{self.protocol.max_detections}")
+            values = [figures[name] for figures in (result.boxes, result.masks) for name in shown]
+            table.add_row(
+                *cells,
+                *("-" if value is None else f"{100 * value:.2f}" for value in values),
+                f"{result.masks_per_image:.2f}",
+                f"{1e3 * result.cpu_s:.0f}",
+            )
+        table.caption = (
+            f"AP and AR in percent, with {self.protocol.max_detections} instances an image; masks an image; "
+            "the processor's ms an image, from features to masks"
+        )
+        return table
+
+
+def figures_of(result: PointResult) -> dict[str, Any]:
+    """What a point is worth, as JSON can hold it."""
+    return {
+        "boxes": result.boxes,
+        "masks": result.masks,
+        "masks_per_image": result.masks_per_image,
+        "cpu_s_per_image": result.cpu_s,
+    }
+
+
+def count_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ProgressLine:
@@ -36,12 +130,6 @@ class ProgressLine:
         elif now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
             print(line, file=sys.stderr, flush=True)
-
-
-def annotated_images(corpus: Corpus, ground_truth: str, limit: int | None) -> list[Match[ImageRecord]]:
-    """The annotated images of a corpus, at most `limit` of them, spread evenly."""
-    records = ((record, record) for record in corpus.records())
-    return thin_out(match_images(records, list(read_ground_truth(ground_truth))), limit)
 
 
 def encode_images(

@@ -15,6 +15,7 @@ from engine.probing import (
     draw_patches,
     foreground_auc,
     foreground_patches,
+    pixel_features,
     probe_encoder,
 )
 
@@ -106,6 +107,13 @@ def test_drawn_patches_depend_on_seed_and_number_alone() -> None:
     lengths = np.linalg.norm(whole.features, axis=1)
     assert lengths[2 * 8 + 3] == 0
     assert np.delete(lengths, 2 * 8 + 3) == pytest.approx(1)
+
+
+def test_pixels_of_patches() -> None:
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    features = pixel_features(image, (2, 3))
+    assert features.shape == (2, 3, 12)
+    assert features[1, 2] == pytest.approx(image[2:, 4:].ravel() / 255)
 
 
 class BrightnessEncoder:
