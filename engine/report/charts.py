@@ -109,7 +109,7 @@ def line_chart(
 ) -> LineChart:
     """A chart of one value per round for each name; None where a round has none."""
     values = [value for _, row in series for value in row if value is not None]
-    top = max([*values, 0.01]) * 1.1
+    top = _round_up(max([*values, 0.01]))
     step = (WIDTH - _LEFT - _RIGHT) / max(len(rounds), 1)
     centres = [_LEFT + (i + 0.5) * step for i in range(len(rounds))]
     lines = tuple(
@@ -134,7 +134,7 @@ def line_chart(
             Tick(position=x, label=f"round {number}") for x, number in zip(centres, rounds, strict=True)
         ),
         y_ticks=tuple(
-            Tick(position=_height(share * top, top), label=f"{share * top:.3f}") for share in (0, 0.5, 1)
+            Tick(position=_height(share * top, top), label=_number(share * top)) for share in (0, 0.5, 1)
         ),
     )
 
@@ -142,6 +142,12 @@ def line_chart(
 def _height(value: float, highest: float) -> float:
     """How far down a value stands, 0 at the axis and the highest at the top."""
     return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - _TOP) * value / highest
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2, 3, 4, 6, 8 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 3, 4, 6, 8, 10) if step * power >= value)
 
 
 def _count_ticks(highest: int) -> tuple[Tick, ...]:

@@ -40,7 +40,8 @@ def _over_segmentation(statistics: Statistics) -> Signature:
         rule=f"more than {_MANY_SMALL:.0%} of the masks cover less than {_SMALL_SHARE:.0%} of their image, "
         f"and more than {_MANY_LOW:.0%} have a score below {_LOW_SCORE}",
         shows=small > _MANY_SMALL and low > _MANY_LOW,
-        found=f"{small:.0%} of the masks are that small, {low:.0%} score that low",
+        found=f"{small:.0%} of the masks are smaller than {_SMALL_SHARE:.0%} of their image, {low:.0%} score "
+        f"below {_LOW_SCORE}",
         advice="Cut at reading (--top-percent 60, --min-score 0.1). If objects are still in pieces, lower "
         "the method's threshold for joining patches, or use an encoder trained on images like these.",
     )
@@ -53,7 +54,7 @@ def _bleeding(statistics: Statistics) -> Signature:
         rule=f"more than {_MANY_SPILLED:.0%} of the masks cover a quarter of their image or more and touch "
         "three of its sides",
         shows=share > _MANY_SPILLED,
-        found=f"{share:.0%} of the masks do",
+        found=f"{share:.0%} of the masks cover a quarter of their image and touch three of its sides",
         advice="Refine with the CRF (--refine crf), raise the threshold at which patches are alike, and in "
         "training give the superpixel-guided loss less weight.",
     )

@@ -116,7 +116,8 @@ def test_what_the_page_says(page: str) -> None:
     text = " ".join(text.split())
     for said in (
         "Images 15", "Labelled 13 86.7", "No object 1", "Rejected 1", "Masks 26 1.86 an image",
-        "2.5 images/s", "empty_file", "no_background", "promerge.tau_b 0.2", "0.040 0.120 0.100", "0.040 0.120 0.050", "1.50",
+        "2.5 images/s", "empty_file", "no_background", "promerge.tau_b 0.2", "0.040 0.120 0.100",
+        "0.040 0.120 0.050", "1.50",
         "None of the known ways to fail shows", "1 readers",
     ):  # fmt: skip
         assert said in text, said
