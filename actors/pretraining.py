@@ -57,8 +57,9 @@ def run_pretraining(run: PretrainingRun, workers: Workers, on_line: Callable[[st
     Workers that die are started again up to 3 times, preempted ones without end, from the last checkpoint.
     Raises RunError where training failed or the loss is no finite number.
     """
+    # Ray's own annotations describe the old Train, and V2 runs.
     trainer = TorchTrainer(
-        _train,
+        _train,  # type: ignore[arg-type]
         train_loop_config={"run": run, "threads": max(1, int(workers.cpus_each))},
         scaling_config=ScalingConfig(
             num_workers=workers.count,
@@ -68,14 +69,14 @@ def run_pretraining(run: PretrainingRun, workers: Workers, on_line: Callable[[st
         run_config=RunConfig(
             name="pretraining",
             storage_path=workers.storage,
-            failure_config=FailureConfig(max_failures=3, max_preemption_failures=-1),
+            failure_config=FailureConfig(max_failures=3, max_preemption_failures=-1),  # type: ignore[call-arg]
         ),
     )
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(run.output, on_line, over), daemon=True)
     watcher.start()
     try:
-        result = trainer.fit()
+        result: Any = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise RunError(f"pre-training failed: {_first_cause(error)}") from error
     finally:

@@ -34,8 +34,9 @@ class RegionConfig:
     temperature: float = 0.1
     """Sharpness of the contrast between regions."""
     within_share: float = 0.5
-    """Share of the loss in which a patch has to find its region among those of its own image, and not of the
-    whole batch: labelling compares patches of one image only."""
+    """Share of the part of the loss that compares a patch with the regions of its own image alone."""
+    same_cosine: float = 0.2
+    """In that part: the cosine above which patch and region are to be one, as in proposals (tau_b)."""
     min_patches: int = 2
     """A region counts in a view where it covers so many patches."""
 
@@ -46,6 +47,8 @@ class RegionConfig:
             raise ConfigurationError(f"regions.counts are 2 to {_MOST_REGIONS} regions, got {self.counts}")
         if self.temperature <= 0:
             raise ConfigurationError(f"regions.temperature must be above 0, got {self.temperature}")
+        if not -1 < self.same_cosine < 1:
+            raise ConfigurationError(f"regions.same_cosine is a cosine, got {self.same_cosine}")
         if not 0 <= self.within_share <= 1:
             raise ConfigurationError(f"regions.within_share is a share, 0 to 1, got {self.within_share}")
         if self.min_patches < 1:
@@ -67,7 +70,9 @@ class Contrast:
 
 
 def contrast_regions(keys: torch.Tensor, labels: torch.Tensor, config: RegionConfig) -> Contrast:
-    """InfoNCE of the patches of each view against the regions of the other view, of its image and of all.
+    """Contrast of the patches of each view with the regions of the other view.
+
+    InfoNCE among the regions of the whole batch, and a logistic loss among those of the patch's image.
 
     `keys` (2, B, N, C) are those of two views of B images, `labels` (2, B, N) the regions of their patches.
     A region's vector is the mean direction of its patches. Where none shows in both views, the loss is 0.
@@ -93,9 +98,26 @@ def _contrast(directions: torch.Tensor, labels: torch.Tensor, config: RegionConf
         return Contrast(loss=directions.sum() * 0.0, accuracy=directions.new_zeros(()))
     logits = directions[view].flatten(0, 1)[matched] @ regions.T / config.temperature
     targets = numbers[own[matched]]
-    images, regions_of = own[matched] // _MOST_REGIONS, shown.nonzero()[:, 0] // _MOST_REGIONS
-    within = logits.masked_fill(images[:, None] != regions_of, float("-inf"))
-    loss = (1 - config.within_share) * functional.cross_entropy(logits, targets)
-    loss = loss + config.within_share * functional.cross_entropy(within, targets)
-    accuracy = (within.argmax(dim=1) == targets).float().mean()
-    return Contrast(loss=loss, accuracy=accuracy)
+    image_of_patch, image_of_region = own[matched] // _MOST_REGIONS, shown.nonzero()[:, 0] // _MOST_REGIONS
+    is_within = image_of_patch[:, None] == image_of_region
+    within = _contrast_within(logits - config.same_cosine / config.temperature, targets, is_within)
+    among_all = functional.cross_entropy(logits, targets)
+    found = logits.masked_fill(~is_within, float("-inf")).argmax(dim=1)
+    return Contrast(
+        loss=(1 - config.within_share) * among_all + config.within_share * within,
+        accuracy=(found == targets).float().mean(),
+    )
+
+
+def _contrast_within(margins: torch.Tensor, targets: torch.Tensor, is_within: torch.Tensor) -> torch.Tensor:
+    """Logistic loss of patches (P,) against regions (R,) by how far they are above the line, half for the own
+    region and half for the others of the image.
+
+    A softmax would not do: it is blind to what all cosines have in common, and proposals compare them with
+    fixed numbers.
+    """
+    is_own = functional.one_hot(targets, margins.shape[1]).bool()
+    others = is_within & ~is_own
+    pull = functional.softplus(-margins[is_own]).mean()
+    push = (functional.softplus(margins) * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
+    return (pull + push.mean()) / 2
