@@ -24,9 +24,9 @@ from ray.train.torch import TorchTrainer
 
 from engine.corpora import Corpus
 from engine.errors import ConfigurationError, RunError
-from engine.solo.run import Run, RunSettings, train_solo
+from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleMaker, list_images
-from engine.solo.trainer import TrainingConfig
+from engine.solo.training import RunSettings, TrainingConfig
 from engine.solo.validation import Validation
 from engine.store.objects import ObjectStore
 from engine.store.pseudo_labels import Version

@@ -14,8 +14,7 @@ import tyro
 
 from engine.corpora import open_corpus
 from engine.errors import ConfigurationError
-from engine.solo.run import RESULT_KEY, RunSettings, begin_output
-from engine.solo.trainer import TrainingConfig
+from engine.solo.training import RESULT_KEY, RunSettings, TrainingConfig, begin_output
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
 from jobs.console import run_job

@@ -7,6 +7,10 @@ targets.py              which cells answer for which object
 superpixel_targets.py   what an image's superpixels say of its coarse masks; made where images are loaded
 superpixel_loss.py      the superpixel-guided loss of predicted masks
 losses.py               focal loss; masks pixel by pixel
-batch.py objective.py   a batch and its loss
+augmentation.py samples.py batch.py
+                        from stored labels and their images to batches
+objective.py            the loss of a batch
 inference.py            matrix NMS, instances of images of any size
+training.py trainer.py run.py validation.py weights.py
+                        what a training is; a step, a run, what is measured and kept
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch.nn.functional import interpolate
 
 from engine.labelling import make_instances
 from engine.solo.config import DetectionConfig, SoloConfig
-from engine.solo.network import SoloNetwork, SoloOutputs
 from engine.types import Instances
+
+if TYPE_CHECKING:
+    from engine.solo.network import SoloNetwork, SoloOutputs
 
 METHOD = "solo"
 """What the store calls instances that a network has found."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from engine.errors import ConfigurationError
 from engine.solo.batch import Batch, ImageTargets
 from engine.solo.losses import focal_loss, pixel_mask_loss
-from engine.solo.network import SoloOutputs
 from engine.solo.superpixel_loss import (
     hard_loss,
     has_positive,
@@ -19,6 +18,9 @@ from engine.solo.superpixel_loss import (
     superpixel_probabilities,
 )
 from engine.solo.superpixel_targets import SuperpixelLossConfig
+
+if TYPE_CHECKING:
+    from engine.solo.network import SoloOutputs
 
 
 @dataclass(frozen=True, kw_only=True)

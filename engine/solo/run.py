@@ -1,24 +1,15 @@
-"""A whole training: begin or go on, step by step, and keep what was learned and measured.
-
-training.json                  the configuration, and which labels of which images
-checkpoint.pt                  the state after the last whole stretch; a run goes on from here
-network-000009000.safetensors  networks along the run
-network.safetensors            the result
-log/                           figures as JSON lines and for TensorBoard, a file for each stretch
-"""
+"""A whole training: begin or go on, step by step, and keep what was learned and measured."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
-from engine.errors import ConfigurationError, ObjectMissing
 from engine.solo.batch import Batch
 from engine.solo.samples import SampleMaker, load_batches
-from engine.solo.trainer import Figures, SoloTrainer, TrainingConfig
+from engine.solo.trainer import Figures, SoloTrainer
+from engine.solo.training import RESULT_KEY, RunSettings, TrainingConfig
 from engine.solo.validation import Validation
 from engine.solo.weights import pack_network
 from engine.store.objects import ObjectStore
@@ -27,29 +18,7 @@ from engine.training.distribution import Place
 from engine.training.log import RunLog
 from engine.training.order import batch_numbers
 
-DESCRIPTION_KEY = "training.json"
-RESULT_KEY = "network.safetensors"
-
 Report = Callable[[int, Mapping[str, float]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What a run does beside learning; none of it changes the result."""
-
-    processes: int = 2
-    """Processes beside each worker that read images and make samples; 0 leaves that to the worker."""
-    log_every: int = 10
-    """Steps between two lines of figures."""
-    checkpoint_every: int = 500
-    """Steps between two checkpoints, and two evaluations where there is something to evaluate on."""
-
-    def __post_init__(self) -> None:
-        if self.processes < 0:
-            raise ConfigurationError(f"processes must not be negative, got {self.processes}")
-        for name in ("log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} is at least 1 step, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,36 +36,6 @@ class Run:
     report: Report = field(default=lambda step, figures: None)
     on_checkpoint: Callable[[int], None] = field(default=lambda step: None)
     validation: Validation | None = None
-
-
-def begin_output(
-    output: ObjectStore, config: TrainingConfig, labels: Mapping[str, str], resume: bool
-) -> bool:
-    """Note in `output` what is trained; whether it holds the result already.
-
-    `labels` says which labels of which images. Raises ConfigurationError where another run is there, or one
-    that `resume` does not ask to go on with.
-    """
-    # Through JSON, so that what is compared is what would be read back.
-    ours = json.loads(json.dumps({"config": asdict(config), "labels": dict(labels)}))
-    try:
-        theirs = json.loads(output.read(DESCRIPTION_KEY))
-    except ObjectMissing:
-        output.write(DESCRIPTION_KEY, (json.dumps(ours, indent=1, sort_keys=True) + "\n").encode())
-        return False
-    different = [
-        name for name in ("labels", *ours["config"]) if _setting(ours, name) != _setting(theirs, name)
-    ]
-    if different:
-        raise ConfigurationError(
-            f"{output.uri} holds a training of another kind (it differs in {', '.join(different)}): give the "
-            "same flags, or another --output"
-        )
-    if not resume:
-        raise ConfigurationError(
-            f"{output.uri} holds this training already: --resume goes on with it, or give another --output"
-        )
-    return next(output.keys(RESULT_KEY), None) is not None
 
 
 def train_solo(run: Run, maker: SampleMaker) -> None:
@@ -168,7 +107,3 @@ class _Loop:
             rounded = {name: float(f"{value:.6g}") for name, value in figures.items()}
             self._log.add(step, time.time(), rounded)
             self._run.report(step, rounded)
-
-
-def _setting(description: Mapping[str, Any], name: str) -> Any:
-    return description["labels"] if name == "labels" else description["config"].get(name)

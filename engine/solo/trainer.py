@@ -5,76 +5,21 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from engine.errors import ConfigurationError, RunError
-from engine.selection import SelectionConfig
+from engine.errors import RunError
 from engine.solo.batch import Batch
-from engine.solo.config import SoloConfig
 from engine.solo.network import SoloOutputs, build_network
-from engine.solo.objective import LossSums, ObjectiveConfig, batch_losses
-from engine.solo.samples import SampleConfig, SampleTask
+from engine.solo.objective import LossSums, batch_losses
+from engine.solo.training import TrainingConfig
 from engine.training.distribution import Place, total_over_workers
-from engine.training.schedule import OptimiserConfig, build_optimiser, learning_rate_at
+from engine.training.schedule import build_optimiser, learning_rate_at
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Everything that decides what a training gives."""
-
-    steps: int = 90_000
-    """Steps to train for."""
-    batch_size: int = 16
-    """Images in one step, over all workers together."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the network's passes; weights, losses and optimiser stay in float32."""
-    deterministic: bool = False
-    """Use only operations that give the same bits every time; costs speed on GPUs."""
-    keep_empty: bool = False
-    """Also learn from images without instances that nothing is there."""
-    held_out: float = 0.0
-    """Share of the images that is not learned from, to measure on, see --ground-truth."""
-    snapshots: int = 4
-    """Networks that are kept along the run, at equal distances, the last one being the result."""
-    seed: int = 0
-    """Of order and augmentation."""
-    solo: SoloConfig = field(default_factory=SoloConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    samples: SampleConfig = field(default_factory=SampleConfig)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "snapshots"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} is at least 1, got {getattr(self, name)}")
-        if not 0 <= self.held_out < 1:
-            raise ConfigurationError(f"held_out is a share below 1, got {self.held_out}")
-        if self.snapshots > self.steps:
-            raise ConfigurationError(f"snapshots are at most as many as steps, got {self.snapshots}")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigurationError(f"seed must be in [0, 2^63), got {self.seed}")
-
-    @property
-    def sample_task(self) -> SampleTask:
-        """What samples are made for."""
-        return SampleTask(
-            config=self.samples,
-            side=self.solo.image_size,
-            grid=self.solo.grid,
-            superpixel_loss=self.objective.superpixel_loss if self.objective.needs_superpixels else None,
-            seed=self.seed,
-        )
-
-    def is_snapshot(self, step: int) -> bool:
-        """Whether a network is kept after so many steps."""
-        return step * self.snapshots // self.steps > (step - 1) * self.snapshots // self.steps
 
 
 @dataclass(frozen=True, kw_only=True)

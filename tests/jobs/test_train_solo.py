@@ -16,8 +16,12 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from engine.errors import UsageError
 from engine.store.local import LocalObjects
+from engine.store.pseudo_labels import PseudoLabelStore
 from engine.training.log import read_figures
+from jobs.console import parse_arguments
+from jobs.train_solo import TrainArguments
 
 _JOB = Path(__file__).parents[2] / "jobs/train_solo.py"
 _FLAGS = (
@@ -40,7 +44,7 @@ def losses(output: Path) -> list[float]:
     return [line["loss"] for line in read_figures(LocalObjects(output)) if "loss" in line]
 
 
-def test_train_measure_and_go_on(
+def test_train_and_measure(
     labelled_discs: tuple[Path, Path],
     run_job: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
@@ -59,23 +63,18 @@ def test_train_measure_and_go_on(
         "checkpoint.pt", "log", "network-000000004.safetensors", "network-000000008.safetensors",
         "network.safetensors", "training.json",
     }  # fmt: skip
-    again = run_job("train_solo", *flags(labelled_discs, output, *more))
-    assert again.returncode == 2
-    assert "--resume goes on with it" in again.stderr
-    resumed = run_job("train_solo", *flags(labelled_discs, output, *more, "--resume"))
-    assert resumed.returncode == 0
-    assert "nothing to do" in resumed.stdout
-    alone = run_job("train_solo", *flags(labelled_discs, output, "--held-out", "0.4"))
-    assert alone.returncode == 2
-    assert alone.stderr == (
-        "error: --ground-truth and --held-out go together: the images to measure on, and their truth\n"
-    )
+
+
+def test_a_share_without_a_truth_is_wrong_use() -> None:
+    places = ["--store", "a", "--corpus", "b", "--output", "c"]
+    for given in (["--held-out", "0.4"], ["--ground-truth", "d"]):
+        with pytest.raises(UsageError, match="go together"):
+            parse_arguments(TrainArguments, [*places, *given])
+    assert parse_arguments(TrainArguments, [*places, *_FLAGS]).training.solo.backbone == "test_resnet"
 
 
 def true_annotations(store: Path) -> dict[str, list[dict[str, object]]]:
     """The store's instances as ground truth in COCO's format."""
-    from engine.store.pseudo_labels import PseudoLabelStore
-
     content: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": []}
     for number, outcome in enumerate(PseudoLabelStore(LocalObjects(store)).version().outcomes(), 1):
         if outcome.instances is None:

@@ -19,9 +19,10 @@ from engine.selection import SelectionConfig
 from engine.solo.augmentation import AugmentationConfig, Source, paste_objects, place_scene
 from engine.solo.inference import find_instances
 from engine.solo.objective import ObjectiveConfig
-from engine.solo.run import Run, RunSettings, begin_output, train_solo
+from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleConfig, SampleMaker, list_held_out, list_images, load_batches
-from engine.solo.trainer import SoloTrainer, TrainingConfig
+from engine.solo.trainer import SoloTrainer
+from engine.solo.training import RunSettings, TrainingConfig, begin_output
 from engine.solo.validation import plan_validation
 from engine.solo.weights import load_network
 from engine.store.local import LocalObjects

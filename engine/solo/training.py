@@ -1,0 +1,133 @@
+"""What a training is, and what its output says of it. This module does without the network's libraries.
+
+
+training.json                  the configuration, and which labels of which images
+checkpoint.pt                  the state after the last whole stretch; a run goes on from here
+network-000009000.safetensors  networks along the run
+network.safetensors            the result
+log/                           figures as JSON lines and for TensorBoard, a file for each stretch
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from engine.errors import ConfigurationError, ObjectMissing
+from engine.selection import SelectionConfig
+from engine.solo.config import SoloConfig
+from engine.solo.objective import ObjectiveConfig
+from engine.solo.samples import SampleConfig, SampleTask
+from engine.store.objects import ObjectStore
+from engine.training.schedule import OptimiserConfig
+
+DESCRIPTION_KEY = "training.json"
+RESULT_KEY = "network.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything that decides what a training gives."""
+
+    steps: int = 90_000
+    """Steps to train for."""
+    batch_size: int = 16
+    """Images in one step, over all workers together."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the network's passes; weights, losses and optimiser stay in float32."""
+    deterministic: bool = False
+    """Use only operations that give the same bits every time; costs speed on GPUs."""
+    keep_empty: bool = False
+    """Also learn from images without instances that nothing is there."""
+    held_out: float = 0.0
+    """Share of the images that is not learned from, to measure on, see --ground-truth."""
+    snapshots: int = 4
+    """Networks that are kept along the run, at equal distances, the last one being the result."""
+    seed: int = 0
+    """Of order and augmentation."""
+    solo: SoloConfig = field(default_factory=SoloConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "snapshots"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is at least 1, got {getattr(self, name)}")
+        if not 0 <= self.held_out < 1:
+            raise ConfigurationError(f"held_out is a share below 1, got {self.held_out}")
+        if self.snapshots > self.steps:
+            raise ConfigurationError(f"snapshots are at most as many as steps, got {self.snapshots}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigurationError(f"seed must be in [0, 2^63), got {self.seed}")
+
+    @property
+    def sample_task(self) -> SampleTask:
+        """What samples are made for."""
+        return SampleTask(
+            config=self.samples,
+            side=self.solo.image_size,
+            grid=self.solo.grid,
+            superpixel_loss=self.objective.superpixel_loss if self.objective.needs_superpixels else None,
+            seed=self.seed,
+        )
+
+    def is_snapshot(self, step: int) -> bool:
+        """Whether a network is kept after so many steps."""
+        return step * self.snapshots // self.steps > (step - 1) * self.snapshots // self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a run does beside learning; none of it changes the result."""
+
+    processes: int = 2
+    """Processes beside each worker that read images and make samples; 0 leaves that to the worker."""
+    log_every: int = 10
+    """Steps between two lines of figures."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints, and two evaluations where there is something to evaluate on."""
+
+    def __post_init__(self) -> None:
+        if self.processes < 0:
+            raise ConfigurationError(f"processes must not be negative, got {self.processes}")
+        for name in ("log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is at least 1 step, got {getattr(self, name)}")
+
+
+def begin_output(
+    output: ObjectStore, config: TrainingConfig, labels: Mapping[str, str], resume: bool
+) -> bool:
+    """Note in `output` what is trained; whether it holds the result already.
+
+    `labels` says which labels of which images. Raises ConfigurationError where another run is there, or one
+    that `resume` does not ask to go on with.
+    """
+    # Through JSON, so that what is compared is what would be read back.
+    ours = json.loads(json.dumps({"config": asdict(config), "labels": dict(labels)}))
+    try:
+        theirs = json.loads(output.read(DESCRIPTION_KEY))
+    except ObjectMissing:
+        output.write(DESCRIPTION_KEY, (json.dumps(ours, indent=1, sort_keys=True) + "\n").encode())
+        return False
+    different = [
+        name for name in ("labels", *ours["config"]) if _setting(ours, name) != _setting(theirs, name)
+    ]
+    if different:
+        raise ConfigurationError(
+            f"{output.uri} holds a training of another kind (it differs in {', '.join(different)}): give the "
+            "same flags, or another --output"
+        )
+    if not resume:
+        raise ConfigurationError(
+            f"{output.uri} holds this training already: --resume goes on with it, or give another --output"
+        )
+    return next(output.keys(RESULT_KEY), None) is not None
+
+
+def _setting(description: Mapping[str, Any], name: str) -> Any:
+    return description["labels"] if name == "labels" else description["config"].get(name)

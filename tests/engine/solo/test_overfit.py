@@ -1,0 +1,81 @@
+"""Real photographs, true masks, no augmentation: what is seen often enough must be found."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.corpora import FolderCorpus
+from engine.ground_truth import read_ground_truth
+from engine.labelling import make_instances
+from engine.masks import decode_rles
+from engine.selection import SelectionConfig
+from engine.solo.augmentation import AugmentationConfig
+from engine.solo.config import GridConfig, SoloConfig
+from engine.solo.run import Run, train_solo
+from engine.solo.samples import SampleConfig, SampleMaker, list_images
+from engine.solo.training import RunSettings, TrainingConfig
+from engine.solo.validation import plan_validation
+from engine.store.objects import MemoryObjects
+from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.superpixels import SuperpixelConfig
+from engine.training.distribution import Place
+from engine.training.log import read_figures
+from engine.training.schedule import OptimiserConfig
+from engine.types import ImageRecord, Outcome, ShardPlan, Status
+
+CONFIG = TrainingConfig(
+    steps=240,
+    batch_size=4,
+    snapshots=1,
+    solo=SoloConfig(
+        backbone="resnet18",
+        image_size=192,
+        pyramid_channels=64,
+        head_channels=64,
+        mask_channels=64,
+        head_depth=2,
+        grid=GridConfig(
+            grids=(24, 16, 12, 8, 6), ranges_px=((1, 32), (16, 64), (32, 96), (64, 160), (96, 256))
+        ),
+    ),
+    optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, warmup_steps=20, schedule="cosine"),
+    samples=SampleConfig(
+        augmentation=AugmentationConfig.none(), superpixels=SuperpixelConfig(num_segments=600)
+    ),
+)
+
+
+@pytest.mark.slow
+def test_eight_photographs_are_learned_by_heart(development_data, tmp_path):
+    data = development_data("data/pennfudan")
+    truths = list(read_ground_truth(str(data)))[:8]
+    outcomes = []
+    for truth in truths:
+        record = ImageRecord(image_id=truth.path, path=str(Path(truth.path).with_suffix(".jpg")))
+        masks = decode_rles(truth.rles, truth.size)
+        instances = make_instances(masks, np.ones(len(masks), np.float32), truth.size, "truth")
+        height, width = truth.size
+        outcomes.append(
+            Outcome(record=record, status=Status.LABELLED, height=height, width=width, instances=instances)
+        )
+    info = VersionInfo(
+        round=0, configuration={}, weights_digest="", parent=None, code_version="", device="cpu"
+    )
+    version = PseudoLabelStore(MemoryObjects()).begin(info, "resume")
+    version.record_plan(ShardPlan(index=0, records=tuple(o.record for o in outcomes), is_last=True))
+    version.commit(0, outcomes)
+    corpus = FolderCorpus.open(str(data / "images"))
+    run = Run(
+        output=MemoryObjects(),
+        config=CONFIG,
+        settings=RunSettings(processes=0, checkpoint_every=120),
+        place=Place(),
+        report=lambda step, figures: print(step, dict(figures), flush=True),  # noqa: T201
+        validation=plan_validation(
+            corpus, [outcome.record for outcome in outcomes], truths, CONFIG.samples.decoding
+        ),
+    )
+    maker = SampleMaker(list_images(version, SelectionConfig()), corpus, tmp_path, CONFIG.sample_task)
+    train_solo(run, maker)
+    assert read_figures(run.output)[-1]["mask_AP50"] >= 0.9
