@@ -13,8 +13,9 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from engine.encoders.encoder import EncoderConfig
 from engine.encoders.keys import Transformer
-from engine.encoders.vit import IMAGENET_MEAN, IMAGENET_STD, load_backbone
-from engine.encoders.weights import check_fit, read_state
+from engine.encoders.layout import IMAGENET_MEAN, IMAGENET_STD
+from engine.encoders.vit import load_backbone
+from engine.encoders.weights import check_fit, read_weights
 from engine.errors import WeightsError
 from engine.solo.config import SoloConfig
 from engine.solo.layers import group_norm, with_frozen_batch_norm, with_group_norm
@@ -138,7 +139,7 @@ def _convolutional_backbone(config: SoloConfig, weights: str) -> Backbone:
 
 def _load_file(body: nn.Module, name: str, weights: str) -> None:
     """Fill `body` from a checkpoint of the whole network; what `body` does not use may be there."""
-    state = read_state(weights)
+    state = read_weights(weights).state
     expected = body.state_dict()
     used = {name: state[name] for name in expected if name in state}
     counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
