@@ -38,7 +38,8 @@ class AnnotatedImage:
     `path` is relative to the folder of the images; of an id mask it is the mask's own. `size` is
     (height, width). Of N instances `rles` are compressed run lengths, `boxes_xywh` float64 (N, 4) and `areas`
     float64 (N,) as annotated, from the masks where an annotation has none, and `is_crowd` bool (N,) tells
-    regions that hold uncounted objects, which COCO ignores.
+    regions that hold uncounted objects, which COCO ignores. `mask_folder` is the name of the folder that id
+    masks lie in, which look like images of the same names; None for other kinds.
     """
 
     coco_id: int | None
@@ -48,6 +49,7 @@ class AnnotatedImage:
     boxes_xywh: NDArray[np.float64]
     areas: NDArray[np.float64]
     is_crowd: NDArray[np.bool_]
+    mask_folder: str | None = None
 
     @property
     def num_objects(self) -> int:
@@ -240,6 +242,7 @@ def _parse_id_mask(data: bytes, name: str, path: str) -> AnnotatedImage:
         boxes_xywh=np.array([coco_mask.toBbox(rle) for rle in encoded], np.float64).reshape(-1, 4),
         areas=np.array([coco_mask.area(rle) for rle in encoded], np.float64),
         is_crowd=np.zeros(len(rles), bool),
+        mask_folder=PurePosixPath(name).parent.name,
     )
 
 

@@ -65,25 +65,24 @@ class _TruthIndex:
     """Finds annotated images by number and by name."""
 
     def __init__(self, truths: Sequence[AnnotatedImage]) -> None:
-        self._paths = [PurePosixPath(truth.path) for truth in truths]
+        self._truths = truths
         self._by_id = {truth.coco_id: i for i, truth in enumerate(truths) if truth.coco_id is not None}
         self._by_stem: dict[str, list[int]] = defaultdict(list)
-        for position, path in enumerate(self._paths):
-            self._by_stem[path.stem].append(position)
+        for position, truth in enumerate(truths):
+            self._by_stem[PurePosixPath(truth.path).stem].append(position)
 
     def find(self, record: ImageRecord) -> tuple[int, int] | None:
         """How far the closest annotated image is from this name, and its position."""
         if record.coco_id in self._by_id:
             return 0, self._by_id[record.coco_id]
         path = PurePosixPath(record.path)
-        candidates = [
+        candidates = sorted(
             (distance, position)
             for position in self._by_stem.get(path.stem, ())
-            if (distance := _distance(path, self._paths[position])) is not None
-        ]
-        candidates.sort()
+            if (distance := _distance(path, self._truths[position])) is not None
+        )
         if len(candidates) > 1 and candidates[0][0] == candidates[1][0]:
-            names = " and ".join(repr(str(self._paths[position])) for _, position in candidates[:2])
+            names = " and ".join(repr(self._truths[position].path) for _, position in candidates[:2])
             raise CorpusError(
                 f"{record.path!r} could be {names} of the ground truth: give a ground truth whose names tell "
                 "them apart"
@@ -91,18 +90,19 @@ class _TruthIndex:
         return candidates[0] if candidates else None
 
 
-def _distance(one: PurePosixPath, other: PurePosixPath) -> int | None:
+def _distance(path: PurePosixPath, truth: AnnotatedImage) -> int | None:
     """1 for equal paths, 2 where one ends in the other, 3 where it does without suffixes, None otherwise.
 
-    >>> path = PurePosixPath("val/a.jpg")
-    >>> [_distance(path, PurePosixPath(other)) for other in ("val/a.jpg", "a.jpg", "a", "train/a.jpg")]
-    [1, 2, 3, None]
+    The suffix of an id mask says nothing, and what lies in a folder of that name, 4, may be the mask itself.
     """
-    if one == other:
+    other = PurePosixPath(truth.path)
+    if not _ends_in(path.with_suffix("").parts, other.with_suffix("").parts):
+        return None
+    if truth.mask_folder is not None:
+        return 4 if path.parent.name == truth.mask_folder else 3
+    if path == other:
         return 1
-    if _ends_in(one.parts, other.parts):
-        return 2
-    return 3 if _ends_in(one.with_suffix("").parts, other.with_suffix("").parts) else None
+    return 2 if _ends_in(path.parts, other.parts) else 3
 
 
 def _ends_in(one: Sequence[str], other: Sequence[str]) -> bool:

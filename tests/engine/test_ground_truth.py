@@ -111,6 +111,7 @@ def test_id_masks(tmp_path: Path, encode_image: Callable[..., bytes]) -> None:
     write(tmp_path / "images/a.png", encode_image(np.zeros((4, 6, 3), np.uint8), "PNG"))
     empty, image = read(tmp_path)
     assert [(i.path, i.coco_id) for i in (empty, image)] == [("a.png", None), ("b/Ped2.png", None)]
+    assert (empty.mask_folder, image.mask_folder) == ("masks", "b")
     assert np.array_equal(image.masks(), [ids == 3, SQUARE])
     assert image.boxes_xywh.tolist() == [[0, 0, 1, 1], [2, 1, 3, 2]]
     assert image.areas.tolist() == [1, 6]

@@ -9,7 +9,7 @@ from engine.matching import match_images
 from engine.types import ImageRecord
 
 
-def truth(path: str, coco_id: int | None = None) -> AnnotatedImage:
+def truth(path: str, coco_id: int | None = None, mask_folder: str | None = None) -> AnnotatedImage:
     return AnnotatedImage(
         coco_id=coco_id,
         path=path,
@@ -18,6 +18,7 @@ def truth(path: str, coco_id: int | None = None) -> AnnotatedImage:
         boxes_xywh=np.zeros((0, 4)),
         areas=np.zeros(0),
         is_crowd=np.zeros(0, bool),
+        mask_folder=mask_folder,
     )
 
 
@@ -55,6 +56,14 @@ def test_the_closest_name_counts() -> None:
     assert matched(images, [truth("a.jpg")]) == [("a.jpg", "a.jpg")]
     assert matched(images[::-1], [truth("a.jpg")]) == [("a.jpg", "a.jpg")]
     assert matched([("val/a.jpg", None)], [truth("a.png"), truth("a.jpg")]) == [("a.jpg", "val/a.jpg")]
+
+
+def test_an_id_mask_is_not_taken_for_its_image() -> None:
+    mask = truth("a.png", mask_folder="masks")
+    images = [("images/a.jpg", None), ("masks/a.png", None)]
+    assert matched(images, [mask]) == matched(images[::-1], [mask]) == [("a.png", "images/a.jpg")]
+    # A folder of images may have that name too.
+    assert matched([("masks/a.jpg", None)], [mask]) == [("a.png", "masks/a.jpg")]
 
 
 def test_other_images_and_truths_are_passed_over() -> None:
