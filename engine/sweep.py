@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from engine.average_precision import Figures
+from engine.errors import ConfigurationError
 from engine.evaluation import EvaluatedImage, EvaluationProtocol, evaluate
 from engine.feature_cache import FeatureCache
 from engine.ground_truth import AnnotatedImage
@@ -35,6 +36,12 @@ class SweepPoint:
 
     config: LabellingConfig
     images: tuple[SweptImage, ...]
+
+    def __post_init__(self) -> None:
+        if self.config.tiling.tile is not None:
+            raise ConfigurationError(
+                "features are kept of whole images: leave --tile out, or label with it and evaluate the store"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +129,7 @@ def _label(cache: FeatureCache, key: str | None, config: LabellingConfig) -> _La
         return _Labels(instances=None, cpu_s=0.0)
     image = cache.read(key)
     start = time.process_time()
-    found = label_features(image.features_hwc, image.resized_hwc, image.size, config)
+    found = label_features(image.features_hwc, image.resized_hwc, image.size, config).found
     seconds = time.process_time() - start
     return _Labels(instances=found if isinstance(found, Instances) else None, cpu_s=seconds)
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from engine.boxes import mask_boxes_xyxy
+from engine.errors import ConfigurationError
 from engine.evaluation import EvaluationProtocol
 from engine.feature_cache import EncodedImage, FeatureCache
 from engine.ground_truth import AnnotatedImage
@@ -14,6 +15,7 @@ from engine.proposals.promerge import ProMergeConfig
 from engine.selection import SelectionConfig
 from engine.store.objects import MemoryObjects
 from engine.sweep import PointResult, SweepPoint, SweptImage, evaluate_points
+from engine.tiling import TilingConfig
 
 SIZE = (48, 64)
 PLAIN = LabellingConfig(refine="none", promerge=ProMergeConfig(stride=1))
@@ -86,3 +88,8 @@ def test_selection_sees_all_images_of_a_point(cache: FeatureCache) -> None:
     ):
         (result,), _ = run([point(PLAIN, "0", "1")], cache, EvaluationProtocol(selection=selection))
         assert result.boxes["AR@100"] == recall
+
+
+def test_tiles_are_refused_since_features_are_of_whole_images() -> None:
+    with pytest.raises(ConfigurationError, match="leave --tile out"):
+        point(replace(PLAIN, tiling=TilingConfig(tile=32)), "0")
