@@ -138,6 +138,7 @@ def test_a_killed_worker_costs_nothing_but_time(labelled_discs: tuple[Path, Path
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
     while not (output / "log/figures-000000007.jsonl").exists() and process.poll() is None:
         time.sleep(0.01)
+    assert process.poll() is None, log.read_text()
     (worker,) = (c for c in psutil.Process(process.pid).children(recursive=True) if is_worker(c))
     worker.send_signal(signal.SIGKILL)
     assert process.wait() == 0, log.read_text()
