@@ -10,7 +10,7 @@ import contextlib
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from actors.mailbox import Figures, Mailbox
 from engine.corpora import Corpus
 from engine.errors import ConfigurationError, RunError
 from engine.solo.run import Run, train_solo
@@ -31,8 +32,6 @@ from engine.solo.validation import Validation
 from engine.store.objects import ObjectStore
 from engine.store.pseudo_labels import Version
 from engine.training.distribution import Place
-
-Figures = Mapping[str, float]
 
 # Deaths of workers that were nobody's will; nodes that are taken away are counted apart and never too many.
 _MAX_FAULTS = 3
@@ -84,31 +83,6 @@ class TrainingJob:
     settings: RunSettings
     cache: Path
     validation: Validation | None = None
-
-
-class Mailbox:
-    """Where the first worker leaves what the driver shows."""
-
-    def __init__(self) -> None:
-        self._figures: list[tuple[int, Figures]] = []
-        self._failure: str | None = None
-
-    def leave_figures(self, step: int, figures: Figures) -> None:
-        """Add the figures of a step."""
-        self._figures.append((step, figures))
-
-    def leave_failure(self, message: str) -> None:
-        """Say why the run cannot go on; the first to say so is heard."""
-        self._failure = self._failure or message
-
-    def take_figures(self) -> list[tuple[int, Figures]]:
-        """The figures that nobody has taken yet."""
-        taken, self._figures = self._figures, []
-        return taken
-
-    def failure(self) -> str | None:
-        """Why the run ended, if it did not end well."""
-        return self._failure
 
 
 def run_training(job: TrainingJob, sizes: WorkerSizes, on_figures: Callable[[int, Figures], None]) -> None:

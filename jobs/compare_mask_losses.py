@@ -123,9 +123,9 @@ def main(arguments: CompareArguments) -> None:
 def store_coarse_masks(truths: Sequence[AnnotatedImage], arguments: CompareArguments, seed: int) -> Version:
     """A version of labels whose masks are the truth's, made coarse."""
     outcomes = []
-    for truth in truths:
+    for number, truth in enumerate(truths):
         record = ImageRecord(image_id=truth.path, path=str(Path(truth.path).with_suffix(".jpg")))
-        rng = np.random.default_rng([seed, int(truth.areas.sum())])
+        rng = np.random.default_rng([seed, number])
         masks = np.stack([coarsen(m, arguments.block_px, arguments.max_shift_px, rng) for m in truth.masks()])
         instances = make_instances(masks, np.ones(len(masks), np.float32), truth.size, "coarse")
         height, width = truth.size

@@ -20,6 +20,7 @@ from engine.store.pseudo_labels import PseudoLabelStore
 from jobs.console import run_job
 
 if TYPE_CHECKING:
+    from engine.corpora import Corpus
     from engine.solo.validation import Validation
     from engine.store.pseudo_labels import Version
 
@@ -74,7 +75,7 @@ def main(arguments: TrainArguments) -> None:
     version = PseudoLabelStore(open_objects(arguments.store)).version(arguments.round)
     corpus = open_corpus(arguments.corpus, version.info.corpus_kind)
     output = open_objects(arguments.output)
-    validation = plan_held_out(version, arguments) if arguments.ground_truth is not None else None
+    validation = plan_held_out(version, corpus, arguments) if arguments.ground_truth is not None else None
     if begin_output(output, arguments.training, {"version": version.name}, arguments.resume):
         print(f"nothing to do: {output.uri} holds the trained network")
         return
@@ -98,7 +99,7 @@ def main(arguments: TrainArguments) -> None:
     print(f"network: {output.uri}/{RESULT_KEY}")
 
 
-def plan_held_out(version: Version, arguments: TrainArguments) -> Validation:
+def plan_held_out(version: Version, corpus: Corpus, arguments: TrainArguments) -> Validation:
     """The part that is not trained on, with its truth."""
     from engine.ground_truth import read_ground_truth
     from engine.solo.samples import list_held_out
@@ -108,7 +109,6 @@ def plan_held_out(version: Version, arguments: TrainArguments) -> Validation:
     training = arguments.training
     held_out = list_held_out(version, training.held_out)
     truths = list(read_ground_truth(arguments.ground_truth))
-    corpus = open_corpus(arguments.corpus, version.info.corpus_kind)
     validation = plan_validation(corpus, held_out, truths, training.samples.decoding)
     print(f"held out: {len(held_out)} images, {len(validation.images)} of them with ground truth")
     return validation

@@ -66,7 +66,7 @@ class _Loop:
         self._run = run
         self._trainer = trainer
         self._is_first = run.place.rank == 0
-        self._log = RunLog(run.output, trainer.step)
+        self._log = RunLog(run.output, trainer.step, run.place.rank)
         self._logged_at = time.monotonic()
         self._logged_step = trainer.step
 
@@ -76,6 +76,9 @@ class _Loop:
         for batch in batches:
             figures = self._trainer.train_step(batch)
             step = self._trainer.step
+            for image_id, failure in zip(batch.image_ids, batch.failures, strict=True):
+                if failure:
+                    self._log.add_unread(step, image_id, failure)
             is_last = step == config.steps
             if step % settings.log_every == 0 or is_last:
                 self._take_down(step, figures)
@@ -93,12 +96,12 @@ class _Loop:
         self._add(step, {**asdict(figures), "images_per_s": speed})
 
     def _checkpoint(self, step: int) -> None:
+        if self._is_first and self._run.validation is not None:
+            network, solo = self._trainer.network, self._run.config.solo
+            self._add(step, self._run.validation.measure(network, solo))
+        # The log first: what is behind a checkpoint is never measured again.
+        self._log.write(next_step=step)
         if self._is_first:
-            if self._run.validation is not None:
-                network, solo = self._trainer.network, self._run.config.solo
-                self._add(step, self._run.validation.measure(network, solo))
-            # The log first: what is behind a checkpoint is never measured again.
-            self._log.write(next_step=step)
             write_checkpoint(self._run.output, self._trainer.state())
         self._run.on_checkpoint(step)
 

@@ -163,10 +163,10 @@ class SampleMaker(Dataset[Sample]):
         image_id = self._images.record(index).image_id
         try:
             scene = self._scene(index, rng)
-            if rng.random() < task.config.augmentation.copy_paste:
-                scene = paste_objects(scene, self._scene(int(rng.integers(len(self._images))), rng), rng)
         except (ImageError, TransientError) as error:
             return failed_sample(image_id, str(error), (task.side, task.side), task.grid)
+        if rng.random() < task.config.augmentation.copy_paste:
+            scene = self._with_pasted(scene, rng)
         shown = change_colours(scene.image_hwc, task.config.augmentation.colour, rng)
         scene = Scene(
             image_hwc=scene.image_hwc, shown_hwc=shown, masks=scene.masks, superpixels=scene.superpixels
@@ -175,6 +175,13 @@ class SampleMaker(Dataset[Sample]):
 
     def _scene(self, index: int, rng: np.random.Generator) -> Scene:
         return place_scene(self._source(index), self._task.side, self._task.config.augmentation, rng)
+
+    def _with_pasted(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        try:
+            return paste_objects(scene, self._scene(int(rng.integers(len(self._images))), rng), rng)
+        except (ImageError, TransientError):
+            # The other image will be said to be unreadable when it is its own turn.
+            return scene
 
     def _source(self, index: int) -> Source:
         """Raises ImageError, TransientError."""

@@ -1,11 +1,11 @@
-"""What a training is, and what its output says of it. This module does without the network's libraries.
-
+"""What a training is, and what its output holds. This module does without the network's libraries.
 
 training.json                  the configuration, and which labels of which images
 checkpoint.pt                  the state after the last whole stretch; a run goes on from here
 network-000009000.safetensors  networks along the run
 network.safetensors            the result
-log/                           figures as JSON lines and for TensorBoard, a file for each stretch
+log/                           figures as JSON lines and for TensorBoard, and what could not be read: a
+                               file each for every stretch between checkpoints
 """
 
 from __future__ import annotations

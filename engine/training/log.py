@@ -19,16 +19,18 @@ from engine.store.objects import ObjectStore
 
 
 class RunLog:
-    """The figures since the last checkpoint."""
+    """The figures since the last checkpoint, and the images that one worker could not read."""
 
-    def __init__(self, output: ObjectStore, step: int) -> None:
-        """`step` is where the run begins or goes on."""
+    def __init__(self, output: ObjectStore, step: int, rank: int) -> None:
+        """`step` is where the run begins or goes on, `rank` the worker's number."""
         self._output = output
+        self._rank = rank
         self._begin(step)
 
     def _begin(self, step: int) -> None:
         self._first_step = step
         self._lines: list[str] = []
+        self._unread: list[str] = []
         self._events = io.BytesIO()
         self._writer = RecordWriter(self._events)
         self._writer.write(Event(wall_time=0, file_version="brain.Event:2").SerializeToString())
@@ -40,15 +42,23 @@ class RunLog:
         event = Event(wall_time=wall_time_s, step=step, summary=Summary(value=values))
         self._writer.write(event.SerializeToString())
 
-    def write(self, next_step: int | None = None) -> None:
-        """Write what there is; with `next_step`, a new stretch begins there."""
+    def add_unread(self, step: int, image_id: str, reason: str) -> None:
+        """Take down that nothing was learned from an image."""
+        self._unread.append(json.dumps({"step": step, "image_id": image_id, "reason": reason}))
+
+    def write(self, next_step: int) -> None:
+        """Write what there is; a new stretch begins at `next_step`."""
+        name = f"{self._first_step:09d}"
         if self._lines:
-            name = f"{self._first_step:09d}"
-            text = "".join(f"{line}\n" for line in self._lines)
-            self._output.write(f"log/figures-{name}.jsonl", text.encode())
+            self._output.write(f"log/figures-{name}.jsonl", _as_lines(self._lines))
             self._output.write(f"log/events.out.tfevents.{name}", self._events.getvalue())
-        if next_step is not None:
-            self._begin(next_step)
+        if self._unread:
+            self._output.write(f"log/unread-{name}-{self._rank:03d}.jsonl", _as_lines(self._unread))
+        self._begin(next_step)
+
+
+def _as_lines(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def read_figures(output: ObjectStore) -> list[dict[str, float]]:

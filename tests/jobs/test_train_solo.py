@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +14,16 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from safetensors.numpy import load_file
 
+from engine.corpora import FolderCorpus
 from engine.errors import UsageError
+from engine.solo.run import Run, train_solo
+from engine.solo.samples import SampleMaker, list_images
 from engine.store.local import LocalObjects
 from engine.store.pseudo_labels import PseudoLabelStore
+from engine.training.distribution import Place
 from engine.training.log import read_figures
 from jobs.console import parse_arguments
 from jobs.train_solo import TrainArguments
@@ -95,43 +100,61 @@ def true_annotations(store: Path) -> dict[str, list[dict[str, object]]]:
     return content
 
 
+def train_here(given: list[str]) -> Path:
+    """The same training in this process, undisturbed: its output."""
+    arguments = parse_arguments(TrainArguments, given)
+    config, output = arguments.training, LocalObjects(Path(arguments.output))
+    version = PseudoLabelStore(LocalObjects(Path(arguments.store))).version()
+    maker = SampleMaker(
+        list_images(version, config.selection),
+        FolderCorpus.open(arguments.corpus),
+        arguments.cache,
+        config.sample_task,
+    )
+    train_solo(Run(output=output, config=config, settings=arguments.run, place=Place()), maker)
+    return Path(output.uri)
+
+
 @pytest.mark.slow
 def test_two_workers_learn_what_one_learns(
     labelled_discs: tuple[Path, Path],
     run_job: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
-    for workers in ("1", "2"):
-        done = run_job("train_solo", *flags(labelled_discs, tmp_path / workers, "--workers", workers))
-        assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(losses(tmp_path / "2"), losses(tmp_path / "1"), rtol=2e-3)
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_here(flags(labelled_discs, one))
+    done = run_job("train_solo", *flags(labelled_discs, two, "--workers", "2"))
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(two), losses(one), rtol=2e-3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_killed_worker_costs_nothing_but_time(
-    labelled_discs: tuple[Path, Path],
-    run_job: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-    workers: str,
-) -> None:
-    # Enough steps that a death in their middle is likely to fall between two checkpoints.
-    long = ("--workers", workers, "--steps", "60", "--checkpoint-every", "7")
-    undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
-    done = run_job("train_solo", *flags(labelled_discs, undisturbed, *long))
-    assert done.returncode == 0, done.stderr
-    log = (tmp_path / "log").open("wb")
-    command = [sys.executable, str(_JOB), *flags(labelled_discs, output, *long)]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    while len(losses(output)) < 14 and process.poll() is None:
-        time.sleep(0.05)
-    killed = [child for child in psutil.Process(process.pid).children(recursive=True) if is_worker(child)]
-    assert len(killed) == int(workers)
-    os.kill(killed[-1].pid, signal.SIGKILL)
-    assert process.wait() == 0, (tmp_path / "log").read_text()
+def test_a_killed_worker_costs_nothing_but_time(labelled_discs: tuple[Path, Path], tmp_path: Path) -> None:
+    # Enough steps that the death falls in the run, and checkpoints so far apart that work is lost.
+    long = ("--steps", "60", "--checkpoint-every", "7")
+    output, log = tmp_path / "out", tmp_path / "log"
+    with log.open("wb") as sink:
+        command = [sys.executable, str(_JOB), *flags(labelled_discs, output, *long)]
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+    while not (output / "log/figures-000000007.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    assert process.poll() is None, log.read_text()
+    (worker,) = (c for c in psutil.Process(process.pid).children(recursive=True) if is_worker(c))
+    worker.send_signal(signal.SIGKILL)
+    assert process.wait() == 0, log.read_text()
+    # The sums of a process depend on its number of threads.
+    torch.set_num_threads(threads_in(log.read_text()))
+    undisturbed = train_here(flags(labelled_discs, tmp_path / "undisturbed", *long))
     expected, found = (load_file(folder / "network.safetensors") for folder in (undisturbed, output))
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
     assert losses(output) == losses(undisturbed)
+
+
+def threads_in(log: str) -> int:
+    """What the job says of its workers' CPUs."""
+    found = re.search(r"worker\(s\) of (\d+) CPUs", log)
+    assert found is not None
+    return int(found[1])
 
 
 def is_worker(process: psutil.Process) -> bool:

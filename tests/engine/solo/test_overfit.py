@@ -30,18 +30,18 @@ CONFIG = TrainingConfig(
     snapshots=1,
     solo=SoloConfig(
         backbone="resnet18",
-        image_size=192,
+        image_size=128,
         pyramid_channels=64,
         head_channels=64,
         mask_channels=64,
         head_depth=2,
         grid=GridConfig(
-            grids=(24, 16, 12, 8, 6), ranges_px=((1, 32), (16, 64), (32, 96), (64, 160), (96, 256))
+            grids=(16, 12, 10, 8, 6), ranges_px=((1, 24), (16, 48), (32, 64), (48, 96), (80, 256))
         ),
     ),
     optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, warmup_steps=20, schedule="cosine"),
     samples=SampleConfig(
-        augmentation=AugmentationConfig.none(), superpixels=SuperpixelConfig(num_segments=600)
+        augmentation=AugmentationConfig.none(), superpixels=SuperpixelConfig(num_segments=300)
     ),
 )
 

@@ -154,6 +154,13 @@ def test_an_image_that_is_gone_or_another_is_said_to_be(
     figures = read_figures(run.output)
     assert sum(line["unread"] for line in figures) > 0
     assert all(np.isfinite(line["loss"]) for line in figures)
+    unread = [
+        json.loads(line)
+        for key in run.output.keys("log/unread-")
+        for line in run.output.read(key).splitlines()
+    ]
+    assert {line["image_id"] for line in unread} == {"1.png", "3.png"}
+    assert len(unread) == sum(line["unread"] for line in figures)
 
 
 def test_pasting_keeps_what_is_in_front(make_scene):

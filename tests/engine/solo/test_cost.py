@@ -1,0 +1,54 @@
+"""What the superpixel-guided loss costs beside the network, in the processor's time."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from engine.solo.batch import Scene, collate, make_sample
+from engine.solo.config import SoloConfig
+from engine.solo.network import build_network
+from engine.solo.objective import ObjectiveConfig, batch_losses
+from engine.solo.superpixel_targets import SuperpixelLossConfig
+
+SIDE, NUM_OBJECTS = 320, 20
+
+
+def crowded_scene() -> Scene:
+    """600 superpixels, about, and 20 objects of 30 to 120 pixels."""
+    rng = np.random.default_rng(0)
+    cells = np.arange(SIDE) * 25 // SIDE
+    labels = (cells[:, None] * 25 + cells[None]).astype(np.int32)
+    masks = np.zeros((NUM_OBJECTS, SIDE, SIDE), bool)
+    for mask in masks:
+        height, width = rng.integers(30, 120, 2)
+        top, left = rng.integers(0, SIDE - height), rng.integers(0, SIDE - width)
+        mask[top : top + height, left : left + width] = True
+    image = rng.integers(0, 255, (SIDE, SIDE, 3)).astype(np.uint8)
+    return Scene(image_hwc=image, shown_hwc=image, masks=masks, superpixels=labels)
+
+
+@pytest.mark.slow
+def test_the_loss_costs_at_most_15_percent_of_a_step():
+    """On the smallest network that anybody would train; with ResNet-101 the share is smaller."""
+    torch.set_num_threads(1)
+    solo = SoloConfig(
+        backbone="resnet18", image_size=SIDE, pyramid_channels=64, head_channels=64, mask_channels=64
+    )
+    network, config = build_network(solo), ObjectiveConfig()
+    sample = make_sample("a", crowded_scene(), solo.grid, SuperpixelLossConfig())
+    batch = collate([sample, sample])
+    shares = []
+    for _ in range(3):
+        start = time.process_time()
+        outputs = network(batch.images.float() / 255)
+        forward = time.process_time()
+        sums = batch_losses(outputs, batch, config)
+        loss = sums.total(sums.positives, sums.masks, config)
+        parts = [outputs.objectness, outputs.kernels, outputs.mask_features]
+        gradients = torch.autograd.grad(loss, parts, retain_graph=True)
+        lost = time.process_time()
+        torch.autograd.backward(parts, gradients)
+        shares.append((lost - forward) / (time.process_time() - start))
+    assert sorted(shares)[1] <= 0.15
