@@ -116,6 +116,17 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
+def labels_in() -> Callable[[Path], dict[str, bytes]]:
+    """`labels_in(folder)` are all files of a store but the records of runs, which hold times."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "runs"]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+    return read
+
+
+@pytest.fixture
 def image_folder(
     tmp_path: Path, photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
 ) -> Callable[[int], Path]:

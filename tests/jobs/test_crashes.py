@@ -16,12 +16,7 @@ import pytest
 
 _JOB = Path(__file__).parents[2] / "jobs/label_folder.py"
 _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """All files but the records of runs, which hold times."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "runs"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+LabelsIn = Callable[[Path], dict[str, bytes]]
 
 
 @dataclass
@@ -85,20 +80,20 @@ class Run:
 
 @pytest.fixture
 def undisturbed(
-    image_folder: Callable[[int], Path], tmp_path: Path
+    labels_in: LabelsIn, image_folder: Callable[[int], Path], tmp_path: Path
 ) -> Callable[[int], tuple[Path, dict[str, bytes]]]:
     """`undisturbed(40)` labels so many images without a death: the corpus, and the files of its store."""
 
     def label(count: int) -> tuple[Path, dict[str, bytes]]:
         corpus = image_folder(count)
         Run.start(corpus, tmp_path / "undisturbed").finish()
-        return corpus, tree(tmp_path / "undisturbed")
+        return corpus, labels_in(tmp_path / "undisturbed")
 
     return label
 
 
 def test_driver_and_worker_die_once(
-    undisturbed: Callable[[int], tuple[Path, dict[str, bytes]]], tmp_path: Path
+    labels_in: LabelsIn, undisturbed: Callable[[int], tuple[Path, dict[str, bytes]]], tmp_path: Path
 ) -> None:
     corpus, expected = undisturbed(48)
     store = tmp_path / "store"
@@ -111,13 +106,16 @@ def test_driver_and_worker_die_once(
     run.wait_for_shards(done + 2)
     run.kill_a_worker(random.Random(0))
     run.finish()
-    assert tree(store) == expected
+    assert labels_in(store) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "worker"])
 def test_ten_deaths_at_random_moments(
-    undisturbed: Callable[[int], tuple[Path, dict[str, bytes]]], tmp_path: Path, victim: str
+    labels_in: LabelsIn,
+    undisturbed: Callable[[int], tuple[Path, dict[str, bytes]]],
+    tmp_path: Path,
+    victim: str,
 ) -> None:
     corpus, expected = undisturbed(400)
     rng = random.Random(victim)
@@ -129,7 +127,7 @@ def test_ten_deaths_at_random_moments(
         time.sleep(rng.uniform(0.5, 25) if victim == "driver" else rng.uniform(0.5, 3))
         if run.process.poll() is not None:
             run.finish()
-            assert tree(store) == expected
+            assert labels_in(store) == expected
             shutil.rmtree(store)
             run = Run.start(corpus, store)
         elif victim == "driver":
@@ -140,4 +138,4 @@ def test_ten_deaths_at_random_moments(
             run.kill_a_worker(rng)
             deaths += 1
     run.finish()
-    assert tree(store) == expected
+    assert labels_in(store) == expected

@@ -18,18 +18,13 @@ from jobs.label_folder import main
 from jobs.labelling import LabelArguments
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
+LabelsIn = Callable[[Path], dict[str, bytes]]
 # Small images need no more than this, and what is tested here is not what is in the labels.
 QUICK = ("--refine", "none", "--encoder.image-size", "96")
 
 
 def store_at(uri: Path | str) -> PseudoLabelStore:
     return PseudoLabelStore(open_objects(str(uri)))
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """All files but the records of runs, which hold times."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "runs"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def flags(corpus: Path | str, store: Path | str, *more: str) -> tuple[str, ...]:
@@ -48,7 +43,9 @@ def wrong_use(result: subprocess.CompletedProcess[str]) -> str:
     return errors[0]
 
 
-def test_photographs_are_labelled_on_a_local_ray(run_job: RunJob, cluster: Any, tmp_path: Path) -> None:
+def test_photographs_are_labelled_on_a_local_ray(
+    labels_in: LabelsIn, run_job: RunJob, cluster: Any, tmp_path: Path
+) -> None:
     store, previews = tmp_path / "store", tmp_path / "previews"
     command = ("label_folder", "--corpus", "skimage:", "--store", str(store), "--preview", str(previews))
     output = succeeded(run_job(*command))
@@ -64,15 +61,15 @@ def test_photographs_are_labelled_on_a_local_ray(run_job: RunJob, cluster: Any, 
     (run,) = store_at(store).version().runs()
     assert run.images == len(rows)
     assert run.images_per_s > 0
-    before = tree(store)
+    before = labels_in(store)
     again = succeeded(run_job(*command[:5], "--address", cluster.address, **cluster.environment))
     assert "nothing to do" in again
-    assert tree(store) == before
+    assert labels_in(store) == before
     assert store_at(store).version().runs() == [run]
 
 
 def test_a_cluster_joined_by_address_gives_the_same_store(
-    run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path
+    labels_in: LabelsIn, run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path
 ) -> None:
     corpus = image_folder(30)
     succeeded(run_job(*flags(corpus, tmp_path / "local", "--shard-size", "10", "--chunk-size", "4")))
@@ -81,7 +78,7 @@ def test_a_cluster_joined_by_address_gives_the_same_store(
         "--address", cluster.address, **cluster.environment,
     )  # fmt: skip
     assert re.search(rf"joined Ray at \S+:{cluster.address.split(':')[1]}: 1 node", succeeded(joined))
-    assert tree(tmp_path / "local") == tree(tmp_path / "joined")
+    assert labels_in(tmp_path / "local") == labels_in(tmp_path / "joined")
 
 
 @pytest.mark.parametrize("entrypoint", [("python", "jobs/label_folder.py"), ("jobs/label_folder.py",)])
@@ -152,8 +149,8 @@ def test_broken_images_are_rows_and_the_rest_is_labelled(
 
 
 def test_another_configuration_needs_overwrite_and_new_images_extend(
-    run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path,
-    encode_image: Callable[..., bytes], photograph: Callable[[int], np.ndarray],
+    labels_in: LabelsIn, run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path,
+    encode_image: Callable[..., bytes],
 ) -> None:  # fmt: skip
     corpus, store = image_folder(6), tmp_path / "store"
     to_cluster = ("--address", cluster.address)
@@ -166,10 +163,10 @@ def test_another_configuration_needs_overwrite_and_new_images_extend(
     succeeded(run_job(*other, "--overwrite", **cluster.environment))
     second = store_at(store).version()
     assert second.name != first.name
-    (corpus / "0/0000-new.png").write_bytes(encode_image(photograph(99), "PNG"))
-    before = tree(store / second.name)
+    (corpus / "0/0000-new.png").write_bytes(encode_image(np.full((48, 64, 3), 99, np.uint8), "PNG"))
+    before = labels_in(store / second.name)
     succeeded(run_job(*other, "--extend", **cluster.environment))
-    after = tree(store / second.name)
+    after = labels_in(store / second.name)
     assert {name: after[name] for name in before if name != "manifest.parquet"} == {
         name: data for name, data in before.items() if name != "manifest.parquet"
     }
@@ -178,14 +175,19 @@ def test_another_configuration_needs_overwrite_and_new_images_extend(
 
 
 def test_from_s3_to_s3(
-    run_job: RunJob, cluster: Any, s3_server: Any, image_folder: Callable[[int], Path], tmp_path: Path
+    labels_in: LabelsIn,
+    run_job: RunJob,
+    cluster: Any,
+    s3_server: Any,
+    image_folder: Callable[[int], Path],
+    tmp_path: Path,
 ) -> None:
     disk = image_folder(6)
     disk.rename(s3_server.root / "bucket/images")
     succeeded(run_job(*flags("s3://bucket/images", "s3://bucket/store", "--shard-size", "4")))
     from_disk = flags(s3_server.root / "bucket/images", tmp_path / "store", "--shard-size", "4")
     succeeded(run_job(*from_disk, "--address", cluster.address, **cluster.environment))
-    assert tree(s3_server.root / "bucket/store") == tree(tmp_path / "store")
+    assert labels_in(s3_server.root / "bucket/store") == labels_in(tmp_path / "store")
 
 
 @pytest.mark.parametrize(
