@@ -1,0 +1,68 @@
+"""Two workers learn what one learns from the same batches."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.corpora import FolderCorpus
+from engine.errors import ConfigurationError
+from engine.pretraining.config import PretrainingConfig
+from engine.pretraining.dino import DinoConfig
+from engine.pretraining.distribution import Place
+from engine.pretraining.regions import RegionConfig
+from engine.pretraining.run import LOG_KEY, RunSettings, pretrain
+from engine.pretraining.schedules import OptimiserConfig
+from engine.pretraining.views import ViewConfig
+from engine.store.local import LocalObjects
+
+# The contrast of regions is left out: each worker contrasts the regions of its own images only.
+CONFIG = PretrainingConfig(
+    name="test_vit",
+    batch_size=4,
+    steps=4,
+    cache_side=40,
+    dino=DinoConfig(num_prototypes=8, hidden_size=8, bottleneck_size=4, frozen_share=0),
+    regions=RegionConfig(weight=0),
+    views=ViewConfig(global_size=32, local_size=16, num_local=1),
+    optimiser=OptimiserConfig(learning_rate=0.05),
+)
+
+
+def losses_of(output: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (output / LOG_KEY).read_text().splitlines()]
+
+
+def work(rank: int, world_size: int, folder: Path) -> None:
+    """One worker of a run into folder/out<world size>."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+        )
+    corpus = FolderCorpus.open(str(folder / "images"))
+    settings = RunSettings(cache=folder / "cache", processes=0, log_every=1)
+    output = LocalObjects(folder / f"out{world_size}")
+    pretrain([corpus], output, CONFIG, settings, Place(rank=rank, world_size=world_size))
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_are_one_with_the_same_batches(photograph, encode_image, tmp_path):
+    (tmp_path / "images").mkdir()
+    for seed in range(6):
+        (tmp_path / "images" / f"{seed}.png").write_bytes(encode_image(photograph(seed), "PNG"))
+    work(0, 1, tmp_path)
+    torch.multiprocessing.spawn(work, (2, tmp_path), nprocs=2)
+    alone, together = losses_of(tmp_path / "out1"), losses_of(tmp_path / "out2")
+    assert len(alone) == 4
+    assert len(set(alone)) == 4
+    assert together == pytest.approx(alone, rel=1e-3)
+
+
+def test_a_batch_is_shared_in_whole_images():
+    assert Place(world_size=3).share_of(12) == 4
+    with pytest.raises(ConfigurationError, match="give a multiple"):
+        Place(world_size=3).share_of(4)
