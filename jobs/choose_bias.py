@@ -16,10 +16,9 @@ from rich.live import Live
 from rich.table import Table
 
 from engine.corpora import Corpus, FolderCorpus
-from engine.decoding import DecodingConfig
+from engine.decoding import DecodingConfig, decode_image, resize_image
 from engine.encoders import Encoder, EncoderConfig, load_encoder
 from engine.errors import ConfigurationError, ImageError
-from engine.preparation import prepare_image
 from engine.proposals.bias import BiasScore, choose_bias, score_biases
 from engine.proposals.mask_filter import MaskFilterConfig
 from engine.proposals.multicut import MultiCutConfig
@@ -84,11 +83,11 @@ def read_images(
     images: dict[str, NDArray[np.uint8]] = {}
     for record in islice(corpus.records(), 0, arguments.num_images * arguments.stride, arguments.stride):
         try:
-            prepared = prepare_image(corpus, record, image_size, arguments.decoding)
+            image = decode_image(corpus.read(record), arguments.decoding)
         except ImageError as error:
             print(f"left out {record.image_id!r}: {error}")
         else:
-            images[record.image_id] = prepared.resized_hwc
+            images[record.image_id] = resize_image(image, image_size)
     if not images:
         raise ConfigurationError(f"no readable image in {corpus.uri}")
     return images

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.ground_truth import read_coco_folder
+from engine.ground_truth import read_ground_truth
 from engine.solo.superpixel_loss import (
     hard_loss,
     has_positive,
@@ -199,8 +199,9 @@ def test_alpha_2_keeps_true_objects_apart_and_0_3_does_not(development_data):
     from PIL import Image
 
     found = {ALPHA_2: [], 0.3: []}
-    for annotated in read_coco_folder(development_data("data/coco")):
-        image, masks = np.asarray(Image.open(annotated.path).convert("RGB")), annotated.masks()
+    folder = development_data("data/coco")
+    for annotated in read_ground_truth(str(folder)):
+        image, masks = np.asarray(Image.open(folder / annotated.path).convert("RGB")), annotated.masks()
         shares = masks.mean(axis=(1, 2))
         masks = masks[(shares > 0.02) & (shares < 0.5)][:2]
         for alpha_2, rows in found.items():
