@@ -81,7 +81,13 @@ def test_a_cluster_joined_by_address_gives_the_same_store(
     assert labels_in(tmp_path / "local") == labels_in(tmp_path / "joined")
 
 
-@pytest.mark.parametrize("entrypoint", [("python", "jobs/label_folder.py"), ("jobs/label_folder.py",)])
+@pytest.mark.parametrize(
+    "entrypoint",
+    [
+        ("python", "jobs/label_folder.py"),
+        pytest.param(("jobs/label_folder.py",), marks=pytest.mark.slow),
+    ],
+)
 def test_submitted_jobs(
     cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path, entrypoint: tuple[str, ...]
 ) -> None:
@@ -98,6 +104,7 @@ def test_a_submitted_job_that_fails_says_why(cluster: Any, tmp_path: Path) -> No
     assert "error: no folder" in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_many_chunks_pass_a_small_object_store(
     run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -174,6 +181,7 @@ def test_another_configuration_needs_overwrite_and_new_images_extend(
     assert sum(summary.images for summary in second.summaries()) == 7
 
 
+@pytest.mark.slow
 def test_from_s3_to_s3(
     labels_in: LabelsIn,
     run_job: RunJob,
