@@ -28,8 +28,9 @@ _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:
-    """A transformer with its weights, and the RGB statistics (of values in [0, 1]) that they expect."""
+    """A transformer of timm's, with its weights and the RGB statistics (of values in [0, 1]) they expect."""
 
+    architecture: str
     model: Transformer
     mean: Statistics
     std: Statistics
@@ -59,7 +60,7 @@ def load_backbone(config: EncoderConfig) -> Backbone:
         model = create_transformer(config.name, config.seed)
     else:
         return _from_file(config, outline)
-    return _backbone(model, _published_statistics(config, outline))
+    return _backbone(model, config, _published_statistics(config, outline))
 
 
 def create_transformer(name: str, seed: int, **arguments: object) -> Transformer:
@@ -73,13 +74,20 @@ def create_transformer(name: str, seed: int, **arguments: object) -> Transformer
     return model
 
 
-def describe_layout(model: Transformer, name: str, mean: Statistics, std: Statistics) -> Layout:
-    """The layout of a model that was built by `name`. Raises WeightsError for patches that are not square."""
-    height, width = _patch_size(model)
+def describe_layout(backbone: Backbone) -> Layout:
+    """What a file of the backbone's weights has to state. Raises WeightsError if patches are no squares."""
+    height, width = _patch_size(backbone.model)
     if height != width:
-        raise WeightsError(f"{name!r} has patches of {height} x {width} pixels, only square ones are written")
-    architecture = name.partition(".")[0]
-    return Layout(architecture=architecture, patch_size=height, depth=len(model.blocks), mean=mean, std=std)
+        raise WeightsError(
+            f"{backbone.architecture!r} has patches of {height} x {width} pixels, only squares can be written"
+        )
+    return Layout(
+        architecture=backbone.architecture,
+        patch_size=height,
+        depth=len(backbone.model.blocks),
+        mean=backbone.mean,
+        std=backbone.std,
+    )
 
 
 class VitEncoder:
@@ -172,8 +180,11 @@ def _published_statistics(config: EncoderConfig, outline: Transformer) -> tuple[
     return tuple(named.get("mean", IMAGENET_MEAN)), tuple(named.get("std", IMAGENET_STD))
 
 
-def _backbone(model: Transformer, statistics: tuple[Statistics, Statistics]) -> Backbone:
+def _backbone(
+    model: Transformer, config: EncoderConfig, statistics: tuple[Statistics, Statistics]
+) -> Backbone:
     return Backbone(
+        architecture=config.name.partition(".")[0],
         model=model.eval().requires_grad_(False),
         mean=statistics[0],
         std=statistics[1],
@@ -210,7 +221,7 @@ def _from_file(config: EncoderConfig, outline: Transformer) -> Backbone:
         )
         statistics = layout.mean, layout.std
     _load(model, weights, config)
-    return _backbone(model, statistics)
+    return _backbone(model, config, statistics)
 
 
 def _check_architecture(layout: Layout, config: EncoderConfig) -> None:

@@ -10,7 +10,6 @@ from torch import nn
 
 from engine.encoders.encoder import EncoderConfig
 from engine.encoders.keys import key_parameters, key_vectors
-from engine.encoders.layout import Layout
 from engine.encoders.vit import Backbone, create_transformer, describe_layout, load_backbone
 from engine.encoders.weights import State, drop_heads
 from engine.pretraining.config import PretrainingConfig
@@ -63,7 +62,7 @@ class Network(nn.Module):
             cast(nn.Module, model.norm).requires_grad_(False)
         self.transformer = model
         self.head = DinoHead(model.embed_dim, config.dino) if has_head else None
-        self.layout = _layout(backbone, config)
+        self.layout = describe_layout(backbone)
         self.register_buffer("mean", torch.tensor(backbone.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).reshape(3, 1, 1), persistent=False)
 
@@ -105,10 +104,6 @@ def build_network(config: PretrainingConfig) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         return Network(backbone, config)
-
-
-def _layout(backbone: Backbone, config: PretrainingConfig) -> Layout:
-    return describe_layout(backbone.model, config.name, backbone.mean, backbone.std)
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
