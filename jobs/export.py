@@ -42,10 +42,12 @@ class ExportArguments:
 
 
 def main(arguments: ExportArguments) -> None:
-    store = PseudoLabelStore(open_objects(arguments.store))
-    version = store.version(arguments.round)
+    labels = open_objects(arguments.store)
+    version = PseudoLabelStore(labels).version(arguments.round)
     objects = open_objects(arguments.output)
-    corpus = open_corpus(arguments.corpus, version.info.corpus_kind) if arguments.corpus is not None else None
+    corpus = None
+    if arguments.corpus is not None:
+        corpus = open_corpus(arguments.corpus, version.info.corpus_kind, kept_indexes=labels)
     if not version.is_finished():
         print(f"version {version.name} is not finished: this exports the shards that it has")
     report = export_version(

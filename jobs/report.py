@@ -30,9 +30,12 @@ class ReportArguments:
 
 
 def main(arguments: ReportArguments) -> None:
-    store = PseudoLabelStore(open_objects(arguments.store))
+    labels = open_objects(arguments.store)
+    store = PseudoLabelStore(labels)
     version = store.version(arguments.round)
-    corpus = open_corpus(arguments.corpus, version.info.corpus_kind) if arguments.corpus is not None else None
+    corpus = None
+    if arguments.corpus is not None:
+        corpus = open_corpus(arguments.corpus, version.info.corpus_kind, kept_indexes=labels)
     page = build_report(store, version, corpus).encode()
     write_uri(arguments.output, page)
     print(f"report: {arguments.output} ({len(page) / 1e6:.1f} MB, version {version.name})")

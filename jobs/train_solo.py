@@ -72,8 +72,9 @@ def main(arguments: TrainArguments) -> None:
     from actors.training import TrainingJob, run_training, size_workers
     from jobs.cluster import free_resources, join_cluster, largest_node_cpus
 
-    version = PseudoLabelStore(open_objects(arguments.store)).version(arguments.round)
-    corpus = open_corpus(arguments.corpus, version.info.corpus_kind)
+    labels = open_objects(arguments.store)
+    version = PseudoLabelStore(labels).version(arguments.round)
+    corpus = open_corpus(arguments.corpus, version.info.corpus_kind, kept_indexes=labels)
     output = open_objects(arguments.output)
     validation = plan_held_out(version, corpus, arguments) if arguments.ground_truth is not None else None
     if begin_output(output, arguments.training, {"version": version.name}, arguments.resume):
