@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import torch
 
 from engine.corpora import FolderCorpus
 from engine.encoders import EncoderConfig, load_encoder
@@ -21,6 +23,7 @@ from engine.pretraining.run import CHECKPOINT_KEY, LOG_KEY, RunSettings, pretrai
 from engine.pretraining.views import ViewConfig
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
+from jobs.pretrain_encoder import share_cpus
 
 CONFIG = PretrainingConfig(
     name="test_vit",
@@ -53,6 +56,16 @@ class StoppingObjects(LocalObjects):
         super().write(key, data)
 
 
+@pytest.fixture
+def threads_of_a_worker() -> Iterator[None]:
+    """The last bits of sums depend on how many threads add up: as many here as in the job's only worker."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(share_cpus(len(os.sched_getaffinity(0)), 1)))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_of_a_worker")
 def test_a_job_goes_on_with_a_run_that_stopped(
     run_job: RunJob, image_folder: Callable[[int], Path], tmp_path: Path
 ) -> None:
