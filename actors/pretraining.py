@@ -21,9 +21,9 @@ from ray.train.torch import TorchTrainer
 from engine.corpora import Corpus
 from engine.errors import ObjectMissing, RunError
 from engine.pretraining.config import PretrainingConfig
-from engine.pretraining.distribution import Place
 from engine.pretraining.run import LOG_KEY, RunSettings, pretrain
 from engine.store.objects import ObjectStore
+from engine.training.distribution import Place
 
 _SECONDS_BETWEEN_LOOKS = 5.0
 

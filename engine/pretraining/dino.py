@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from engine.errors import ConfigurationError
-from engine.pretraining.distribution import mean_over_workers
+from engine.training.distribution import mean_over_workers
 
 
 @dataclass(frozen=True, kw_only=True)

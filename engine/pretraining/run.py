@@ -14,12 +14,12 @@ from engine.corpora import Corpus
 from engine.errors import ConfigurationError, CorpusError, ObjectMissing
 from engine.pretraining.card import CARD_KEY, ENCODER_KEY, Card, pack_encoder, write_card
 from engine.pretraining.config import PretrainingConfig
-from engine.pretraining.distribution import Place, from_all_workers, from_first_worker
 from engine.pretraining.network import build_network
 from engine.pretraining.samples import Batch, ImageCache, SampleStream, batches
 from engine.pretraining.trainer import Figures, Pretrainer, pack_state, unpack_state
 from engine.pretraining.views import ViewConfig, ViewMaker
 from engine.store.objects import ObjectStore
+from engine.training.distribution import Place, from_all_workers, from_first_worker
 from engine.types import ImageRecord
 
 CHECKPOINT_KEY = "checkpoint.pt"

@@ -15,11 +15,11 @@ from torch import nn
 from engine.errors import RunError, StoreError
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoLoss
-from engine.pretraining.distribution import Place, mean_over_workers
 from engine.pretraining.network import Network, Outputs, build_network, parameter_groups
 from engine.pretraining.regions import contrast_regions
 from engine.pretraining.schedules import Settings, settings_at
 from engine.pretraining.views import Views
+from engine.training.distribution import Place, mean_over_workers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed
 
 from engine.errors import ConfigurationError
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +41,28 @@ def total_over_workers(value: torch.Tensor) -> torch.Tensor:
     total = value.clone()
     torch.distributed.all_reduce(total)
     return total
+
+
+def mean_over_workers(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all workers."""
+    if not torch.distributed.is_initialized():
+        return value
+    return total_over_workers(value) / torch.distributed.get_world_size()
+
+
+def from_first_worker(value: float, device: torch.device) -> float:
+    """The first worker's number."""
+    if not torch.distributed.is_initialized():
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.broadcast(shared, src=0)
+    return float(shared)
+
+
+def from_all_workers(item: Item) -> list[Item]:
+    """Everybody's item, in the order of their numbers."""
+    if not torch.distributed.is_initialized():
+        return [item]
+    gathered: list[Item] = [item] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, item)
+    return gathered

@@ -17,12 +17,12 @@ from engine.errors import StoreError
 from engine.pretraining.card import CARD_KEY, ENCODER_KEY
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoConfig
-from engine.pretraining.distribution import Place
 from engine.pretraining.regions import RegionConfig
 from engine.pretraining.run import CHECKPOINT_KEY, LOG_KEY, RunSettings, pretrain
 from engine.pretraining.views import ViewConfig
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
+from engine.training.distribution import Place
 from jobs.pretrain_encoder import share_cpus
 
 CONFIG = PretrainingConfig(

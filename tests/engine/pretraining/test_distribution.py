@@ -10,12 +10,12 @@ from engine.corpora import FolderCorpus
 from engine.errors import ConfigurationError
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoConfig
-from engine.pretraining.distribution import Place
 from engine.pretraining.regions import RegionConfig
 from engine.pretraining.run import LOG_KEY, RunSettings, pretrain
 from engine.pretraining.schedules import OptimiserConfig
 from engine.pretraining.views import ViewConfig
 from engine.store.local import LocalObjects
+from engine.training.distribution import Place
 
 # The contrast of regions is left out: each worker contrasts the regions of its own images only.
 CONFIG = PretrainingConfig(

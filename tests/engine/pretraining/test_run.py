@@ -12,7 +12,6 @@ from engine.pretraining import run as run_module
 from engine.pretraining.card import CARD_KEY, ENCODER_KEY
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoConfig
-from engine.pretraining.distribution import Place
 from engine.pretraining.network import build_network
 from engine.pretraining.regions import RegionConfig
 from engine.pretraining.run import (
@@ -28,6 +27,7 @@ from engine.pretraining.schedules import OptimiserConfig
 from engine.pretraining.trainer import Pretrainer
 from engine.pretraining.views import ViewConfig, Views
 from engine.store.objects import MemoryObjects
+from engine.training.distribution import Place
 
 CONFIG = PretrainingConfig(
     name="test_vit",
