@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from engine import __version__
 from engine.corpora import Corpus, CorpusKind, open_corpus
@@ -134,7 +135,8 @@ def time_stages_on_all_cores(
 ) -> list[StageFigures]:
     """The stages in one process a core, all at work between the same two moments."""
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, context.Pool(cores) as pool:
+    # Ray gives its actors one thread of BLAS, too.
+    with context.Manager() as manager, context.Pool(cores, threadpool_limits, (1,)) as pool:
         all_ready = manager.Barrier(cores)
         shares = [(arguments, image_size, slice(core, None, cores), all_ready) for core in range(cores)]
         return pool.starmap(time_stages, shares, chunksize=1)

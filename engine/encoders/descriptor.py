@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from engine.encoders.encoder import EncoderConfig, check_images, patch_grid
 
@@ -51,14 +52,17 @@ class DescriptorEncoder:
         self.image_size = (self.grid[0] * PATCH_SIZE, self.grid[1] * PATCH_SIZE)
         self.weights_digest = hashlib.sha256(_VERSION.encode()).hexdigest()
         self._device = device
+        self._libraries = ThreadpoolController()
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """B images uint8 (H, W, 3) -> float16 (B, h, w, C) on the encoder's device; see `Encoder.encode`."""
         check_images(images, (PATCH_SIZE, PATCH_SIZE))
         grid = (images[0].shape[0] // PATCH_SIZE, images[0].shape[1] // PATCH_SIZE) if images else self.grid
         features = np.empty((len(images), *grid, FEATURE_SIZE), np.float16)
-        for index, image in enumerate(images):
-            features[index] = describe_patches(image)
+        # On matrices as small as these, further threads of BLAS cost twice the CPU time and gain none.
+        with self._libraries.limit(limits=1, user_api="blas"):
+            for index, image in enumerate(images):
+                features[index] = describe_patches(image)
         return torch.from_numpy(features).to(self._device)
 
 
