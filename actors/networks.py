@@ -18,8 +18,8 @@ from engine.types import Outcome
 class NetworkWorker:
     """Holds a trained network and finds the instances of a row's images by it."""
 
-    def __init__(self, config: LabellingConfig, device: str, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+    def __init__(self, config: LabellingConfig, device: str) -> None:
+        torch.set_num_threads(1)  # as in EncoderWorker
         self._labeller = SoloLabeller(config, device)
         self._batch_size = config.encoder.batch_size
         warm_up(config)

@@ -20,7 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from actors.reader import ChunkResult, Reader
 from actors.storage import ChunkSource, Work, commit_shard
-from actors.workers import EncoderWorker, Labeller
+from actors.workers import EncoderWorker, Labeller, PatchWorker
 from engine.errors import ConfigurationError, RunError, TransientError
 from engine.labelling import LabellingConfig
 from engine.preparation import PreparationConfig
@@ -45,7 +45,7 @@ _WRITE_RETRIES = 5
 class PoolSizes:
     """How many actors each stage has, and the CPUs (and GPUs) that Ray reserves for each of them.
 
-    Where a trained network labels, `encoders` are those that hold it, and there are no labellers.
+    Where there are no labellers, the encoders label, too.
     """
 
     readers: int
@@ -53,7 +53,6 @@ class PoolSizes:
     labellers: int
     cpus_each: float
     encoder_gpus: float
-    encoder_threads: int
 
     @property
     def total_cpus(self) -> float:
@@ -63,10 +62,11 @@ class PoolSizes:
 def size_pools(num_cpus: float, num_gpus: float, by_network: bool = False) -> PoolSizes:
     """Pools that fill a cluster and never exceed it: Ray waits for ever, in silence, for CPUs it has not.
 
-    With GPUs, one encoder on each. Without, encoders take 4 threads each. Where a trained network labels
-    (`by_network`), up to 4 share a GPU, so that it has work while others bring their masks to full size.
-    On small machines the stages share the CPUs: each actor reserves a fraction, and the system's scheduler
-    does the rest. Raises ConfigurationError for less than one CPU.
+    Without GPUs one actor a core encodes and labels: images and features then stay in one process, and no
+    two compete for a core. With GPUs, one encoder on each and labellers on the CPUs; where a trained network
+    labels (`by_network`), up to 4 of them share a GPU, so that it has work while others bring their masks to
+    full size. On small machines the stages share the CPUs: each actor reserves a fraction, and the system's
+    scheduler does the rest. Raises ConfigurationError for less than one CPU.
 
     >>> size_pools(2, 0).total_cpus <= 2, size_pools(64, 8).encoders, size_pools(64, 8, True).encoders
     (True, 8, 32)
@@ -79,10 +79,10 @@ def size_pools(num_cpus: float, num_gpus: float, by_network: bool = False) -> Po
     each_gpu = 1
     while by_network and each_gpu < _NETWORKS_ON_A_GPU and 2 * each_gpu * whole_gpus <= whole_cpus - readers:
         each_gpu *= 2
-    encoders = whole_gpus * each_gpu if whole_gpus > 0 else max(1, whole_cpus // 4)
-    labellers = max(1, whole_cpus - readers - encoders) if whole_cpus > 4 else whole_cpus
-    if by_network:
-        labellers = 0
+    encoders, labellers = whole_cpus, 0
+    if whole_gpus > 0:
+        encoders = whole_gpus * each_gpu
+        labellers = 0 if by_network else max(1, whole_cpus - readers - encoders)
     num_actors = readers + encoders + labellers
     # Rounded down to what Ray can count, with a little left for the tasks that plan and write.
     cpus_each = min(1.0, math.floor(0.9 * whole_cpus / num_actors * 100) / 100)
@@ -92,7 +92,6 @@ def size_pools(num_cpus: float, num_gpus: float, by_network: bool = False) -> Po
         labellers=labellers,
         cpus_each=cpus_each,
         encoder_gpus=1.0 / each_gpu if whole_gpus > 0 else 0.0,
-        encoder_threads=min(4, whole_cpus),
     )
 
 
@@ -230,21 +229,23 @@ def _dataset(run: LabellingRun, pools: PoolSizes, committed: frozenset[int]) -> 
         num_cpus=pools.cpus_each,
         batch_size=1,
     )
-    seer: type[EncoderWorker | NetworkWorker] = EncoderWorker
+    worker: type[EncoderWorker | PatchWorker | NetworkWorker] = EncoderWorker
     if by_network:
         # timm, of which networks are made, takes seconds to import.
         from actors.networks import NetworkWorker
 
-        seer = NetworkWorker
+        worker = NetworkWorker
+    elif pools.labellers == 0:
+        worker = PatchWorker
     seen: Dataset = read.map_batches(
-        seer,
-        fn_constructor_args=(run.config, run.device, pools.encoder_threads),
+        worker,
+        fn_constructor_args=(run.config, run.device),
         compute=ActorPoolStrategy(size=pools.encoders),
         num_cpus=pools.cpus_each,
         num_gpus=pools.encoder_gpus,
         batch_size=1,
     )
-    if by_network:
+    if pools.labellers == 0:
         return seen
     labelled: Dataset = seen.map_batches(
         Labeller,

@@ -26,9 +26,9 @@ from engine.types import Outcome, Reason
 class EncoderWorker:
     """Holds the encoder and turns the images of a row into features."""
 
-    def __init__(self, config: LabellingConfig, device: str, num_threads: int) -> None:
-        # Ray gives a process with a share of a CPU one thread; and the last bits of sums depend on how many.
-        self._encoder: Encoder = load_encoder(config.encoder, device, num_threads)
+    def __init__(self, config: LabellingConfig, device: str) -> None:
+        # The last bits of sums depend on the number of threads, so that is the same on all machines.
+        self._encoder: Encoder = load_encoder(config.encoder, device, num_threads=1)
         self._batch_size = config.encoder.batch_size
 
     def __call__(self, batch: Batch) -> Batch:
@@ -78,6 +78,16 @@ class Labeller:
         if head.box_xyxy is not None and background is not None:
             tile = Tile(box_xyxy=head.box_xyxy, background=background)
         return make_row(head, lambda: label_features(features, image, head.size, self._config, tile))
+
+
+class PatchWorker:
+    """Encodes and labels in one process: features need not travel."""
+
+    def __init__(self, config: LabellingConfig, device: str) -> None:
+        self._encoder, self._labeller = EncoderWorker(config, device), Labeller(config)
+
+    def __call__(self, batch: Batch) -> Batch:
+        return self._labeller(self._encoder(batch))
 
 
 def make_row(head: Head, find_labels: Callable[[], Labels]) -> Outcome:

@@ -149,17 +149,16 @@ def time_stages(
     """Label this share of the images with the pipeline's actors, one thread each, in this process."""
     from actors.pipeline import merge_parts
     from actors.reader import Reader, cell
-    from actors.workers import EncoderWorker, Labeller
+    from actors.workers import PatchWorker
 
     config = arguments.labelling
     corpus = _corpus(arguments, arguments.stage_images * (share.step))
     preparation = PreparationConfig(image_size=image_size, decoding=config.decoding, tiling=config.tiling)
     reader = Reader(corpus, preparation, arguments.chunk_size)
-    encoder = EncoderWorker(config, arguments.device, 1)
-    labeller = Labeller(config)
+    worker = PatchWorker(config, arguments.device)
 
     def label(chunk: Chunk) -> tuple[Outcome, ...]:
-        rows = (labeller(encoder(row)) for row in reader({"chunk": cell(chunk)}))
+        rows = (worker(row) for row in reader({"chunk": cell(chunk)}))
         return merge_parts({i: row["result"][0] for i, row in enumerate(rows)}, config.tiling)
 
     records = tuple(islice(corpus.records(), share.start, None, share.step))

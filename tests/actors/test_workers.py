@@ -56,12 +56,12 @@ def corpus(photograph: Callable[[int], np.ndarray], encode_image: Callable[..., 
 
 
 def label_patches(config: LabellingConfig) -> Callable[[Batch], Batch]:
-    encode, label = EncoderWorker(config, "cpu", 1), Labeller(config)
+    encode, label = EncoderWorker(config, "cpu"), Labeller(config)
     return lambda row: label(encode(row))
 
 
 def label_by_network(config: LabellingConfig) -> Callable[[Batch], Batch]:
-    return NetworkWorker(config, "cpu", 1)
+    return NetworkWorker(config, "cpu")
 
 
 def run_stages(corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int = 5) -> tuple[Outcome, ...]:
