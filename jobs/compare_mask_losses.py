@@ -22,7 +22,6 @@ from engine.labelling import make_instances
 from engine.selection import SelectionConfig
 from engine.solo.augmentation import AugmentationConfig
 from engine.solo.config import GridConfig, SoloConfig
-from engine.solo.objective import ObjectiveConfig
 from engine.solo.samples import SampleConfig, SampleMaker, list_images
 from engine.solo.training import RunSettings, TrainingConfig, begin_output
 from engine.store.local import LocalObjects
@@ -187,7 +186,7 @@ def train_and_measure(
         training,
         seed=seed,
         solo=replace(training.solo, seed=seed),
-        objective=ObjectiveConfig(mask_term=mask_term, soft_weight=soft_weight),
+        objective=replace(training.objective, mask_term=mask_term, soft_weight=soft_weight),
     )
     corpus = FolderCorpus.open(str(arguments.data / "images"))
     records = [
