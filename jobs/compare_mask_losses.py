@@ -20,10 +20,10 @@ from engine.errors import ConfigurationError, CorpusError
 from engine.ground_truth import AnnotatedImage, read_ground_truth
 from engine.labelling import make_instances
 from engine.selection import SelectionConfig
+from engine.solo.augmentation import AugmentationConfig
 from engine.solo.config import GridConfig, SoloConfig
-from engine.solo.objective import ObjectiveConfig
 from engine.solo.samples import SampleConfig, SampleMaker, list_images
-from engine.solo.training import RunSettings, TrainingConfig
+from engine.solo.training import RunSettings, TrainingConfig, begin_output
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
@@ -57,7 +57,11 @@ def _small_training() -> TrainingConfig:
         snapshots=1,
         solo=solo,
         optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, warmup_steps=50, schedule="cosine"),
-        samples=SampleConfig(superpixels=SuperpixelConfig(num_segments=300)),
+        # So short a training has no time for objects of many sizes.
+        samples=SampleConfig(
+            augmentation=AugmentationConfig(scales=(0.8, 1.2), copy_paste=0.0),
+            superpixels=SuperpixelConfig(num_segments=300),
+        ),
     )
 
 
@@ -65,8 +69,9 @@ def _small_training() -> TrainingConfig:
 class CompareArguments:
     """Compare mask losses: equal images, coarse masks, first weights and steps; clean masks to measure on.
 
-    Training masks are brought to blocks and grown or shrunk at random. A run that was stopped goes on from
-    its last checkpoint. Exit codes: 0 done, 1 failed, 2 wrong use.
+    Training masks are brought to blocks and grown or shrunk at random. A run that an output holds whole is
+    not repeated, and one that was stopped goes on from its last checkpoint. Exit codes: 0 done, 1 failed, 2
+    wrong use.
     """
 
     data: Path
@@ -181,7 +186,7 @@ def train_and_measure(
         training,
         seed=seed,
         solo=replace(training.solo, seed=seed),
-        objective=ObjectiveConfig(mask_term=mask_term, soft_weight=soft_weight),
+        objective=replace(training.objective, mask_term=mask_term, soft_weight=soft_weight),
     )
     corpus = FolderCorpus.open(str(arguments.data / "images"))
     records = [
@@ -196,8 +201,12 @@ def train_and_measure(
         report=lambda step, figures: print(f"step {step}: {_shown(figures)}", flush=True),
         validation=plan_validation(corpus, records, held_out, config.samples.decoding),
     )
-    cache = arguments.output / "cache"
-    train_solo(run, SampleMaker(list_images(version, SelectionConfig()), corpus, cache, config.sample_task))
+    labels = {"coarse": f"{arguments.num_train} images, {arguments.block_px}, {arguments.max_shift_px} px"}
+    if not begin_output(output, config, labels, resume=True):
+        maker = SampleMaker(
+            list_images(version, SelectionConfig()), corpus, arguments.output / "cache", config.sample_task
+        )
+        train_solo(run, maker)
     measured = [line for line in read_figures(output) if "mask_AP" in line]
     return {name: value for name, value in measured[-1].items() if name != "step"}
 

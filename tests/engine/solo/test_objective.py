@@ -42,16 +42,18 @@ def test_a_small_object_is_judged_by_pixels(tiny_solo, make_scene):
     sample = make_sample("a", replace(scene, superpixels=labels), tiny_solo.grid, SUPERPIXELS)
     targets = collate([sample]).targets[0]
     logits = torch.randn(len(targets.cells), 256, generator=torch.Generator().manual_seed(0))
-    term, soft, falls_back = mask_losses(logits, targets, ObjectiveConfig())
-    assert falls_back.tolist() == (targets.owners == 1).tolist()
-    pixels, soft_beside_pixels, none = mask_losses(logits, targets, ObjectiveConfig(mask_term="pixel"))
-    assert torch.equal(term[falls_back], pixels[falls_back])
-    assert not torch.isclose(term[~falls_back], pixels[~falls_back]).any()
-    assert torch.equal(soft, soft_beside_pixels)
-    assert none.sum() == 0
+    losses = mask_losses(logits, targets, ObjectiveConfig())
+    falls_back = targets.owners == 1
+    assert losses.falls_back.tolist() == falls_back.tolist()
+    assert losses.weights.tolist() == [1] * len(falls_back)
+    pixels = mask_losses(logits, targets, ObjectiveConfig(mask_term="pixel"))
+    assert torch.equal(losses.mask_term[falls_back], pixels.mask_term[falls_back])
+    assert not torch.isclose(losses.mask_term[~falls_back], pixels.mask_term[~falls_back]).any()
+    assert torch.equal(losses.soft, pixels.soft)
+    assert pixels.falls_back.sum() == 0
     alone = mask_losses(logits, targets, ObjectiveConfig(soft_weight=0))
-    assert torch.equal(alone[0], term)
-    assert alone[1].sum() == 0
+    assert torch.equal(alone.mask_term, losses.mask_term)
+    assert alone.soft.sum() == 0
 
 
 @pytest.mark.parametrize("mask_term", ["superpixel", "pixel"])
@@ -123,9 +125,11 @@ def test_masks_at_stride_are_the_majority_and_lose_no_instance():
     ]
 
 
-def test_weights_below_0_are_refused():
+def test_settings_out_of_range_are_refused():
     with pytest.raises(ConfigurationError, match="must not be negative"):
         ObjectiveConfig(soft_weight=-1)
     with pytest.raises(ConfigurationError, match="alpha_2 must be above 0"):
         SuperpixelLossConfig(alpha_2=0)
+    with pytest.raises(ConfigurationError, match="purity is a share"):
+        SuperpixelLossConfig(purity=0.5)
     assert not ObjectiveConfig(mask_term="pixel", soft_weight=0).needs_superpixels
