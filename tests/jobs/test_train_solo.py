@@ -61,8 +61,10 @@ def test_train_measure_and_label(
     output = tmp_path / "out"
     truth = tmp_path / "truth.json"
     truth.write_text(json.dumps(true_annotations(labelled_discs[1])))
+    to_cluster = ["--address", cluster.address]
     more = ["--ground-truth", str(truth), "--held-out", "0.4", "--processes", "1"]
-    done = run_job("train_solo", *flags(labelled_discs, output, *more))
+    given = flags(labelled_discs, output, *more, *to_cluster)
+    done = run_job("train_solo", *given, **cluster.environment)
     assert done.returncode == 0, done.stderr
     assert "step 8/8, loss" in done.stdout
     assert "mask_AP50" in done.stdout
@@ -77,7 +79,7 @@ def test_train_measure_and_label(
     # 8 steps teach little: every cell is taken for an object, so that there is something to store.
     more = ["--detection.min-score", "0", "--detection.min-score-after-nms", "0"]
     command = ["label_folder", *labels, str(tmp_path / "previews"), *by_network, *more]
-    done = run_job(*command, "--address", cluster.address, **cluster.environment)
+    done = run_job(*command, *to_cluster, **cluster.environment)
     assert done.returncode == 0, done.stderr
     version = PseudoLabelStore(LocalObjects(tmp_path / "store")).version()
     rows = list(version.outcomes())
