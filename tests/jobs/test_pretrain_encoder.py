@@ -18,10 +18,11 @@ from engine.pretraining.card import CARD_KEY, ENCODER_KEY
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoConfig
 from engine.pretraining.regions import RegionConfig
-from engine.pretraining.run import CHECKPOINT_KEY, LOG_KEY, RunSettings, pretrain
+from engine.pretraining.run import LOG_KEY, RunSettings, pretrain
 from engine.pretraining.views import ViewConfig
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
+from engine.training.checkpoints import CHECKPOINT_KEY
 from engine.training.distribution import Place
 from jobs.pretrain_encoder import share_cpus
 
@@ -58,7 +59,8 @@ class StoppingObjects(LocalObjects):
 
 @pytest.fixture
 def threads_of_a_worker() -> Iterator[None]:
-    """The last bits of sums depend on how many threads add up: as many here as in the job's only worker on a cluster of 2 CPUs."""
+    """The last bits of sums depend on how many threads add up: as many here as in the job's
+    only worker on 2 CPUs."""
     before = torch.get_num_threads()
     torch.set_num_threads(int(share_cpus(2, 1)))
     yield
