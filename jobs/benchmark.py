@@ -74,7 +74,7 @@ class BenchmarkArguments:
     """Images on which each process times the stages."""
     encoder_seconds: float = 5.0
     """How long the encoder alone is timed at each batch size."""
-    chunk_size: int = 16
+    chunk_size: int = 8
     """Images that travel and are computed together."""
     parts: tuple[Literal["stages", "encoder", "pipeline"], ...] = ("stages", "encoder", "pipeline")
     """What is measured."""

@@ -47,7 +47,7 @@ class LabelArguments:
     """Label the first so many images only."""
     shard_size: int = 1000
     """Images in a shard; a run that is stopped loses at most the shards it was at."""
-    chunk_size: int = 16
+    chunk_size: int = 8
     """Images that travel and are computed together."""
     extend: bool = False
     """Add shards for images that have come to the corpus since it was labelled."""
