@@ -19,8 +19,8 @@ from torch import Tensor
 
 from engine.errors import ConfigurationError
 
-# A vertex in a flat part of an image collects ten thousand pixels. One thread of a GPU adds up at most so many
-# of them, and another one the sums.
+# A vertex in a flat part of an image collects ten thousand pixels. One thread of a GPU adds up at most so
+# many of them, and another one the sums.
 _PIECE = 128
 # As in the reference; the norm of a pixel is far above it.
 _NORM_EPSILON = 1e-20
@@ -55,7 +55,7 @@ class TensorKernel(NamedTuple):
     slice: Sums
 
     def splat_and_blur(self, beliefs: Tensor) -> Tensor:
-        """B A^T beliefs: (M, lanes) on the vertices, of beliefs (B * P, lanes); `slice` @ it is the result."""
+        """B A^T beliefs: (M, lanes) on the vertices, of beliefs (B * P, lanes); see `slice`."""
         values = beliefs
         for sums in (*self.splat, *self.blur):
             values = sums @ values
@@ -131,7 +131,7 @@ def _steps(geometry: _Geometry) -> list[int]:
 
 def _find_simplices(features: Tensor, geometry: _Geometry) -> tuple[Tensor, Tensor]:
     """Keys int64 and barycentric weights float32, (B * P, d + 1), of the corners around each pixel."""
-    num_images, dimension, num_pixels = features.shape
+    num_images, dimension, _ = features.shape
     corners = dimension + 1
     elevated = _elevate(features, geometry.scales)
     multiples = torch.round(elevated / corners)
@@ -174,7 +174,7 @@ def _equal_sums(indices: Tensor, weights: Tensor) -> Sums:
 
 
 def _blur_along(vertex_keys: Tensor, step: int) -> Sums:
-    """value[i] + (value[i - 1] + value[i + 1]) / 2 along the axis on which keys (M,), sorted, grow by `step`."""
+    """value[i] + (value[i - 1] + value[i + 1]) / 2 along the axis whose steps add `step` to sorted keys (M,)."""
     own = torch.arange(len(vertex_keys), device=vertex_keys.device)
     indices, weights = [own], [torch.ones_like(own, dtype=torch.float32)]
     for wanted in (vertex_keys - step, vertex_keys + step):
