@@ -174,7 +174,7 @@ def _equal_sums(indices: Tensor, weights: Tensor) -> Sums:
 
 
 def _blur_along(vertex_keys: Tensor, step: int) -> Sums:
-    """value[i] + (value[i - 1] + value[i + 1]) / 2 along the axis whose steps add `step` to sorted keys (M,)."""
+    """value[i] + (value[i - 1] + value[i + 1]) / 2 along an axis; a step adds `step` to sorted keys (M,)."""
     own = torch.arange(len(vertex_keys), device=vertex_keys.device)
     indices, weights = [own], [torch.ones_like(own, dtype=torch.float32)]
     for wanted in (vertex_keys - step, vertex_keys + step):
