@@ -25,7 +25,7 @@ def refine_masks(
     other; a tie is background. Only the backend "numba" uses more than one of `num_threads`, and its result
     does not depend on their number.
 
-    Raises ValueError where shapes or dtypes are wrong, ConfigurationError where the numba backend finds the
+    Raises ValueError where shapes or dtypes are wrong, ConfigurationError where numba or torch finds the
     standard deviations too small for the image (thousands of them across it).
     Source: ProMerge (arXiv 2409.18961), section 2.7: two labels, unary energy -log softmax(1 - m, m), Potts
     pairwise terms with symmetric normalisation, argmax after `config.steps` mean-field updates.
@@ -42,6 +42,15 @@ def refine_masks(
         from engine.refine import mean_field
 
         return mean_field.refine_masks(image_hwc, masks, config, num_threads)
+    if config.backend == "torch":
+        import torch
+
+        from engine.refine.tensor_mean_field import refine_batch
+
+        # Copies: torch warns of arrays that may not be written.
+        image, flags = (torch.tensor(array) for array in (image_hwc.copy(), masks.copy()))
+        refined: NDArray[np.bool_] = refine_batch(image[None], flags, (len(masks),), config).numpy()
+        return refined
     from engine.refine import reference
 
     return reference.refine_masks(image_hwc, masks, config)

@@ -1,4 +1,4 @@
-"""The numba backend against the pydensecrf reference."""
+"""The fast backends against the pydensecrf reference."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from engine.masks import paired_ious
 from engine.refine import CrfConfig, refine_masks
 
 NUMBA = CrfConfig(backend="numba")
+TORCH = CrfConfig(backend="torch")
 REFERENCE = CrfConfig(backend="pydensecrf")
 DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).parents[4] / "shared"))
 
@@ -29,8 +30,10 @@ def coarse_boxes(height: int, width: int, boxes_xyxy: list[tuple[int, int, int, 
 
 
 def agreement(image: NDArray[np.uint8], masks: NDArray[np.bool_], **settings: float) -> NDArray[np.float64]:
-    fast = refine_masks(image, masks, replace(NUMBA, **settings))
-    return paired_ious(fast, refine_masks(image, masks, replace(REFERENCE, **settings)))
+    """IoU of every mask of each fast backend with the reference's."""
+    expected = refine_masks(image, masks, replace(REFERENCE, **settings))
+    refined = [refine_masks(image, masks, replace(fast, **settings)) for fast in (NUMBA, TORCH)]
+    return np.concatenate([paired_ious(found, expected) for found in refined])
 
 
 def test_photograph_not_square() -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from engine.errors import ConfigurationError
 from engine.refine import CrfConfig, refine_masks
 
-BACKENDS = ("numba", "pydensecrf")
+BACKENDS = ("numba", "torch", "pydensecrf")
 
 
 def two_halves(height: int, width: int) -> NDArray[np.uint8]:

@@ -1,0 +1,103 @@
+"""The torch backend: mean-field inference for all masks of several images at once, on any device.
+
+The updates are those of engine.refine.mean_field. Between the making of the lattices and the result the host
+only queues work: about 20 launches a step, whatever the number of masks and images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from engine.refine.config import CrfConfig
+from engine.refine.tensor_lattice import TensorKernel, make_kernel
+
+
+@torch.no_grad()
+def refine_batch(images_bhwc: Tensor, masks: Tensor, num_masks: Sequence[int], config: CrfConfig) -> Tensor:
+    """Masks bool (N, H, W) after the CRF, on their device; a tie is background.
+
+    `images_bhwc` is uint8 (B, H, W, 3) on the masks' device; the first num_masks[0] masks are of the first
+    image, the next num_masks[1] of the second, and so on, N in all. Every image takes the memory of the one
+    with most masks: about 20 bytes for each pixel and mask, and 300 a pixel. Neither other masks nor other
+    images change a mask's result. Raises ValueError where shapes, dtypes or numbers do not fit together.
+    """
+    _check_arguments(images_bhwc, masks, num_masks)
+    if masks.numel() == 0:
+        return masks.clone()
+    num_images, height, width, _ = images_bhwc.shape
+    rows, lanes = _places(num_masks, masks.device)
+    unary = torch.zeros(
+        (num_images, height * width, max(num_masks)), dtype=torch.float32, device=masks.device
+    )
+    unary[rows, :, lanes] = masks.reshape(len(masks), -1).to(torch.float32) * 2 - 1
+    smoothness = _smoothness_kernel(num_images, height, width, config, masks.device)
+    appearance = _appearance_kernel(images_bhwc, config)
+    beliefs = _infer(unary.reshape(-1, unary.shape[2]), (smoothness, appearance), config.steps)
+    return (beliefs.reshape(unary.shape)[rows, :, lanes] > 0).reshape(masks.shape)
+
+
+def _check_arguments(images_bhwc: Tensor, masks: Tensor, num_masks: Sequence[int]) -> None:
+    if images_bhwc.dtype != torch.uint8 or images_bhwc.ndim != 4 or images_bhwc.shape[3] != 3:
+        raise ValueError(
+            f"images must be uint8 (B, H, W, 3), got {images_bhwc.dtype} {tuple(images_bhwc.shape)}"
+        )
+    if masks.dtype != torch.bool or masks.ndim != 3 or masks.shape[1:] != images_bhwc.shape[1:3]:
+        raise ValueError(
+            f"masks must be bool (N, {images_bhwc.shape[1]}, {images_bhwc.shape[2]}) like the images, "
+            f"got {masks.dtype} {tuple(masks.shape)}"
+        )
+    if len(num_masks) != len(images_bhwc) or sum(num_masks) != len(masks) or min(num_masks, default=0) < 0:
+        raise ValueError(
+            f"num_masks must share {len(masks)} masks out to {len(images_bhwc)} images, got {list(num_masks)}"
+        )
+
+
+def _places(num_masks: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The image and the lane of every mask, int64 (N,) each."""
+    images = [image for image, count in enumerate(num_masks) for _ in range(count)]
+    lanes = [lane for count in num_masks for lane in range(count)]
+    return torch.tensor(images, device=device), torch.tensor(lanes, device=device)
+
+
+def _infer(unary: Tensor, kernels: tuple[TensorKernel, TensorKernel], steps: int) -> Tensor:
+    """Beliefs in [-1, 1] after `steps` mean-field steps, of unary energies (B * P, lanes) of -1, 0 and 1."""
+    beliefs = torch.tanh(unary / 2)
+    for _ in range(steps):
+        total = unary
+        for kernel in kernels:
+            total = total + kernel.slice @ kernel.splat_and_blur(beliefs)
+        beliefs = torch.tanh(total.div_(2))
+    return beliefs
+
+
+@lru_cache(maxsize=1)
+def _smoothness_kernel(
+    num_images: int, height: int, width: int, config: CrfConfig, device: torch.device
+) -> TensorKernel:
+    """The kernel on positions, which depends on sizes alone, most often those of the call before."""
+    sigma = config.gaussian_sigma_xy
+    positions = _positions(num_images, height, width, sigma, device)
+    return make_kernel(positions, (width / sigma, height / sigma), config.gaussian_weight)
+
+
+def _appearance_kernel(images_bhwc: Tensor, config: CrfConfig) -> TensorKernel:
+    """The kernel on positions and colours."""
+    num_images, height, width, _ = images_bhwc.shape
+    sigma = config.bilateral_sigma_xy
+    colours = images_bhwc.permute(0, 3, 1, 2).reshape(num_images, 3, -1).to(torch.float32)
+    positions = _positions(num_images, height, width, sigma, images_bhwc.device)
+    features = torch.cat([positions, colours / config.bilateral_sigma_rgb], dim=1)
+    ranges = (width / sigma, height / sigma, *[255 / config.bilateral_sigma_rgb] * 3)
+    return make_kernel(features, ranges, config.bilateral_weight)
+
+
+def _positions(num_images: int, height: int, width: int, sigma_xy: float, device: torch.device) -> Tensor:
+    """Column and row of every pixel of B images, float32 (B, 2, P), in units of `sigma_xy`."""
+    rows = torch.arange(height, dtype=torch.float32, device=device)[:, None].expand(height, width)
+    columns = torch.arange(width, dtype=torch.float32, device=device).expand(height, width)
+    positions = torch.stack([columns, rows]).reshape(2, -1) / sigma_xy
+    return positions.expand(num_images, -1, -1)
