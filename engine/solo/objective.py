@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from engine.errors import ConfigurationError
-from engine.solo.batch import Batch, ImageTargets
+from engine.solo.adaptive_loss import adaptive_mask_loss
+from engine.solo.adaptive_targets import AdaptiveLossConfig
+from engine.solo.batch import AdaptiveTensors, Batch, ImageTargets
 from engine.solo.losses import focal_loss, pixel_mask_loss
 from engine.solo.superpixel_loss import (
     hard_loss,
@@ -27,13 +29,15 @@ if TYPE_CHECKING:
 class ObjectiveConfig:
     """What the network is trained for: focal loss + weight x (mask term + soft_weight x soft loss)."""
 
-    mask_term: Literal["superpixel", "pixel"] = "superpixel"
-    """The hard superpixel loss, with pixels where an object contains no whole superpixel; or pixels alone."""
+    mask_term: Literal["superpixel", "pixel", "adaptive"] = "superpixel"
+    """The hard superpixel loss, with pixels where an object contains no whole superpixel; or pixels alone; or
+    pixels by how stable their object is and how far they are from its boundary, for later rounds."""
     soft_weight: float = 1.0
     """Weight of the soft superpixel loss; 0 does without."""
     mask_weight: float = 3.0
     """Weight of all mask terms beside the focal loss (arXiv 1912.04488, equation 1)."""
     superpixel_loss: SuperpixelLossConfig = field(default_factory=SuperpixelLossConfig)
+    adaptive_loss: AdaptiveLossConfig = field(default_factory=AdaptiveLossConfig)
 
     def __post_init__(self) -> None:
         if self.soft_weight < 0 or self.mask_weight < 0:
@@ -46,6 +50,11 @@ class ObjectiveConfig:
     def needs_superpixels(self) -> bool:
         """Whether images have to be cut into superpixels at all."""
         return self.mask_term == "superpixel" or self.soft_weight > 0
+
+    @property
+    def needs_stability(self) -> bool:
+        """Whether labels have to carry the stability that a self-training round has measured."""
+        return self.mask_term == "adaptive"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -72,6 +72,7 @@ class TrainingConfig:
             side=self.solo.image_size,
             grid=self.solo.grid,
             superpixel_loss=self.objective.superpixel_loss if self.objective.needs_superpixels else None,
+            adaptive_loss=self.objective.adaptive_loss if self.objective.needs_stability else None,
             seed=self.seed,
         )
 
