@@ -62,8 +62,8 @@ class LossSums:
     """Sums over the cells of a batch, scalars on its device.
 
     `focal` goes with `positives`, the positive cells; `mask_term` (the hard loss and its stand-in) and `soft`
-    with `masks`, the cells whose masks are learned. `fallbacks` counts those judged by pixels for want of a
-    whole superpixel.
+    with `masks`, the cells whose masks are learned, each times its weight. `fallbacks` counts those judged by
+    pixels for want of a whole superpixel.
     """
 
     focal: torch.Tensor
@@ -83,6 +83,20 @@ class LossSums:
         return self.focal / positives.clamp(min=1) + config.mask_weight * mask_loss / masks.clamp(min=1)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskLosses:
+    """What M masks of one image cost, each (M,).
+
+    `mask_term` and `soft` enter the sums of a batch times `weights`, which say what each mask counts for
+    among all of them. `falls_back` is 1 where pixels stood in for superpixels.
+    """
+
+    mask_term: torch.Tensor
+    soft: torch.Tensor
+    weights: torch.Tensor
+    falls_back: torch.Tensor
+
+
 def batch_losses(outputs: SoloOutputs, batch: Batch, config: ObjectiveConfig) -> LossSums:
     """The loss sums of a batch, in float32 whatever precision the network computed in."""
     is_known = batch.objectness.isfinite()
@@ -90,45 +104,52 @@ def batch_losses(outputs: SoloOutputs, batch: Batch, config: ObjectiveConfig) ->
     focal = (focal_loss(outputs.objectness.float(), targets) * is_known).sum()
     # Sums start from the outputs, so that a batch without objects still gives every weight a gradient (of 0).
     nothing = 0.0 * (outputs.kernels.sum() + outputs.mask_features.sum()).float()
-    mask_term, soft, fallbacks = nothing, nothing, torch.zeros_like(nothing)
+    mask_term, soft, masks, fallbacks = nothing, nothing, nothing.detach(), nothing.detach()
     for image, image_targets in enumerate(batch.targets):
         if len(image_targets.cells) > 0:
             logits = outputs.mask_logits(image, image_targets.cells).flatten(1).float()
-            terms = mask_losses(logits, image_targets, config)
-            mask_term = mask_term + terms[0].sum()
-            soft = soft + terms[1].sum()
-            fallbacks = fallbacks + terms[2].sum()
+            losses = mask_losses(logits, image_targets, config)
+            mask_term = mask_term + (losses.weights * losses.mask_term).sum()
+            soft = soft + (losses.weights * losses.soft).sum()
+            masks = masks + losses.weights.sum()
+            fallbacks = fallbacks + losses.falls_back.sum()
     return LossSums(
         focal=focal,
         mask_term=mask_term,
         soft=soft,
         positives=targets.sum(),
-        masks=torch.tensor(float(sum(len(t.cells) for t in batch.targets)), device=focal.device),
-        fallbacks=fallbacks.detach(),
+        masks=masks,
+        fallbacks=fallbacks,
     )
 
 
-def mask_losses(
-    logits: torch.Tensor, targets: ImageTargets, config: ObjectiveConfig
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mask term, soft loss and whether pixels stood in for superpixels, each (M,), for logits (M, P)."""
-    none = torch.zeros(len(logits), device=logits.device, dtype=logits.dtype)
+def mask_losses(logits: torch.Tensor, targets: ImageTargets, config: ObjectiveConfig) -> MaskLosses:
+    """What the masks of an image's M learned cells cost, given as `logits` (M, P)."""
+    none = logits.new_zeros(len(logits))
+    mask_term, soft, weights, falls_back = none, none, torch.ones_like(none), none
     superpixels = targets.superpixels
-    if superpixels is None:
-        return _pixel_term(logits, targets, slice(None)), none, none
-    regions = superpixel_probabilities(
-        logits.sigmoid(), superpixels.labels, superpixels.weights, len(superpixels.affinities)
-    )
-    soft = soft_loss(regions, soft_targets(regions, superpixels.affinities)) if config.soft_weight else none
+    if superpixels is not None:
+        regions = superpixel_probabilities(
+            logits.sigmoid(), superpixels.labels, superpixels.weights, len(superpixels.affinities)
+        )
+        if config.soft_weight > 0:
+            soft = soft_loss(regions, soft_targets(regions, superpixels.affinities))
+        if config.mask_term == "superpixel":
+            states = superpixels.states[targets.owners]
+            falls_back = (~has_positive(states)).float()
+            mask_term = _with_pixels(hard_loss(regions, states), falls_back, logits, targets)
     if config.mask_term == "pixel":
-        return _pixel_term(logits, targets, slice(None)), soft, none
-    states = superpixels.states[targets.owners]
-    falls_back = ~has_positive(states)
-    term = hard_loss(regions, states)
-    # The few that pixels have to judge are picked out: for the others they would cost as much as the rest.
+        mask_term = _pixel_term(logits, targets, slice(None))
+    return MaskLosses(mask_term=mask_term, soft=soft, weights=weights, falls_back=falls_back)
+
+
+def _with_pixels(
+    mask_term: torch.Tensor, falls_back: torch.Tensor, logits: torch.Tensor, targets: ImageTargets
+) -> torch.Tensor:
+    """The mask term (M,) with pixels' judgement for those that fall back."""
+    # These few are picked out: for the others pixels would cost as much as the rest.
     chosen = falls_back.nonzero().flatten()
-    term = term.index_put((chosen,), _pixel_term(logits, targets, chosen))
-    return term, soft, falls_back
+    return mask_term.index_put((chosen,), _pixel_term(logits, targets, chosen))
 
 
 def _pixel_term(logits: torch.Tensor, targets: ImageTargets, chosen: slice | torch.Tensor) -> torch.Tensor:

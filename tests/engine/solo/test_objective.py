@@ -42,16 +42,18 @@ def test_a_small_object_is_judged_by_pixels(tiny_solo, make_scene):
     sample = make_sample("a", replace(scene, superpixels=labels), tiny_solo.grid, SUPERPIXELS)
     targets = collate([sample]).targets[0]
     logits = torch.randn(len(targets.cells), 256, generator=torch.Generator().manual_seed(0))
-    term, soft, falls_back = mask_losses(logits, targets, ObjectiveConfig())
-    assert falls_back.tolist() == (targets.owners == 1).tolist()
-    pixels, soft_beside_pixels, none = mask_losses(logits, targets, ObjectiveConfig(mask_term="pixel"))
-    assert torch.equal(term[falls_back], pixels[falls_back])
-    assert not torch.isclose(term[~falls_back], pixels[~falls_back]).any()
-    assert torch.equal(soft, soft_beside_pixels)
-    assert none.sum() == 0
+    losses = mask_losses(logits, targets, ObjectiveConfig())
+    falls_back = targets.owners == 1
+    assert losses.falls_back.tolist() == falls_back.tolist()
+    assert losses.weights.tolist() == [1] * len(falls_back)
+    pixels = mask_losses(logits, targets, ObjectiveConfig(mask_term="pixel"))
+    assert torch.equal(losses.mask_term[falls_back], pixels.mask_term[falls_back])
+    assert not torch.isclose(losses.mask_term[~falls_back], pixels.mask_term[~falls_back]).any()
+    assert torch.equal(losses.soft, pixels.soft)
+    assert pixels.falls_back.sum() == 0
     alone = mask_losses(logits, targets, ObjectiveConfig(soft_weight=0))
-    assert torch.equal(alone[0], term)
-    assert alone[1].sum() == 0
+    assert torch.equal(alone.mask_term, losses.mask_term)
+    assert alone.soft.sum() == 0
 
 
 @pytest.mark.parametrize("mask_term", ["superpixel", "pixel"])
