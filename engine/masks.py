@@ -54,9 +54,7 @@ def overlaps(rles: Sequence[bytes], size: tuple[int, int]) -> tuple[NDArray[np.f
     return ious, ioas
 
 
-def cross_ious(
-    first: Sequence[bytes], second: Sequence[bytes], size: tuple[int, int]
-) -> NDArray[np.float64]:
+def cross_ious(first: Sequence[bytes], second: Sequence[bytes], size: tuple[int, int]) -> NDArray[np.float64]:
     """IoU of each of N run lengths with each of M others of images of one `size`: (N, M)."""
     if len(first) == 0 or len(second) == 0:
         return np.zeros((len(first), len(second)))

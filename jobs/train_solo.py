@@ -14,6 +14,7 @@ import tyro
 
 from engine.corpora import open_corpus
 from engine.errors import ConfigurationError
+from engine.selection import check_stability
 from engine.solo.training import RESULT_KEY, RunSettings, TrainingConfig, begin_output
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
@@ -76,6 +77,8 @@ def main(arguments: TrainArguments) -> None:
     version = PseudoLabelStore(labels).version(arguments.round)
     corpus = open_corpus(arguments.corpus, version.info.corpus_kind, kept_indexes=labels)
     output = open_objects(arguments.output)
+    if arguments.training.objective.needs_stability:
+        check_stability(version, "the mask term adaptive")
     validation = plan_held_out(version, corpus, arguments) if arguments.ground_truth is not None else None
     if begin_output(output, arguments.training, {"version": version.name}, arguments.resume):
         print(f"nothing to do: {output.uri} holds the trained network")

@@ -11,7 +11,7 @@ from engine.types import Instances, Outcome
 
 
 def label_change(before: Iterable[Outcome], after: Iterable[Outcome]) -> float:
-    """1 - the mean of the IoUs of all instances, of both, with the best fitting instance of the other: 0 to 1.
+    """1 - the mean IoU of every instance, of both, with the best fitting instance of the other: 0 to 1.
 
     0 says that labels are equal, 1 that nothing of the ones is in the others; without any instance it is 0.
     Both are rows of the same images in the same order, as two rounds of a store have them; one of each is in

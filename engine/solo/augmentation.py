@@ -78,7 +78,9 @@ def place_scene(source: Source, side: int, config: AugmentationConfig, rng: np.r
     masks[:, to_rows, to_columns] = scaled.masks[:, from_rows, from_columns]
     labels = np.full((side, side), -1, np.int32)
     labels[to_rows, to_columns] = number_by_first_pixel(scaled.superpixels[from_rows, from_columns])
-    return _seen(Scene(image_hwc=image, shown_hwc=image, masks=masks, weights=scaled.weights, superpixels=labels))
+    return _seen(
+        Scene(image_hwc=image, shown_hwc=image, masks=masks, weights=scaled.weights, superpixels=labels)
+    )
 
 
 def paste_objects(scene: Scene, other: Scene, rng: np.random.Generator) -> Scene:

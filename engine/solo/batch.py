@@ -38,8 +38,8 @@ class Sample:
 
     `shown_chw` is uint8 (3, H, W); `on_image` float32 (P,) over the pixels at mask stride, 1 on the image;
     `masks` float32 (N, P), 0 or 1. `superpixels` and `adaptive` are None where the loss does without.
-    `image_id` names the image; `failure` says why it could not be read, and then all else is empty and nothing
-    is learned from it.
+    `image_id` names the image; `failure` says why it could not be read, and then all else is empty and
+    nothing is learned from it.
     """
 
     image_id: str

@@ -10,7 +10,7 @@ import torch
 from engine.errors import ConfigurationError
 from engine.solo.adaptive_loss import adaptive_mask_loss
 from engine.solo.adaptive_targets import AdaptiveLossConfig
-from engine.solo.batch import AdaptiveTensors, Batch, ImageTargets
+from engine.solo.batch import Batch, ImageTargets
 from engine.solo.losses import focal_loss, pixel_mask_loss
 from engine.solo.superpixel_loss import (
     hard_loss,
@@ -78,9 +78,10 @@ class LossSums:
         return torch.stack([self.positives, self.masks, self.fallbacks]).float()
 
     def total(self, positives: torch.Tensor, masks: torch.Tensor, config: ObjectiveConfig) -> torch.Tensor:
-        """The loss, given the numbers of positive cells and of learned masks of the whole batch."""
+        """The loss, given the positive cells and the weight of the learned masks of the whole batch."""
         mask_loss = self.mask_term + config.soft_weight * self.soft
-        return self.focal / positives.clamp(min=1) + config.mask_weight * mask_loss / masks.clamp(min=1)
+        # Without a mask the sum is 0; the weights of a few may well add up to less than 1.
+        return self.focal / positives.clamp(min=1) + config.mask_weight * mask_loss / masks.clamp(min=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,6 +141,11 @@ def mask_losses(logits: torch.Tensor, targets: ImageTargets, config: ObjectiveCo
             mask_term = _with_pixels(hard_loss(regions, states), falls_back, logits, targets)
     if config.mask_term == "pixel":
         mask_term = _pixel_term(logits, targets, slice(None))
+    adaptive = targets.adaptive
+    if adaptive is not None:
+        phi = adaptive.pixel_weights[targets.owners]
+        mask_term = adaptive_mask_loss(logits, targets.masks[targets.owners], phi)
+        weights = adaptive.instance_weights[targets.owners]
     return MaskLosses(mask_term=mask_term, soft=soft, weights=weights, falls_back=falls_back)
 
 

@@ -40,7 +40,7 @@ class LabelledImages:
     places: NDArray[np.int32]
     """(N, 2): the shard and the row of each image."""
     stabilities: StabilityRange | None
-    """Of all instances that are taken, those of images that are left out too; None where none was measured."""
+    """Of all instances that `selection` takes, in whatever image; None where none was measured."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -70,8 +70,8 @@ class LabelledImages:
         """
         if self.stabilities is None:
             raise StoreError(
-                "the adaptive loss needs labels whose stability was measured, and these have none: take a round "
-                "that jobs/self_train.py made, or another --objective.mask-term"
+                "the adaptive loss needs labels whose stability was measured, and these have none: take a "
+                "round that jobs/self_train.py made, or another --objective.mask-term"
             )
         shard, row = self.places[index]
         start, stop = self.shards[shard].offsets[row : row + 2]
@@ -217,11 +217,15 @@ class SampleMaker(Dataset[Sample]):
                 Reason.FAILED, f"the image is {read_size} now and was {size} when it was labelled"
             )
         masks = resize_masks(decode_rles(self._images.rles(index), size), labels.shape)
-        return Source(image_hwc=image, masks=masks, weights=self._weights(index, len(masks)), superpixels=labels)
+        return Source(
+            image_hwc=image, masks=masks, weights=self._weights(index, len(masks)), superpixels=labels
+        )
 
     def _weights(self, index: int, count: int) -> NDArray[np.float32]:
         adaptive = self._task.adaptive_loss
-        return np.ones(count, np.float32) if adaptive is None else self._images.weights(index, adaptive.epsilon)
+        return (
+            np.ones(count, np.float32) if adaptive is None else self._images.weights(index, adaptive.epsilon)
+        )
 
     def _keep(self, path: Path, record: ImageRecord) -> None:
         image = decode_image(self._corpus.read(record), self._task.config.decoding)

@@ -76,7 +76,7 @@ class SoloTrainer:
         self.step += 1
         return Figures(
             **dict(zip(("loss", "focal", "mask", "soft"), values, strict=True)),
-            fallback_share=float(counts[2] / counts[1].clamp(min=1)),
+            fallback_share=float(counts[2] / counts[1].clamp(min=1e-6)),
             positives=float(counts[0]),
             unread=float(counts[3]),
             gradient_norm=norm,
@@ -119,7 +119,7 @@ class SoloTrainer:
 
 def _values(sums: LossSums, loss: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """This worker's part of the loss and of its three terms, which are shown without their weights."""
-    masks = counts[1].clamp(min=1)
+    masks = counts[1].clamp(min=1e-6)
     return torch.stack(
         [loss, sums.focal / counts[0].clamp(min=1), sums.mask_term / masks, sums.soft / masks]
     ).detach()

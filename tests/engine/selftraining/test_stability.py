@@ -59,7 +59,9 @@ def test_stability_is_the_sum_of_the_best_ious(seed):
     decoded = [decode(instances) for instances in made]
     expected = []
     for mask in decoded[-1]:
-        best = [max(((mask & m).sum() / (mask | m).sum() for m in stack), default=0) for stack in decoded[:-1]]
+        best = [
+            max(((mask & m).sum() / (mask | m).sum() for m in stack), default=0) for stack in decoded[:-1]
+        ]
         expected.append(sum(best))
     np.testing.assert_allclose(holistic_stability(made[-1], made[:-1]), expected, rtol=1e-6)
 
