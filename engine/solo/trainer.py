@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.encoders.weights import check_fit
 from engine.errors import RunError
 from engine.solo.batch import Batch
 from engine.solo.network import SoloOutputs, build_network
 from engine.solo.objective import LossSums, batch_losses
 from engine.solo.training import TrainingConfig
+from engine.solo.weights import load_network
 from engine.training.distribution import Place, total_over_workers
 from engine.training.schedule import build_optimiser, learning_rate_at
 
@@ -97,6 +99,12 @@ class SoloTrainer:
         if self._config.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self._place.device.type, dtype=_AUTOCAST[self._config.precision])
+
+    def begin_from(self, uri: str) -> None:
+        """Take the weights of a trained network. Raises WeightsError where they are of another kind."""
+        state = load_network(uri, self._place.device)[0].state_dict()
+        check_fit(state, self.network.state_dict(), f"the network {uri!r} is of another configuration")
+        self.network.load_state_dict(state)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on: tensors and plain values."""
