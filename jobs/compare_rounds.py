@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,7 +18,7 @@ from engine.selftraining.rounds import LaterLoss, LaterRoundsConfig, SelfTrainin
 from engine.selftraining.stability import with_stability
 from engine.solo.training import RESULT_KEY, TrainingConfig, snapshot_key
 from engine.store.local import LocalObjects
-from engine.store.objects import ObjectStore
+from engine.store.objects import MemoryObjects, ObjectStore
 from engine.store.pseudo_labels import Version
 from engine.types import Outcome, Reason
 from jobs.compare_mask_losses import (
@@ -37,6 +37,7 @@ from jobs.compare_mask_losses import (
     write_results,
 )
 from jobs.console import run_job
+from jobs.spoil_labels import Fault, spoil
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class CompareRoundsArguments(ComparisonArguments):
     """Everything else about the runs."""
     later: LaterRoundsConfig = field(default_factory=LaterRoundsConfig)
     """What else differs in the second round."""
+    fault: Literal[Fault, "none"] = "none"
+    """Spoil the labels of round 0 on purpose, as jobs/spoil_labels.py does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +76,7 @@ def main(arguments: CompareRoundsArguments) -> None:
     for seed in arguments.seeds:
         trained, held_out = split_images(truths, seed, arguments)
         objects = LocalObjects(arguments.output / f"seed-{seed}" / "labels")
-        coarse = store_coarse_masks(objects, trained, arguments, seed)
+        coarse = store_labels(objects, trained, arguments, seed)
         config = arguments.config(seed, arguments.losses[0]).training_of(0)
         first = make_run(f"seed-{seed}/round-000", config, held_out, arguments)
         results["round 0"].append(train_and_measure(first, coarse, arguments))
@@ -89,6 +92,17 @@ def main(arguments: CompareRoundsArguments) -> None:
             print(f"seed {seed}, {name}: {rows[-1]}", flush=True)
     write_results(results, arguments)
     print_means(results)
+
+
+def store_labels(
+    objects: ObjectStore, truths: Sequence[AnnotatedImage], arguments: CompareRoundsArguments, seed: int
+) -> Version:
+    """The labels of round 0."""
+    if arguments.fault == "none":
+        return store_coarse_masks(objects, truths, arguments, seed)
+    coarse = store_coarse_masks(MemoryObjects(), truths, arguments, seed)
+    spoilt = [spoil(outcome, arguments.fault) for outcome in coarse.outcomes()]
+    return store_version(objects, spoilt, {"fault": arguments.fault, "from": coarse.name}, None)
 
 
 def store_predictions(
@@ -124,8 +138,13 @@ def relate_stability(version: Version, truths: Sequence[AnnotatedImage]) -> None
     for by in ("score", "stability"):
         evaluation = evaluate_version(version, truths, EvaluationProtocol(score=by))
         version.record_evaluation(evaluation.digest, evaluation.to_json())
-        correlation = evaluation.masks.score_relation.rank_correlation
-        print(f"{version.name}: rank correlation of {by} and IoU {correlation}", flush=True)
+        relation = evaluation.masks.score_relation
+        print(f"{version.name}: rank correlation of {by} and IoU {relation.rank_correlation}", flush=True)
+        for part in relation.bins:
+            print(
+                f"  {by} up to {part.greatest_score:.3f}: {part.instances} masks, mean IoU "
+                f"{part.mean_iou:.3f}, {part.share_found:.0%} with 0.5 or more"
+            )
 
 
 if __name__ == "__main__":

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 
 from engine.errors import ConfigurationError
+from engine.ground_truth import read_ground_truth
 from engine.selection import SelectionConfig
 from engine.selftraining.rounds import LaterRoundsConfig
 from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
 from engine.solo.samples import SampleConfig
 from engine.solo.training import RunSettings, TrainingConfig
 from engine.store.local import LocalObjects
+from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.superpixels import SuperpixelConfig
 from engine.training.schedule import OptimiserConfig
-from jobs import compare_mask_losses, compare_rounds
+from jobs import compare_mask_losses, compare_rounds, spoil_labels
 
 TINY = TrainingConfig(
     steps=4,
@@ -74,6 +76,7 @@ def test_losses_of_a_second_round(discs: Path, tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "| adaptive |" in said
     assert "rank correlation of stability and IoU" in said
+    assert "with 0.5 or more" in said
     store = PseudoLabelStore(LocalObjects(tmp_path / "out/seed-3/labels"))
     assert store.rounds() == [0, 1]
     predicted = store.version(1)
@@ -90,6 +93,42 @@ def test_losses_of_a_second_round(discs: Path, tmp_path: Path, capsys: pytest.Ca
     assert json.loads((tmp_path / "out/results.json").read_text())["results"] == results
     with pytest.raises(ConfigurationError, match="differs in batch_size"):
         compare_rounds.main(replace(arguments, training=replace(TINY, batch_size=1)))
+
+
+@pytest.mark.parametrize(("fault", "areas"), [("phantom", [452, 143]), ("half", [226])])
+def test_labels_are_spoilt(
+    labelled_discs: tuple[Path, Path], tmp_path: Path, fault: str, areas: list[int]
+) -> None:
+    store = tmp_path / "spoilt"
+    arguments = spoil_labels.SpoilArguments(store=str(labelled_discs[1]), output=str(store), fault=fault)
+    spoil_labels.main(arguments)
+    spoil_labels.main(arguments)
+    version = PseudoLabelStore(LocalObjects(store)).version(0)
+    before = PseudoLabelStore(LocalObjects(labelled_discs[1])).version(0)
+    assert version.is_finished()
+    assert version.info.parent == before.name
+    rows = list(zip(before.outcomes(), version.outcomes(), strict=True))
+    assert len(rows) == 9
+    for old, new in rows:
+        assert (old.record, old.status, old.instances is None) == (
+            new.record,
+            new.status,
+            new.instances is None,
+        )
+        if new.instances is not None:
+            np.testing.assert_allclose(new.instances.areas, areas, rtol=0.15)
+            assert (new.instances.scores == old.instances.scores[0]).all()
+    with pytest.raises(ConfigurationError, match="--share"):
+        replace(arguments, share=0)
+
+
+def test_spoilt_labels_are_compared_as_well(discs: Path, tmp_path: Path) -> None:
+    arguments = compare_rounds.CompareRoundsArguments(
+        data=discs, output=tmp_path / "out", num_train=4, training=TINY, run=SETTINGS, fault="phantom"
+    )
+    truths = list(read_ground_truth(str(discs)))
+    version = compare_rounds.store_labels(MemoryObjects(), truths, arguments, 0)
+    assert {len(outcome.instances) for outcome in version.outcomes()} == {2}
 
 
 def test_mask_losses(discs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
