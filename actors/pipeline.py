@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
@@ -29,15 +30,23 @@ from engine.store.schema import ShardSummary
 from engine.tiling import TilingConfig
 from engine.types import ImageRecord, Outcome, Reason
 
+if TYPE_CHECKING:
+    from actors.networks import NetworkWorker
+
 # Full shards that wait for their write at one time; more would let memory grow with a slow store.
 _WRITES_IN_FLIGHT = 4
+# Networks that share a GPU where they label by themselves.
+_NETWORKS_ON_A_GPU = 4
 # A write that a server refuses for a passing reason is tried again this often, by Ray, on any node.
 _WRITE_RETRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSizes:
-    """How many actors each stage has, and the CPUs (and GPUs) that Ray reserves for each of them."""
+    """How many actors each stage has, and the CPUs (and GPUs) that Ray reserves for each of them.
+
+    Where a trained network labels, `encoders` are those that hold it, and there are no labellers.
+    """
 
     readers: int
     encoders: int
@@ -51,22 +60,29 @@ class PoolSizes:
         return self.cpus_each * (self.readers + self.encoders + self.labellers)
 
 
-def size_pools(num_cpus: float, num_gpus: float) -> PoolSizes:
+def size_pools(num_cpus: float, num_gpus: float, by_network: bool = False) -> PoolSizes:
     """Pools that fill a cluster and never exceed it: Ray waits for ever, in silence, for CPUs it has not.
 
-    With GPUs, one encoder on each. Without, encoders take 4 threads each. On small machines the stages share
-    the CPUs: each actor reserves a fraction, and the system's scheduler does the rest.
-    Raises ConfigurationError for less than one CPU.
+    With GPUs, one encoder on each. Without, encoders take 4 threads each. Where a trained network labels
+    (`by_network`), up to 4 share a GPU, so that it has work while others bring their masks to full size.
+    On small machines the stages share the CPUs: each actor reserves a fraction, and the system's scheduler
+    does the rest. Raises ConfigurationError for less than one CPU.
 
-    >>> size_pools(2, 0).total_cpus <= 2, size_pools(64, 8).encoders
-    (True, 8)
+    >>> size_pools(2, 0).total_cpus <= 2, size_pools(64, 8).encoders, size_pools(64, 8, True).encoders
+    (True, 8, 32)
     """
-    whole_cpus = math.floor(num_cpus)
+    whole_cpus, whole_gpus = math.floor(num_cpus), math.floor(num_gpus)
     if whole_cpus < 1:
         raise ConfigurationError(f"the cluster has {num_cpus} free CPUs; labelling needs at least one")
-    encoders = math.floor(num_gpus) if num_gpus >= 1 else max(1, whole_cpus // 4)
     readers = max(1, whole_cpus // 8)
+    # A power of two, whose share of a GPU Ray counts exactly.
+    each_gpu = 1
+    while by_network and each_gpu < _NETWORKS_ON_A_GPU and 2 * each_gpu * whole_gpus <= whole_cpus - readers:
+        each_gpu *= 2
+    encoders = whole_gpus * each_gpu if whole_gpus > 0 else max(1, whole_cpus // 4)
     labellers = max(1, whole_cpus - readers - encoders) if whole_cpus > 4 else whole_cpus
+    if by_network:
+        labellers = 0
     num_actors = readers + encoders + labellers
     # Rounded down to what Ray can count, with a little left for the tasks that plan and write.
     cpus_each = min(1.0, math.floor(0.9 * whole_cpus / num_actors * 100) / 100)
@@ -75,14 +91,15 @@ def size_pools(num_cpus: float, num_gpus: float) -> PoolSizes:
         encoders=encoders,
         labellers=labellers,
         cpus_each=cpus_each,
-        encoder_gpus=1.0 if num_gpus >= 1 else 0.0,
+        encoder_gpus=1.0 / each_gpu if whole_gpus > 0 else 0.0,
         encoder_threads=min(4, whole_cpus),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingRun:
-    """What is to be labelled, how, and on which device; `image_size` is the encoder's (height, width)."""
+    """What is to be labelled, how, and on which device; `image_size` is the encoder's (height, width), or the
+    trained network's."""
 
     work: Work
     config: LabellingConfig
@@ -198,8 +215,12 @@ def _dataset(run: LabellingRun, pools: PoolSizes, committed: frozenset[int]) -> 
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    by_network = run.config.method == "solo"
     preparation = PreparationConfig(
-        image_size=run.image_size, decoding=run.config.decoding, tiling=run.config.tiling
+        image_size=run.image_size,
+        keeps_aspect=by_network,
+        decoding=run.config.decoding,
+        tiling=run.config.tiling,
     )
     chunks = ray.data.read_datasource(ChunkSource(run.work, committed), override_num_blocks=1, num_cpus=0)
     read = chunks.map_batches(
@@ -209,15 +230,23 @@ def _dataset(run: LabellingRun, pools: PoolSizes, committed: frozenset[int]) -> 
         num_cpus=pools.cpus_each,
         batch_size=1,
     )
-    encoded = read.map_batches(
-        EncoderWorker,
+    seer: type[EncoderWorker | NetworkWorker] = EncoderWorker
+    if by_network:
+        # timm, of which networks are made, takes seconds to import.
+        from actors.networks import NetworkWorker
+
+        seer = NetworkWorker
+    seen: Dataset = read.map_batches(
+        seer,
         fn_constructor_args=(run.config, run.device, pools.encoder_threads),
         compute=ActorPoolStrategy(size=pools.encoders),
         num_cpus=pools.cpus_each,
         num_gpus=pools.encoder_gpus,
         batch_size=1,
     )
-    labelled: Dataset = encoded.map_batches(
+    if by_network:
+        return seen
+    labelled: Dataset = seen.map_batches(
         Labeller,
         fn_constructor_args=(run.config,),
         compute=ActorPoolStrategy(size=pools.labellers),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from actors.reader import Batch, ChunkResult, Head, Heads, cell, rejected_outcom
 from engine.encoders import Encoder, load_encoder
 from engine.labelling import (
     LabellingConfig,
+    Labels,
     Tile,
     find_tile_background,
     label_features,
@@ -60,10 +63,7 @@ class Labeller:
             if head.is_repeated or (head.box_xyxy is not None and background is None):
                 continue
             outcomes.append(self._label(head, images[i], features[i], background))
-        result = ChunkResult(
-            chunk=batch["chunk"][0], part=heads.part, is_last=heads.is_last, outcomes=tuple(outcomes)
-        )
-        return {"result": cell(result)}
+        return make_result(batch, outcomes)
 
     def _label(
         self,
@@ -77,9 +77,23 @@ class Labeller:
         tile = None
         if head.box_xyxy is not None and background is not None:
             tile = Tile(box_xyxy=head.box_xyxy, background=background)
-        try:
-            labels = label_features(features, image, head.size, self._config, tile)
-        except Exception as error:  # as in Reader
-            detail = f"while labelling: {type(error).__name__}: {error}"
-            return rejected_outcome(head.record, Reason.FAILED, detail)
-        return make_outcome(head.record, head.size, head.sha256, labels)
+        return make_row(head, lambda: label_features(features, image, head.size, self._config, tile))
+
+
+def make_row(head: Head, find_labels: Callable[[], Labels]) -> Outcome:
+    """The row of a crop that can be looked at."""
+    try:
+        labels = find_labels()
+    except Exception as error:  # as in Reader
+        detail = f"while labelling: {type(error).__name__}: {error}"
+        return rejected_outcome(head.record, Reason.FAILED, detail)
+    return make_outcome(head.record, head.size, head.sha256, labels)
+
+
+def make_result(batch: Batch, outcomes: Iterable[Outcome]) -> Batch:
+    """What is left of a row."""
+    heads: Heads = batch["heads"][0]
+    result = ChunkResult(
+        chunk=batch["chunk"][0], part=heads.part, is_last=heads.is_last, outcomes=tuple(outcomes)
+    )
+    return {"result": cell(result)}

@@ -78,6 +78,24 @@ def resize_image(image_hwc: NDArray[np.uint8], size: tuple[int, int]) -> NDArray
     return np.asarray(resized)
 
 
+def fit_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) brought to a longer side of `side`, the aspect kept, at least one pixel.
+
+    >>> fit_size((480, 640), 320)
+    (240, 320)
+    """
+    scale = side / max(size)
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+def fit_image(image_hwc: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """An RGB image fitted into the upper left of a black square (side, side, 3)."""
+    height, width = fit_size((image_hwc.shape[0], image_hwc.shape[1]), side)
+    square = np.zeros((side, side, 3), np.uint8)
+    square[:height, :width] = resize_image(image_hwc, (height, width))
+    return square
+
+
 def _check_size(image: Image.Image, config: DecodingConfig) -> None:
     width, height = image.size
     if width * height > config.max_megapixels * 1e6:

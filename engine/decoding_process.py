@@ -159,6 +159,7 @@ def _answer_file(data: bytes, config: PreparationConfig, answers: IO[bytes]) -> 
 def _parse_config(settings: dict[str, Any]) -> PreparationConfig:
     return PreparationConfig(
         image_size=tuple(settings["image_size"]),
+        keeps_aspect=settings["keeps_aspect"],
         decoding=DecodingConfig(**settings["decoding"]),
         tiling=TilingConfig(**settings["tiling"]),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,19 +23,26 @@ from engine.proposals.mask_filter import MaskFilterConfig, score_masks
 from engine.proposals.multicut import MultiCutConfig, run_multicut
 from engine.proposals.promerge import ProMergeConfig, find_background, run_promerge
 from engine.refine import CrfConfig, refine_masks
+from engine.solo.config import DetectionConfig
 from engine.stopwatch import stage
 from engine.tiling import Box, TilingConfig, cut_mask, touch_inner_edges
 from engine.types import ImageRecord, Instances, Optimality, Outcome, Reason, Status
+
+PatchMethod = Literal["promerge", "multicut"]
+"""The methods that group the patches of an encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingConfig:
     """Everything that decides which labels an image gets."""
 
-    method: Literal["promerge", "multicut"] = "promerge"
-    """How instances are proposed: what stands out from a common background, or the parts of a partition."""
-    refine: Literal["crf", "none"] = "crf"
-    """How proposals are brought to the image's edges: a dense CRF, or not at all."""
+    method: Literal[PatchMethod, "solo"] = "promerge"
+    """How instances are found: what stands out from a common background (promerge), the parts of a partition
+    (multicut), or what a trained network sees (solo), which --weights names: network.safetensors of
+    jobs/train_solo.py, or one of its network-STEP.safetensors."""
+    refine: Literal["auto", "crf", "none"] = "auto"
+    """How masks are brought to the image's edges: a dense CRF, or not at all. auto: crf for masks of patches,
+    none for solo."""
     min_refined_iou: float = 0.5
     """A mask that the CRF changes to an IoU below this is dropped."""
     component_fraction: float = 0.5
@@ -45,6 +52,7 @@ class LabellingConfig:
     multicut: MultiCutConfig = field(default_factory=MultiCutConfig)
     mask_filter: MaskFilterConfig = field(default_factory=MaskFilterConfig)
     crf: CrfConfig = field(default_factory=CrfConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     tiling: Annotated[TilingConfig, tyro.conf.arg(name="")] = field(default_factory=TilingConfig)
 
@@ -52,6 +60,33 @@ class LabellingConfig:
         for name in ("min_refined_iou", "component_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} is a share, 0 to 1, got {getattr(self, name)}")
+        if self.method == "solo":
+            self._check_network()
+
+    @property
+    def uses_crf(self) -> bool:
+        """Whether masks are refined."""
+        return self.refine == "crf" or (self.refine == "auto" and self.method != "solo")
+
+    def check_has_features(self) -> None:
+        """Raise ConfigurationError for a method that does without an encoder's features."""
+        if self.method == "solo":
+            methods = " or ".join(get_args(PatchMethod))
+            raise ConfigurationError(
+                f"this job takes --method {methods}: to measure solo, label with it and evaluate the store"
+            )
+
+    def _check_network(self) -> None:
+        if self.encoder.weights in ("hub", "random"):
+            raise ConfigurationError(
+                "method solo needs a trained network: give --weights FILE or s3://bucket/key, the "
+                "network.safetensors that jobs/train_solo.py writes"
+            )
+        if self.encoder.name != EncoderConfig.name:
+            raise ConfigurationError(
+                f"method solo sees images by the network of --weights, not by the encoder "
+                f"{self.encoder.name!r}: leave --encoder out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +117,7 @@ class Proposals:
 def label_images(
     images_hwc: Sequence[NDArray[np.uint8]], encoder: Encoder, config: LabellingConfig
 ) -> list[Labels]:
-    """Labels of every image (H, W, 3) of uint8 RGB."""
+    """Labels of every image (H, W, 3) of uint8 RGB, by a method of patches; see engine.solo.labelling."""
     preparation = PreparationConfig(
         image_size=encoder.image_size, decoding=config.decoding, tiling=config.tiling
     )
@@ -141,7 +176,7 @@ def label_features(
         scores = score_masks(features_hwc, masks, config.mask_filter)
     masks, scores = drop_cut_masks(masks, scores, size, tile)
     masks = resize_masks(masks, (resized_hwc.shape[0], resized_hwc.shape[1]))
-    if config.refine == "crf":
+    if config.uses_crf:
         with stage("refine"):
             masks, scores = refine_proposals(resized_hwc, masks, scores, config)
         masks, scores = drop_cut_masks(masks, scores, size, tile)
@@ -199,8 +234,9 @@ def refine_proposals(
 
 def warm_up(config: LabellingConfig) -> None:
     """Do now what the first image of a process would wait for: loading compiled code."""
-    propose_masks(np.ones((4, 4, 1), np.float16), (4, 4), config)
-    if config.refine == "crf":
+    if config.method != "solo":
+        propose_masks(np.ones((4, 4, 1), np.float16), (4, 4), config)
+    if config.uses_crf:
         image = np.zeros((8, 8, 3), np.uint8)
         for num_masks in (1, 8, 16):  # the numba backend has code of its own for each
             refine_masks(image, np.zeros((num_masks, 8, 8), bool), config.crf)

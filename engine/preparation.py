@@ -1,4 +1,4 @@
-"""An image as the encoder takes it: the whole, and its tiles where there are any, all at one size."""
+"""An image as a network takes it: the whole, and its tiles where there are any, all at one size."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.decoding import DecodingConfig, resize_image
+from engine.decoding import DecodingConfig, fit_image, resize_image
 from engine.tiling import Box, TilingConfig, tile_boxes
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparationConfig:
-    """What happens to an image before it is encoded; `image_size` is the encoder's (height, width)."""
+    """What happens to an image before a network sees it; `image_size` is the network's (height, width).
+
+    With `keeps_aspect`, images are fitted into the upper left of a black square instead.
+    """
 
     image_size: tuple[int, int]
+    keeps_aspect: bool = False
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     tiling: TilingConfig = field(default_factory=TilingConfig)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Crop:
-    """The whole of an image of `size` = (height, width), or its tile `box_xyxy`, as the encoder takes it.
+    """The whole of an image of `size` = (height, width), or its tile `box_xyxy`, as the network takes it.
 
-    `resized_hwc` is uint8 RGB at the encoder's size, the aspect not kept.
+    `resized_hwc` is uint8 RGB at the network's size.
     """
 
     resized_hwc: NDArray[np.uint8]
@@ -43,4 +47,9 @@ def cut_crops(image_hwc: NDArray[np.uint8], config: PreparationConfig) -> Iterat
     for box in [(0, 0, size[1], size[0]), *tile_boxes(size, config.tiling)]:
         x0, y0, x1, y1 = box
         part = np.ascontiguousarray(image_hwc[y0:y1, x0:x1])
-        yield Crop(resized_hwc=resize_image(part, config.image_size), box_xyxy=box, size=size)
+        resized = (
+            fit_image(part, config.image_size[0])
+            if config.keeps_aspect
+            else resize_image(part, config.image_size)
+        )
+        yield Crop(resized_hwc=resized, box_xyxy=box, size=size)

@@ -134,14 +134,7 @@ def select_instances(instances: Instances, selection: Selection) -> Instances:
     """One image's instances that are taken."""
     offsets = np.array([0, len(instances)], np.int64)
     kept = kept_instances(selection, offsets, instances.scores, instances.stabilities)
-    return replace(
-        instances,
-        rles=tuple(rle for rle, is_kept in zip(instances.rles, kept, strict=True) if is_kept),
-        boxes_xyxy=instances.boxes_xyxy[kept],
-        areas=instances.areas[kept],
-        scores=instances.scores[kept],
-        stabilities=instances.stabilities[kept],
-    )
+    return instances.keep(kept)
 
 
 def select_outcomes(version: Version, config: SelectionConfig) -> Iterator[Outcome]:

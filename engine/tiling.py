@@ -90,6 +90,25 @@ def cut_mask(
     return cut
 
 
+def boxes_touch_inner_edges(
+    boxes_xyxy: NDArray[np.int32], tile_xyxy: Box, size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """As `touch_inner_edges`, of masks of which the boxes (N, 4) in the image are known.
+
+    >>> boxes_touch_inner_edges(np.int32([[0, 0, 10, 5], [20, 0, 30, 5]]), (0, 0, 30, 10), (10, 90))
+    array([False,  True])
+    """
+    x0, y0, x1, y1 = tile_xyxy
+    left, top, right, bottom = boxes_xyxy.T
+    touching: NDArray[np.bool_] = (
+        ((left <= x0) & (x0 > 0))
+        | ((top <= y0) & (y0 > 0))
+        | ((right >= x1) & (x1 < size[1]))
+        | ((bottom >= y1) & (y1 < size[0]))
+    )
+    return touching
+
+
 def touch_inner_edges(masks: NDArray[np.bool_], box_xyxy: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Which masks (N, h, w) of the tile `box_xyxy` touch a side of it that is not the image's; bool (N,).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -114,6 +114,17 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self.rles)
+
+    def keep(self, is_kept: NDArray[np.bool_]) -> Instances:
+        """Those that `is_kept`, bool (N,), says, in their order."""
+        return replace(
+            self,
+            rles=tuple(rle for rle, kept in zip(self.rles, is_kept, strict=True) if kept),
+            boxes_xyxy=self.boxes_xyxy[is_kept],
+            areas=self.areas[is_kept],
+            scores=self.scores[is_kept],
+            stabilities=self.stabilities[is_kept],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

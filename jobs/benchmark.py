@@ -84,6 +84,7 @@ class BenchmarkArguments:
     labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(default_factory=LabellingConfig)
 
     def __post_init__(self) -> None:
+        self.labelling.check_has_features()
         if self.stage_images < 1 or self.chunk_size < 1:
             raise ConfigurationError("--stage-images and --chunk-size are at least 1")
         if "pipeline" in self.parts and self.num_images <= 2 * _EDGE_CHUNKS * self.chunk_size:

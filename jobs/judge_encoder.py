@@ -8,20 +8,20 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import get_args
 
 import numpy as np
 from rich.console import Console
 
 from engine.feature_cache import EncodedImage, FeatureCache
-from engine.labelling import LabellingConfig
+from engine.labelling import PatchMethod
 from engine.probing import ProbeConfig, draw_patches, foreground_auc, foreground_patches, pixel_features
 from engine.store.objects import open_objects
 from engine.sweep import SweepPoint, SweptImage
 from jobs.console import run_job
 from jobs.measuring import MeasuringArguments, encode_images, figures_of
 
-METHODS: tuple[Any, ...] = get_args(get_type_hints(LabellingConfig)["method"])
+METHODS = get_args(PatchMethod)
 
 
 @dataclass(frozen=True, kw_only=True)

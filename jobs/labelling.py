@@ -15,7 +15,7 @@ from rich.table import Table
 from engine import __version__
 from engine.corpora import Corpus, CorpusKind
 from engine.decoding import DecodingConfig, decode_image
-from engine.encoders import Encoder, load_encoder
+from engine.encoders import load_encoder
 from engine.errors import ConfigurationError, ImageError, TransientError
 from engine.labelling import LabellingConfig
 from engine.planning import check_has_images, check_same_corpus
@@ -56,7 +56,7 @@ class LabelArguments:
     preview: Path | None = None
     """Also write pictures of the first labelled images into this folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the encoder runs; auto takes the cluster's GPUs where it has some."""
+    """Where networks run; auto takes the cluster's GPUs where it has some."""
     address: str | None = None
     """Which Ray: local, auto (the running cluster), or HOST:PORT. Default: the cluster of a submitted job,
     otherwise local."""
@@ -83,17 +83,17 @@ def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
 
     store = PseudoLabelStore(open_objects(arguments.store))
     check_has_images(corpus)
-    encoder = load_encoder(arguments.labelling.encoder, device="cpu")
+    network = describe_network(arguments.labelling)
     resources = join_cluster(arguments.address)
     device = choose_device(arguments.device, resources.gpus)
-    version = store.begin(_version_info(arguments, corpus.kind, encoder, device), arguments.mode)
+    version = store.begin(_version_info(arguments, corpus.kind, network, device), arguments.mode)
     check_same_corpus(corpus, version)
     console = Console()
     if version.is_finished() and not arguments.extend:
         print(f"nothing to do: {store.uri} holds these labels already (--extend adds images that are new)")
         summaries = version.summaries()
     else:
-        summaries = _label(corpus, version, encoder.image_size, device, arguments, console)
+        summaries = _label(corpus, version, network.image_size, device, arguments, console)
     console.print(_summary_table(summaries))
     for line in _rejected_lines(version, summaries):
         print(line)
@@ -126,7 +126,8 @@ def _label(
     )
     run = LabellingRun(work=work, config=arguments.labelling, image_size=image_size, device=device)
     free = free_resources()
-    pools = size_pools(free.cpus, free.gpus if device == "cuda" else 0)
+    by_network = arguments.labelling.method == "solo"
+    pools = size_pools(free.cpus, free.gpus if device == "cuda" else 0, by_network)
 
     def count_images_to_do() -> int:
         committed = version.committed()
@@ -137,13 +138,47 @@ def _label(
         return run_labelling(run, pools, display.show)
 
 
-def _version_info(
-    arguments: LabelArguments, corpus_kind: CorpusKind, encoder: Encoder, device: str
-) -> VersionInfo:
-    configuration: dict[str, Any] = asdict(arguments.labelling)
+@dataclass(frozen=True, kw_only=True)
+class NetworkDescription:
+    """What sees the images, an encoder or a trained network: the (height, width) that it takes, the digest of
+    its weights, and what a trained network says of itself."""
+
+    image_size: tuple[int, int]
+    weights_digest: str
+    settings: dict[str, Any]
+
+
+def describe_network(config: LabellingConfig) -> NetworkDescription:
+    """Load what workers will load, so that mistakes answer at once. Raises WeightsError,
+    ConfigurationError."""
+    if config.method != "solo":
+        encoder = load_encoder(config.encoder, device="cpu")
+        return NetworkDescription(
+            image_size=encoder.image_size, weights_digest=encoder.weights_digest, settings={}
+        )
+    from engine.solo.labelling import SoloLabeller
+
+    labeller = SoloLabeller(config, device="cpu")
+    return NetworkDescription(
+        image_size=labeller.image_size,
+        weights_digest=labeller.weights_digest,
+        settings={"network": labeller.settings},
+    )
+
+
+def describe_labelling(config: LabellingConfig, network: NetworkDescription) -> dict[str, Any]:
+    """All that decides the labels of an image but the weights, as a version's configuration holds it."""
+    configuration: dict[str, Any] = asdict(config) | network.settings
     # Weights are known by their content, wherever they lie.
     configuration["encoder"].pop("weights")
-    configuration |= {
+    configuration["refine"] = "crf" if config.uses_crf else "none"
+    return configuration
+
+
+def _version_info(
+    arguments: LabelArguments, corpus_kind: CorpusKind, network: NetworkDescription, device: str
+) -> VersionInfo:
+    configuration = describe_labelling(arguments.labelling, network) | {
         "shard_size": arguments.shard_size,
         "chunk_size": arguments.chunk_size,
         "limit": arguments.limit,
@@ -151,7 +186,7 @@ def _version_info(
     return VersionInfo(
         round=0,
         configuration=configuration,
-        weights_digest=encoder.weights_digest,
+        weights_digest=network.weights_digest,
         parent=None,
         code_version=__version__,
         device=device,

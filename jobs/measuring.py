@@ -50,6 +50,7 @@ class MeasuringArguments:
     """Where the encoder runs."""
 
     def __post_init__(self) -> None:
+        self.labelling.check_has_features()
         for name in ("limit", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -14,9 +14,12 @@ def load_encoder(config: EncoderConfig, device: str, num_threads: int | None = N
     `num_threads` is the number of CPU threads that torch may use in this **process** from now on; None leaves
     it as it is.
 
-    Raises: ConfigurationError for a device that is not there or an image smaller than a patch; WeightsError
-    for an unknown architecture and for weights that are missing, broken or of another network.
+    Raises: ConfigurationError for a device that is not there, an image smaller than a patch or a descriptor
+    with weights; WeightsError for an unknown architecture and for weights that are missing, broken or of
+    another network.
     """
+    if config.is_descriptor:
+        config.check_descriptor()
     import torch
 
     if num_threads is not None:

@@ -29,9 +29,10 @@ class EncoderConfig:
     tag: vit_base_patch8_224.dino."""
     weights: Annotated[str, tyro.conf.arg(aliases=("--weights",))] = DEFAULT_WEIGHTS
     """hub (what timm publishes), random (drawn from the seed), a .safetensors, .pth, .pt or .bin file, or its
-    s3://bucket/key."""
+    s3://bucket/key. With method solo: of the trained network."""
     image_size: int = 480
-    """Side in pixels of the square that images are brought to; used is the largest multiple of the patch."""
+    """Side in pixels of the square that images are brought to; used is the largest multiple of the patch.
+    With method solo: that of its training, whatever is given here."""
     batch_size: int = 8
     """Images in one forward pass of a network; short batches are filled up to it."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -54,15 +55,14 @@ class EncoderConfig:
             )
         if not 0 <= self.seed < 2**63:
             raise ConfigurationError(f"seed must be in [0, 2^63), got {self.seed}")
-        if self.is_descriptor:
-            self._check_descriptor()
 
     @property
     def is_descriptor(self) -> bool:
         """Whether the encoder is the one that needs neither weights nor a network."""
         return self.name in DESCRIPTOR_NAMES
 
-    def _check_descriptor(self) -> None:
+    def check_descriptor(self) -> None:
+        """Raise ConfigurationError where settings contradict that the encoder is a descriptor."""
         if self.weights != DEFAULT_WEIGHTS:
             raise ConfigurationError(
                 f"the encoder {self.name!r} has no weights to load from {self.weights!r}: leave weights out, "

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +21,7 @@ from engine.encoders.keys import Transformer, keep_keys_only
 from engine.encoders.layout import IMAGENET_MEAN, IMAGENET_STD, Layout, Statistics
 from engine.encoders.weights import State, Weights, check_fit, digest_state, drop_heads, read_weights
 from engine.errors import WeightsError
-
-_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+from engine.precision import autocast, reproducible
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,27 +126,12 @@ class VitEncoder:
             batch_bhwc[index] = image
         pixels = torch.from_numpy(batch_bhwc).to(self._device).float() / 255.0
         inputs = ((pixels - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
-        with _reproducible(self._device), self._autocast():
+        with reproducible(self._device), autocast(self._device, self._precision):
             tokens = self._model.forward_features(inputs)
         keys = tokens[: len(images), self._model.num_prefix_tokens :].float()
         height, width = (size // patch for size, patch in zip(inputs.shape[2:], self.patch_size, strict=True))
         keys = keys.reshape(len(images), height, width, self.feature_size)
         return torch.nn.functional.normalize(keys, dim=-1).to(torch.float16)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, dtype=_AUTOCAST[self._precision])
-
-
-@contextlib.contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
-    """cuDNN with fixed algorithms and, where float32 is asked for, no silent TF32 in the patch embedding."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
 
 
 def _outline(name: str) -> Transformer:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.nn.functional import interpolate
 
+from engine.decoding import fit_image, fit_size
 from engine.labelling import make_instances
 from engine.solo.config import DetectionConfig, SoloConfig
 from engine.types import Instances
@@ -29,25 +29,6 @@ class Detections:
 
     probabilities: torch.Tensor
     scores: torch.Tensor
-
-
-def fit_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(height, width) brought to a longer side of `side`, the aspect kept, at least one pixel.
-
-    >>> fit_size((480, 640), 320)
-    (240, 320)
-    """
-    scale = side / max(size)
-    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
-
-
-def fit_image(image_hwc: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """An RGB image fitted into the upper left of a black square (side, side, 3)."""
-    height, width = fit_size((image_hwc.shape[0], image_hwc.shape[1]), side)
-    resized = Image.fromarray(image_hwc).resize((width, height), Image.Resampling.BILINEAR)
-    square = np.zeros((side, side, 3), np.uint8)
-    square[:height, :width] = np.asarray(resized)
-    return square
 
 
 @torch.inference_mode()
@@ -73,12 +54,15 @@ def find_in_squares(
     config: SoloConfig,
 ) -> list[Instances]:
     """As `find_instances`, of images that `fit_image` has brought to (B, S, S, 3), from their `sizes`."""
-    device = next(network.parameters()).device
-    images = torch.from_numpy(squares_bhwc).to(device).permute(0, 3, 1, 2).float() / 255
-    outputs = network(images)
+    outputs = network(to_inputs(squares_bhwc, next(network.parameters()).device))
     return [
         _instances(detect(outputs, image, config.detection), size, config) for image, size in enumerate(sizes)
     ]
+
+
+def to_inputs(squares_bhwc: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+    """RGB images uint8 (B, S, S, 3) as the network takes them."""
+    return torch.from_numpy(squares_bhwc).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def detect(outputs: SoloOutputs, image: int, config: DetectionConfig) -> Detections:
@@ -128,21 +112,30 @@ def matrix_nms(masks: torch.Tensor, sigma: float) -> torch.Tensor:
     return factors
 
 
-def _instances(detections: Detections, size: tuple[int, int], config: SoloConfig) -> Instances:
-    """Masks at the image's size: one at a time is brought there."""
+def fitted_masks(detections: Detections, fitted: tuple[int, int], config: SoloConfig) -> NDArray[np.bool_]:
+    """Masks (N, h, w) at the size `fitted` that an image has in its square."""
+    square = (config.image_size, config.image_size)
+    masks = np.zeros((len(detections.scores), *fitted), bool)
+    for mask, probabilities in zip(masks, detections.probabilities, strict=True):
+        part = _resized(probabilities, square)[: fitted[0], : fitted[1]]
+        mask[:] = (part > config.detection.mask_threshold).cpu().numpy()
+    return masks
+
+
+def full_masks(
+    detections: Detections, size: tuple[int, int], config: SoloConfig
+) -> Iterator[NDArray[np.bool_]]:
+    """Masks (H, W) at the image's own `size`: one at a time is brought there."""
     fitted = fit_size(size, config.image_size)
-    masks = (_full_mask(probabilities, fitted, size, config) for probabilities in detections.probabilities)
+    for probabilities in detections.probabilities:
+        square = _resized(probabilities, (config.image_size, config.image_size))
+        full = _resized(square[: fitted[0], : fitted[1]], size)
+        yield (full > config.detection.mask_threshold).cpu().numpy()
+
+
+def _instances(detections: Detections, size: tuple[int, int], config: SoloConfig) -> Instances:
+    masks = full_masks(detections, size, config)
     return make_instances(masks, detections.scores.cpu().numpy(), size, METHOD)
-
-
-def _full_mask(
-    probabilities: torch.Tensor, fitted: tuple[int, int], size: tuple[int, int], config: SoloConfig
-) -> NDArray[np.bool_]:
-    """The mask (H, W) at the image's `size` of probabilities over the square that holds it as `fitted`."""
-    square = _resized(probabilities, (config.image_size, config.image_size))
-    full = _resized(square[: fitted[0], : fitted[1]], size)
-    mask: NDArray[np.bool_] = (full > config.detection.mask_threshold).cpu().numpy()
-    return mask
 
 
 def _resized(plane: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from engine.corpora import Corpus
-from engine.decoding import DecodingConfig, decode_image, resize_image
+from engine.decoding import DecodingConfig, decode_image, fit_size, resize_image
 from engine.errors import ImageError, StoreError, TransientError
 from engine.masks import decode_rles, resize_masks
 from engine.selection import SelectionConfig, plan_selection, select_columns
@@ -23,7 +23,6 @@ from engine.solo.adaptive_targets import AdaptiveLossConfig
 from engine.solo.augmentation import AugmentationConfig, Source, change_colours, paste_objects, place_scene
 from engine.solo.batch import Batch, Sample, Scene, collate, failed_sample, make_sample
 from engine.solo.config import GridConfig
-from engine.solo.inference import fit_size
 from engine.solo.superpixel_targets import SuperpixelLossConfig
 from engine.store.columns import ShardColumns
 from engine.store.pseudo_labels import Version

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from engine.encoders.weights import check_fit, digest_state
-from engine.errors import ObjectMissing, StoreError, WeightsError
+from engine.errors import ObjectMissing, StoreError, TransientError, WeightsError
 from engine.solo.config import SoloConfig
 from engine.solo.network import SoloNetwork, build_network
 from engine.store.objects import read_uri
@@ -38,10 +38,13 @@ def load_network(uri: str, device: torch.device) -> tuple[SoloNetwork, SoloConfi
         data = read_uri(uri)
     except ObjectMissing as error:
         raise WeightsError(f"no weights at {uri!r}: give the .safetensors of a trained network") from error
-    except StoreError as error:
+    except (StoreError, TransientError) as error:
         raise WeightsError(f"cannot read the weights {uri!r}: {error}") from error
     config = _read_config(data, uri)
-    state = safetensors.torch.load(data)
+    try:
+        state = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise WeightsError(f"weights {uri!r} are no whole .safetensors file: {error}") from error
     network = build_network(config, pretrained=False)
     check_fit(state, network.state_dict(), f"weights {uri!r} are not those of their own configuration")
     network.load_state_dict(state)
@@ -56,7 +59,8 @@ def _read_config(data: bytes, uri: str) -> SoloConfig:
         return settings_from(SoloConfig, settings)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{uri!r} is no network that this program has trained ({type(error).__name__})"
+            f"{uri!r} is no network that jobs/train_solo.py has written ({type(error).__name__}): give its "
+            "network.safetensors"
         ) from error
 
 

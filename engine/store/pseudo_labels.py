@@ -265,7 +265,9 @@ def _to_json(value: Mapping[str, Any]) -> bytes:
 
 def _difference(there: VersionInfo, here: VersionInfo) -> str:
     """The settings in which two versions differ, for a person."""
-    old, new = _flatten(there.configuration), _flatten(here.configuration)
+    # Through JSON, so that tuples are the lists that were read back.
+    ours = json.loads(json.dumps(dict(here.configuration)))
+    old, new = _flatten(there.configuration), _flatten(ours)
     old["weights"], new["weights"] = there.weights_digest[:12], here.weights_digest[:12]
     parts = [
         f"{name} is {old.get(name)!r} there, {new.get(name)!r} here"

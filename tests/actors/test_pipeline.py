@@ -15,12 +15,13 @@ from engine.store.pseudo_labels import Version
 from engine.types import ImageRecord, Outcome, Reason, Status
 
 
-@given(st.floats(1, 512), st.integers(0, 64))
-def test_pools_never_ask_for_more_than_there_is(num_cpus: float, num_gpus: int) -> None:
-    pools = size_pools(num_cpus, num_gpus)
+@given(st.floats(1, 512), st.integers(0, 64), st.booleans())
+def test_pools_never_ask_for_more_than_there_is(num_cpus: float, num_gpus: int, by_network: bool) -> None:
+    pools = size_pools(num_cpus, num_gpus, by_network)
     assert pools.total_cpus <= num_cpus
     assert pools.encoders * pools.encoder_gpus <= num_gpus
-    assert min(pools.readers, pools.encoders, pools.labellers, pools.encoder_threads) >= 1
+    assert min(pools.readers, pools.encoders, pools.encoder_threads) >= 1
+    assert (pools.labellers == 0) == by_network
     assert pools.cpus_each > 0
 
 
@@ -29,6 +30,9 @@ def test_small_and_large_clusters() -> None:
     assert (laptop.readers, laptop.encoders, laptop.labellers) == (1, 1, 2)
     assert (node.encoders, node.encoder_gpus) == (8, 1.0)
     assert node.total_cpus > 80
+    networks, few_cpus = size_pools(96, 8, by_network=True), size_pools(12, 8, by_network=True)
+    assert (networks.encoders, networks.encoder_gpus) == (32, 0.25)
+    assert (few_cpus.encoders, few_cpus.encoder_gpus) == (8, 1.0)
     with pytest.raises(ConfigurationError, match="at least one"):
         size_pools(0.5, 4)
 

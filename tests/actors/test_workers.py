@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from actors import reader, workers
+from actors.networks import NetworkWorker
 from actors.pipeline import is_whole_chunk, merge_parts
-from actors.reader import ChunkResult, Reader, cell
+from actors.reader import Batch, ChunkResult, Reader, cell
 from actors.workers import EncoderWorker, Labeller
 from engine.corpora import Corpus, FolderCorpus
 from engine.decoding import decode_image
@@ -16,6 +20,10 @@ from engine.encoders import EncoderConfig, load_encoder
 from engine.errors import TransientError
 from engine.labelling import LabellingConfig, label_images
 from engine.preparation import PreparationConfig
+from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
+from engine.solo.inference import find_instances
+from engine.solo.network import build_network
+from engine.solo.weights import load_network, pack_network
 from engine.store.objects import MemoryObjects
 from engine.tiling import TilingConfig
 from engine.types import Chunk, Instances, Outcome, Reason, Status
@@ -47,17 +55,31 @@ def corpus(photograph: Callable[[int], np.ndarray], encode_image: Callable[..., 
     return FolderCorpus(objects)
 
 
+def label_patches(config: LabellingConfig) -> Callable[[Batch], Batch]:
+    encode, label = EncoderWorker(config, "cpu", 1), Labeller(config)
+    return lambda row: label(encode(row))
+
+
+def label_by_network(config: LabellingConfig) -> Callable[[Batch], Batch]:
+    return NetworkWorker(config, "cpu", 1)
+
+
 def run_stages(corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int = 5) -> tuple[Outcome, ...]:
     """Every image of the corpus through the stages; each row of each stage is checked to be full."""
     records = tuple(corpus.records())
     chunk = Chunk(shard=7, index=1, count=3, records=records)
-    preparation = PreparationConfig(image_size=SIZE, decoding=config.decoding, tiling=config.tiling)
-    encode, label = EncoderWorker(config, "cpu", 1), Labeller(config)
+    preparation = PreparationConfig(
+        image_size=SIZE,
+        keeps_aspect=config.method == "solo",
+        decoding=config.decoding,
+        tiling=config.tiling,
+    )
+    label = label_by_network(config) if config.method == "solo" else label_patches(config)
     parts: dict[int, ChunkResult] = {}
     for row in Reader(corpus, preparation, chunk_size)({"chunk": cell(chunk)}):
         assert row["images"].shape == (1, chunk_size, *SIZE, 3)
         assert not is_whole_chunk(parts)
-        result: ChunkResult = label(encode(row))["result"][0]
+        result: ChunkResult = label(row)["result"][0]
         assert result.chunk == chunk
         parts[result.part] = result
     assert is_whole_chunk(parts)
@@ -137,3 +159,58 @@ def test_tiles_of_several_images_share_rows(corpus: FolderCorpus) -> None:
             assert found is not None
             assert found.rles == expected.rles
             assert found.scores.tobytes() == expected.scores.tobytes()
+
+
+@pytest.fixture
+def by_network(tmp_path: Path) -> LabellingConfig:
+    """Labelling by a network of random weights that sees objects everywhere."""
+    solo = SoloConfig(
+        backbone="test_resnet",
+        image_size=SIZE[0],
+        pyramid_channels=8,
+        head_channels=8,
+        mask_channels=8,
+        head_depth=1,
+        grid=GridConfig(grids=(6, 5, 4, 3, 2)),
+    )
+    network = build_network(solo)
+    nn.init.constant_(network.category_head.prediction.bias, 2.0)
+    weights = tmp_path / "network.safetensors"
+    weights.write_bytes(pack_network(network.state_dict(), solo))
+    encoder = EncoderConfig(weights=str(weights), batch_size=2)
+    return LabellingConfig(method="solo", encoder=encoder, detection=DetectionConfig(max_instances=7))
+
+
+def test_a_network_labels_images_and_tiles(corpus: FolderCorpus, by_network: LabellingConfig) -> None:
+    network, solo, _ = load_network(by_network.encoder.weights, torch.device("cpu"))
+    solo = replace(solo, detection=by_network.detection)
+    rows = run_stages(corpus, by_network)
+    assert rows[2].reason == Reason.NOT_AN_IMAGE
+    tiled = replace(by_network, tiling=TilingConfig(tile=48, duplicate_iou=1, duplicate_ioa=1))
+    in_fives, in_threes = run_stages(corpus, tiled, chunk_size=5), run_stages(corpus, tiled, chunk_size=3)
+    for i in (0, 1, 3):
+        image = decode_image(corpus.read(rows[i].record), by_network.decoding)
+        (expected,) = find_instances(network, [image], solo)
+        found, first, second = (row[i].instances for row in (rows, in_fives, in_threes))
+        assert found is not None
+        assert 0 < len(found) <= 7
+        assert (found.rles, found.method) == (expected.rles, "solo")
+        # Sums differ in their last bits between a batch of one and a batch filled up.
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+        assert rows[i].optimality is None
+        # Whole image and tiles together, whatever rows they travel in.
+        assert first is not None
+        assert second is not None
+        assert first.rles == second.rles
+        assert set(first.rles) > set(found.rles)
+
+
+def test_an_image_that_a_network_fails_at_is_a_row(
+    corpus: FolderCorpus, by_network: LabellingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr("engine.solo.labelling.detect", fail)
+    rows = run_stages(corpus, by_network)
+    assert [row.reason for row in rows] == [Reason.FAILED] * 2 + [Reason.NOT_AN_IMAGE, Reason.FAILED]

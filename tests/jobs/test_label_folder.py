@@ -210,6 +210,8 @@ def test_from_s3_to_s3(
         (("--encoder", "vit_tiny_patch16_224", "--weights", "/nonexistent.pth"), "/nonexistent.pth"),
         (("--encodr", "x"), "did you mean --encoder"),
         (("--method", "magic"), "promerge"),
+        (("--method", "solo"), "needs a trained network: give --weights"),
+        (("--method", "solo", "--weights", __file__), "no network that jobs/train_solo.py has written"),
         (("--shard-size", "0"), "at least 1 image"),
         (("--promerge.tau-b", "7"), "tau_b"),
         (("--extend", "--overwrite"), "one of the two"),
@@ -247,7 +249,7 @@ def test_help_explains_every_flag(run_job: RunJob) -> None:
     for flag in (
         "--corpus", "--store", "--method", "--encoder", "--weights", "--refine", "--limit", "--shard-size",
         "--device", "--address", "--extend", "--overwrite", "--preview", "--promerge.tau-b",
-        "--multicut.biases", "--tile", "--overlap",
+        "--multicut.biases", "--tile", "--overlap", "--detection.min-score",
     ):  # fmt: skip
         assert flag in output
     unexplained = re.findall(r"^│ (--\S+(?: \S+)?)\s+\(default: ", output, re.MULTILINE)

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -25,6 +27,7 @@ from engine.store.local import LocalObjects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.training.distribution import Place
 from engine.training.log import read_figures
+from engine.types import Status
 from jobs.console import parse_arguments
 from jobs.train_solo import TrainArguments
 
@@ -49,9 +52,10 @@ def losses(output: Path) -> list[float]:
     return [line["loss"] for line in read_figures(LocalObjects(output)) if "loss" in line]
 
 
-def test_train_and_measure(
+def test_train_measure_and_label(
     labelled_discs: tuple[Path, Path],
     run_job: Callable[..., subprocess.CompletedProcess[str]],
+    cluster: Any,
     tmp_path: Path,
 ) -> None:
     output = tmp_path / "out"
@@ -68,6 +72,22 @@ def test_train_and_measure(
         "checkpoint.pt", "log", "network-000000004.safetensors", "network-000000008.safetensors",
         "network.safetensors", "training.json",
     }  # fmt: skip
+    labels = ["--corpus", str(labelled_discs[0]), "--store", str(tmp_path / "store"), "--preview"]
+    by_network = ["--method", "solo", "--weights", str(output / "network-000000004.safetensors")]
+    # 8 steps teach little: every cell is taken for an object, so that there is something to store.
+    more = ["--detection.min-score", "0", "--detection.min-score-after-nms", "0"]
+    command = ["label_folder", *labels, str(tmp_path / "previews"), *by_network, *more]
+    done = run_job(*command, "--address", cluster.address, **cluster.environment)
+    assert done.returncode == 0, done.stderr
+    version = PseudoLabelStore(LocalObjects(tmp_path / "store")).version()
+    rows = list(version.outcomes())
+    assert {row.instances.method for row in rows if row.instances is not None} == {"solo"}
+    assert {(row.status, row.optimality) for row in rows} == {(Status.LABELLED, None)}
+    assert len(list((tmp_path / "previews").glob("*.jpg"))) == len(rows) + 1
+    assert version.info.configuration["network"]["image_size"] == 64
+    assert version.info.configuration["refine"] == "none"
+    assert str(tmp_path) not in json.dumps(asdict(version.info))
+    assert len(version.info.weights_digest) == 64
 
 
 def test_a_share_without_a_truth_is_wrong_use() -> None:

@@ -21,14 +21,24 @@ SHARED_CONTRACT = [
         ({"batch_size": 0}, "batch_size"),
         ({"precision": "float64"}, "precision"),
         ({"seed": -1}, "seed"),
-        ({"weights": "dino.pth"}, "no weights to load"),
-        ({"name": "descriptor", "weights": "random"}, "no weights to load"),
-        ({"precision": "bfloat16"}, "float32 only"),
     ],
 )
 def test_configuration_is_checked(fields, complaint):
     with pytest.raises(ConfigurationError, match=complaint):
         EncoderConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"weights": "dino.pth"}, "no weights to load"),
+        ({"name": "descriptor", "weights": "random"}, "no weights to load"),
+        ({"precision": "bfloat16"}, "float32 only"),
+    ],
+)
+def test_a_descriptor_has_nothing_to_load(fields, complaint):
+    with pytest.raises(ConfigurationError, match=complaint):
+        load_encoder(EncoderConfig(**fields), "cpu")
 
 
 def test_grid_is_rounded_down_to_whole_patches():

@@ -1,0 +1,94 @@
+"""Label images by a trained network: rows as those of the other methods, without an encoder and proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.decoding import fit_size
+from engine.labelling import LabellingConfig, Labels, make_instances, refine_proposals
+from engine.precision import autocast, reproducible
+from engine.solo.inference import METHOD, detect, fitted_masks, full_masks, to_inputs
+from engine.solo.network import SoloOutputs
+from engine.solo.weights import load_network
+from engine.stopwatch import stage
+from engine.tiling import Box, boxes_touch_inner_edges
+from engine.types import Reason
+
+
+class SoloLabeller:
+    """A trained network, and how its answers become the labels of whole images and of tiles.
+
+    Batches are filled up with black images to the encoder's `batch_size`, so that an image's labels do not
+    depend on how many others there are.
+    """
+
+    def __init__(self, config: LabellingConfig, device: str) -> None:
+        """Loads the network of `config.encoder.weights`; detection is as `config` says, whatever the network
+        was measured with. Raises WeightsError."""
+        self._device = torch.device(device)
+        self._network, solo, self.weights_digest = load_network(config.encoder.weights, self._device)
+        self._solo = replace(solo, detection=config.detection)
+        self._config = config
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the square that images should be fitted into."""
+        return self._solo.image_size, self._solo.image_size
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the network is, as JSON can hold it; of what it was trained from, its file knows no more."""
+        settings = asdict(self._solo)
+        for name in ("detection", "backbone_weights", "seed"):
+            settings.pop(name)
+        return settings
+
+    @torch.inference_mode()
+    def look_at(self, squares_bhwc: NDArray[np.uint8]) -> SoloOutputs:
+        """What the network says of images uint8 (B, S, S, 3), at most a batch of them."""
+        padded = np.zeros((self._config.encoder.batch_size, *squares_bhwc.shape[1:]), np.uint8)
+        padded[: len(squares_bhwc)] = squares_bhwc
+        inputs = to_inputs(padded, self._device)
+        with reproducible(self._device), autocast(self._device, self._config.encoder.precision):
+            outputs: SoloOutputs = self._network(inputs)
+        return outputs
+
+    @torch.inference_mode()
+    def label(
+        self,
+        outputs: SoloOutputs,
+        number: int,
+        square_hwc: NDArray[np.uint8],
+        size: tuple[int, int],
+        box_xyxy: Box | None = None,
+    ) -> Labels:
+        """Labels of the image `number` of a batch, which `square_hwc` (S, S, 3) shows: an image of `size` =
+        (height, width), or its tile `box_xyxy`, which leaves out what its inner edges cut."""
+        answers = (outputs.objectness, outputs.kernels, outputs.mask_features)
+        if not all(bool(answer[number].isfinite().all()) for answer in answers):
+            return Labels(found=Reason.NON_FINITE)
+        with stage("detect"):
+            detections = detect(outputs, number, self._solo.detection)
+        scores = detections.scores.cpu().numpy()
+        if len(scores) == 0:
+            return Labels(found=Reason.NO_FOREGROUND)
+        x0, y0, x1, y1 = box_xyxy or (0, 0, size[1], size[0])
+        seen_size = (y1 - y0, x1 - x0)
+        masks: Iterable[NDArray[np.bool_]] = full_masks(detections, seen_size, self._solo)
+        if self._config.uses_crf:
+            height, width = fit_size(seen_size, self._solo.image_size)
+            part_hwc = np.ascontiguousarray(square_hwc[:height, :width])
+            fitted = fitted_masks(detections, (height, width), self._solo)
+            with stage("refine"):
+                masks, scores = refine_proposals(part_hwc, fitted, scores, self._config)
+        with stage("resize masks, run lengths"):
+            instances = make_instances(masks, scores, size, METHOD, box_xyxy)
+        if box_xyxy is not None:
+            instances = instances.keep(~boxes_touch_inner_edges(instances.boxes_xyxy, box_xyxy, size))
+        return Labels(found=instances if len(instances) > 0 else Reason.REFINED_AWAY)
