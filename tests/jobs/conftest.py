@@ -116,6 +116,23 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
+def kill_driver() -> Callable[[subprocess.Popen[bytes]], None]:
+    """`kill_driver(process)` kills a job and all of the local Ray below it, as where a machine is cut off."""
+
+    def kill(process: subprocess.Popen[bytes]) -> None:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        # What of this Ray outlives its driver must not linger.
+        _, alive = psutil.wait_procs(family, timeout=5)
+        for member in alive:
+            member.kill()
+        psutil.wait_procs(alive, timeout=10)
+
+    return kill
+
+
+@pytest.fixture
 def labels_in() -> Callable[[Path], dict[str, bytes]]:
     """`labels_in(folder)` are all files of a store but the records of runs, which hold times."""
 
