@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -18,6 +18,7 @@ from engine import __version__
 from engine.corpora import Corpus, open_corpus
 from engine.errors import ConfigurationError, ObjectMissing, StoreError
 from engine.ground_truth import AnnotatedImage, read_ground_truth
+from engine.planning import repeat_plans
 from engine.selftraining.figures import RoundFigures, measure_round
 from engine.selftraining.rounds import SelfTrainingConfig
 from engine.solo.training import RESULT_KEY, RunSettings, begin_output, snapshot_key
@@ -75,21 +76,25 @@ def main(arguments: SelfTrainArguments) -> None:
     if not version.is_finished():
         raise StoreError(f"the labels of {version.name} are not complete: run the label job again first")
     figures = [job.measure(version, None)]
-    networks: list[str] = []
-    for number in range(arguments.config.rounds):
+    while len(figures) <= arguments.config.rounds and not arguments.config.has_settled(figures[-1].change):
+        check_is_learnable(figures[-1])
         networks = job.train(version)
         before, version = version, job.predict(version, networks)
         figures.append(job.measure(version, before))
-        change = figures[-1].change
-        if (
-            change is not None
-            and arguments.config.has_settled(change)
-            and number + 1 < arguments.config.rounds
-        ):
-            print(f"no further round: {change:.1%} of the labels changed, less than --min-change")
-            break
+    if len(figures) <= arguments.config.rounds:
+        print(f"no further round: {figures[-1].change:.1%} of the labels changed, less than --min-change")
     Console().print(figures_table(figures))
     print(f"labels: {job.store.uri} (version {version.name}); network: {networks[-1]}")
+
+
+def check_is_learnable(figures: RoundFigures) -> None:
+    """Raise StoreError where nothing of a round is learned from."""
+    if figures.learned == 0:
+        flag = "--selection" if figures.round == 0 else "--later.selection"
+        raise StoreError(
+            f"none of the {figures.masks} masks of {figures.version} is learned from: lower {flag}.min-score "
+            "and the like, or train the round before for longer"
+        )
 
 
 class SelfTraining:
@@ -117,8 +122,7 @@ class SelfTraining:
 
         arguments, number = self._arguments, version.info.round
         config = arguments.config.training_of(number)
-        folder = _folder(number)
-        output = open_objects(f"{arguments.output}/{folder}")
+        output = open_objects(f"{arguments.output}/{_folder(number)}")
         networks = [f"{output.uri}/{snapshot_key(step)}" for step in config.snapshot_steps]
         begins_from = self._network_before(number)
         labels = {"version": version.name, "begins_from": version.info.weights_digest if begins_from else ""}
@@ -161,8 +165,7 @@ class SelfTraining:
             configuration={
                 **describe_labelling(labelling, network),
                 "chunk_size": arguments.chunk_size,
-                "training": asdict(arguments.config.training_of(number)),
-                "begin": arguments.config.later.begin if number > 0 else "scratch",
+                **self._describe_training(number),
             },
             weights_digest=network.weights_digest,
             parent=version.name,
@@ -171,22 +174,22 @@ class SelfTraining:
             corpus_kind=version.info.corpus_kind,
         )
         following = self.store.begin(info, "resume")
-        # A round has the images of the one before it, in the same shards.
-        plans = {plan.index: plan for plan in version.plans()}
-        if following.is_finished() and plans.keys() <= following.committed():
+        committed = following.committed()
+        if following.is_finished() and version.committed() <= committed:
             print(f"round {number + 1}: {self.store.uri} holds these labels already")
             return following
-        for plan in plans.values():
-            following.record_plan(plan)
-        num_images = sum(len(plan.records) for plan in plans.values())
-        shard_size = max(len(plan.records) for plan in plans.values())
-        work = Work(
-            corpus=self._corpus, version=following, shard_size=shard_size, chunk_size=arguments.chunk_size
-        )
+        # A round has the images of the one before it, in its shards: nothing is listed, nothing cut anew.
+        num_images = repeat_plans(version, following)
+        work = Work(corpus=self._corpus, version=following, shard_size=1, chunk_size=arguments.chunk_size)
         run = LabellingRun(work=work, config=labelling, image_size=network.image_size, device=self._device)
         print(f"round {number + 1}: labelling {num_images} images by {networks[-1]}", flush=True)
         pools = size_pools(self._cpus, self._gpus, by_network=True)
-        with ProgressDisplay(Console(), lambda: num_images) as display:
+
+        def count_images_to_do() -> int:
+            plans = following.plans()
+            return sum(len(plan.records) for plan in plans if plan.index not in committed)
+
+        with ProgressDisplay(Console(), count_images_to_do) as display:
             run_labelling(run, pools, display.show)
         return following
 
@@ -212,6 +215,16 @@ class SelfTraining:
         content = {"measured": measured, "figures": asdict(figures)}
         self._output.write(key, (json.dumps(content, indent=1) + "\n").encode())
         return figures
+
+    def _describe_training(self, number: int) -> dict[str, Any]:
+        """How the networks came about that have learned a round, as a version's configuration holds it."""
+        training = asdict(self._arguments.config.training_of(number))
+        # A place decides nothing, and what is there has become part of the networks, whose digests are known.
+        training["solo"].pop("backbone_weights")
+        return {
+            "training": training,
+            "begin": "scratch" if number == 0 else self._arguments.config.later.begin,
+        }
 
     def _network_before(self, number: int) -> str | None:
         """The network of the round before, where a training begins from it."""

@@ -118,6 +118,11 @@ class SelfTrainingConfig:
             tiling=self.predict.tiling,
         )
 
-    def has_settled(self, change: float) -> bool:
-        """Whether labels that change by so much from a round to the next are worth no further round."""
-        return change < self.min_change
+    def has_settled(self, change: float | None) -> bool:
+        """Whether labels that change by so much from a round to the next are worth no further round; None is
+        said of round 0, which comes from no other.
+
+        >>> [SelfTrainingConfig(min_change=0.1).has_settled(change) for change in (None, 0.2, 0.09)]
+        [False, False, True]
+        """
+        return change is not None and change < self.min_change
