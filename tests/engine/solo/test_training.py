@@ -261,6 +261,28 @@ def test_instances_count_by_their_stability(labelled_folder, stable_version, tin
         without[SampleNumber(0, 0)]
 
 
+def test_a_run_begins_from_another_network(make_maker, tiny_training, tmp_path):
+    maker, first = make_maker(tiny_training), LocalObjects(tmp_path / "first")
+    train_solo(run_of(first, replace(tiny_training, steps=2)), maker)
+    uri = f"{first.uri}/network.safetensors"
+    # Without a learning rate it stays what it began from; the networks' own seeds differ.
+    still = replace(
+        tiny_training,
+        solo=replace(tiny_training.solo, seed=5),
+        optimiser=OptimiserConfig(learning_rate=1e-30, warmup_steps=0, weight_decay=0),
+    )
+    second = replace(run_of(LocalObjects(tmp_path / "second"), still), begins_from=uri)
+    train_solo(second, maker)
+    begun, ended = (
+        load_network(f"{output.uri}/network.safetensors", torch.device("cpu"))[0].state_dict()
+        for output in (first, second.output)
+    )
+    torch.testing.assert_close(ended, begun, rtol=0, atol=1e-20)
+    wider = replace(tiny_training, solo=replace(tiny_training.solo, mask_channels=8))
+    with pytest.raises(WeightsError, match="of another configuration"):
+        train_solo(replace(run_of(MemoryObjects(), wider), begins_from=uri), maker)
+
+
 def test_tensorboard_reads_the_log(make_maker, tiny_training, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
