@@ -19,6 +19,7 @@ from engine.corpora import FolderCorpus
 from engine.errors import ConfigurationError, CorpusError
 from engine.ground_truth import AnnotatedImage, read_ground_truth
 from engine.labelling import make_instances
+from engine.solo.augmentation import AugmentationConfig
 from engine.solo.config import GridConfig, SoloConfig
 from engine.solo.samples import SampleConfig, SampleMaker, list_images
 from engine.solo.training import RunSettings, TrainingConfig, begin_output
@@ -59,7 +60,11 @@ def small_training() -> TrainingConfig:
         snapshots=1,
         solo=solo,
         optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, warmup_steps=50, schedule="cosine"),
-        samples=SampleConfig(superpixels=SuperpixelConfig(num_segments=300)),
+        # So short a training has no time for objects of many sizes.
+        samples=SampleConfig(
+            augmentation=AugmentationConfig(scales=(0.8, 1.2), copy_paste=0.0),
+            superpixels=SuperpixelConfig(num_segments=300),
+        ),
     )
 
 
@@ -99,9 +104,9 @@ class ComparisonArguments:
 class CompareArguments(ComparisonArguments):
     """Compare mask losses: equal images, coarse masks, first weights and steps; clean masks to measure on.
 
-    Training masks are brought to blocks and grown or shrunk at random. A run that was stopped goes on from
-    its last checkpoint. jobs/compare_rounds.py compares what comes after it. Exit codes: 0 done, 1 failed,
-    2 wrong use.
+    Training masks are brought to blocks and grown or shrunk at random. A run that an output holds whole is
+    not repeated, and one that was stopped goes on from its last checkpoint. jobs/compare_rounds.py compares
+    what comes after it. Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
     losses: tuple[LossName, ...] = ("superpixel", "pixel")
@@ -167,7 +172,8 @@ def store_coarse_masks(
                 instances=instances,
             )
         )
-    settings = {"block_px": arguments.block_px, "max_shift_px": arguments.max_shift_px, "seed": seed}
+    names = ("num_train", "block_px", "max_shift_px")
+    settings = {name: getattr(arguments, name) for name in names} | {"seed": seed}
     return store_version(objects, outcomes, settings, None)
 
 
@@ -246,7 +252,7 @@ def open_images(arguments: ComparisonArguments) -> FolderCorpus:
 
 
 def train_and_measure(run: Run, version: Version, arguments: ComparisonArguments) -> dict[str, float]:
-    """AP and AP50 on clean masks after one run; one that has come to its end is not repeated."""
+    """AP and AP50 on clean masks after one run."""
     from engine.solo.run import train_solo
 
     if not begin_output(run.output, run.config, {"version": version.name}, resume=True):

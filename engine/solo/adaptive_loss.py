@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from engine.solo.losses import dice_loss
+
 
 def adaptive_mask_loss(
     logits: torch.Tensor, targets: torch.Tensor, pixel_weights: torch.Tensor
@@ -22,10 +24,6 @@ def adaptive_mask_loss(
     >>> round(loss.item(), 4)  # log 2 + 1 - 2 * 0.5 / (0.25 + 0.25 + 1)
     1.0265
     """
-    probabilities = logits.sigmoid()
-    overlap = 2 * (pixel_weights * probabilities * targets).sum(dim=1)
-    squares = (pixel_weights * (probabilities.square() + targets.square())).sum(dim=1)
     entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none") * pixel_weights
-    # An empty mask against an empty prediction is no division by 0.
-    dice = 1 - overlap / (squares + 1e-6)
-    return dice + entropy.sum(dim=1) / pixel_weights.sum(dim=1).clamp(min=1e-6)
+    mean_entropy = entropy.sum(dim=1) / pixel_weights.sum(dim=1).clamp(min=1e-6)
+    return dice_loss(logits.sigmoid(), targets, pixel_weights) + mean_entropy

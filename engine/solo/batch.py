@@ -59,6 +59,7 @@ class SuperpixelTensors:
     labels: torch.Tensor
     weights: torch.Tensor
     affinities: torch.Tensor
+    areas: torch.Tensor
     states: torch.Tensor
 
     def to(self, device: torch.device) -> SuperpixelTensors:
@@ -67,6 +68,7 @@ class SuperpixelTensors:
             labels=self.labels.to(device, non_blocking=True),
             weights=self.weights.to(device, non_blocking=True),
             affinities=self.affinities.to(device, non_blocking=True),
+            areas=self.areas.to(device, non_blocking=True),
             states=self.states.to(device, non_blocking=True),
         )
 
@@ -219,6 +221,7 @@ def _image_targets(sample: Sample) -> ImageTargets:
             labels=torch.from_numpy(sample.superpixels.labels),
             weights=torch.from_numpy(sample.superpixels.weights),
             affinities=torch.from_numpy(sample.superpixels.affinities),
+            areas=torch.from_numpy(sample.superpixels.areas),
             states=torch.from_numpy(sample.superpixels.states),
         )
     adaptive = None

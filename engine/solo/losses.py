@@ -28,16 +28,26 @@ def focal_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return weight * missing**FOCAL_GAMMA * cross_entropy
 
 
+def dice_loss(probabilities: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """1 - 2 sum(w p m) / (sum(w p²) + sum(w m²)) of each of N masks, (N,); all (N, P), or `weights` (P,).
+
+    Source: arXiv 1912.04488, equation 4.
+
+    >>> loss = dice_loss(torch.tensor([[0.5, 1.0]]), torch.ones(1, 2), torch.tensor([1.0, 0.0]))
+    >>> round(loss.item(), 4)  # 1 - 2 * 0.5 / (0.25 + 1)
+    0.2
+    """
+    overlap = 2 * (weights * probabilities * targets).sum(dim=1)
+    squares = (weights * (probabilities.square() + targets.square())).sum(dim=1)
+    # An empty mask against an empty prediction is no division by 0.
+    return 1 - overlap / (squares + 1e-6)
+
+
 def pixel_mask_loss(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Dice and mean cross-entropy of each of N masks, (N,).
 
     `logits` and `targets` are (N, P) over the pixels of an image, `valid` (P,) is 1 on the image and 0 on
-    what surrounds it. Dice is 1 - 2 sum(p m) / (sum(p²) + sum(m²)), as in arXiv 1912.04488, equation 4.
+    what surrounds it.
     """
-    probabilities = logits.sigmoid() * valid
-    targets = targets * valid
-    overlap = 2 * (probabilities * targets).sum(dim=1)
-    # An empty mask against an empty prediction is no division by 0.
-    dice = 1 - overlap / (probabilities.square().sum(dim=1) + targets.square().sum(dim=1) + 1e-6)
     cross_entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none") * valid
-    return dice + cross_entropy.sum(dim=1) / valid.sum().clamp(min=1)
+    return dice_loss(logits.sigmoid(), targets, valid) + cross_entropy.sum(dim=1) / valid.sum().clamp(min=1)

@@ -30,8 +30,8 @@ class ObjectiveConfig:
     """What the network is trained for: focal loss + weight x (mask term + soft_weight x soft loss)."""
 
     mask_term: Literal["superpixel", "pixel", "adaptive"] = "superpixel"
-    """The hard superpixel loss, with pixels where an object contains no whole superpixel; or pixels alone; or
-    pixels by how stable their object is and how far they are from its boundary, for later rounds."""
+    """The hard superpixel loss, with pixels where an object contains no superpixel; or pixels alone; or pixels
+    by how stable their object is and how far they are from its boundary, for later rounds."""
     soft_weight: float = 1.0
     """Weight of the soft superpixel loss; 0 does without."""
     mask_weight: float = 3.0
@@ -63,7 +63,7 @@ class LossSums:
 
     `focal` goes with `positives`, the positive cells; `mask_term` (the hard loss and its stand-in) and `soft`
     with `masks`, the cells whose masks are learned, each times its weight. `fallbacks` counts those judged by
-    pixels for want of a whole superpixel.
+    pixels for want of a superpixel.
     """
 
     focal: torch.Tensor
@@ -138,7 +138,8 @@ def mask_losses(logits: torch.Tensor, targets: ImageTargets, config: ObjectiveCo
         if config.mask_term == "superpixel":
             states = superpixels.states[targets.owners]
             falls_back = (~has_positive(states)).float()
-            mask_term = _with_pixels(hard_loss(regions, states), falls_back, logits, targets)
+            hard = hard_loss(regions, states, superpixels.areas)
+            mask_term = _with_pixels(hard, falls_back, logits, targets)
     if config.mask_term == "pixel":
         mask_term = _pixel_term(logits, targets, slice(None))
     adaptive = targets.adaptive
@@ -150,12 +151,12 @@ def mask_losses(logits: torch.Tensor, targets: ImageTargets, config: ObjectiveCo
 
 
 def _with_pixels(
-    mask_term: torch.Tensor, falls_back: torch.Tensor, logits: torch.Tensor, targets: ImageTargets
+    hard: torch.Tensor, falls_back: torch.Tensor, logits: torch.Tensor, targets: ImageTargets
 ) -> torch.Tensor:
-    """The mask term (M,) with pixels' judgement for those that fall back."""
+    """The hard loss (M,) with pixels' judgement for those that fall back."""
     # These few are picked out: for the others pixels would cost as much as the rest.
     chosen = falls_back.nonzero().flatten()
-    return mask_term.index_put((chosen,), _pixel_term(logits, targets, chosen))
+    return hard.index_put((chosen,), _pixel_term(logits, targets, chosen))
 
 
 def _pixel_term(logits: torch.Tensor, targets: ImageTargets, chosen: slice | torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from engine.solo.superpixel_targets import NEGATIVE, POSITIVE
+from engine.solo.losses import dice_loss
+from engine.solo.superpixel_targets import IGNORED, POSITIVE
 
 
 def superpixel_probabilities(
@@ -26,15 +27,22 @@ def superpixel_probabilities(
     return sums.index_add(0, labels, weighted).T
 
 
-def hard_loss(superpixels: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of P_k (N, K) against the labelled superpixels of each of N masks, (N,).
+def hard_loss(superpixels: torch.Tensor, states: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
+    """Dice and mean cross-entropy of P_k (N, K) against the labelled superpixels of each of N masks, (N,).
 
-    `states` (N, K) are those of `SuperpixelTargets`. Positives and negatives weigh half each; where there are
-    none of a kind, its half is 0.
+    `states` (N, K) and `areas` (K,) are those of `SuperpixelTargets`; a superpixel counts by its area. Where
+    each is one pixel this is `pixel_mask_loss`.
+
+    The paper has cross-entropy alone, against which a small object hardly counts. With as much weight on
+    positives as on negatives it does, but what is far away then counts little, and masks leak: true masks of
+    eight photographs, learned by heart, gave box AP50 0.79 so, and 0.93 with dice, which SOLO itself has.
     """
-    return 0.5 * (
-        _mean_entropy(superpixels, states == POSITIVE) + _mean_entropy(1 - superpixels, states == NEGATIVE)
-    )
+    weights = areas * (states != IGNORED)
+    targets = (states == POSITIVE).to(superpixels.dtype)
+    # NaN stays NaN, so that it is noticed.
+    entropy = -torch.where(states == POSITIVE, superpixels, 1 - superpixels).clamp(min=1e-12).log()
+    cross_entropy = (entropy * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    return dice_loss(superpixels, targets, weights) + cross_entropy
 
 
 def soft_targets(superpixels: torch.Tensor, affinities: torch.Tensor) -> torch.Tensor:
@@ -51,11 +59,5 @@ def soft_loss(superpixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def has_positive(states: torch.Tensor) -> torch.Tensor:
-    """Which of N instances contain a whole superpixel, bool (N,); the others are judged pixel by pixel."""
+    """Which of N instances contain a superpixel, bool (N,); the others are judged pixel by pixel."""
     return (states == POSITIVE).any(dim=1)
-
-
-def _mean_entropy(probabilities: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Mean of -log p over the chosen of (N, K), (N,); NaN stays NaN, so that it is noticed."""
-    entropy = -probabilities.clamp(min=1e-12).log() * chosen
-    return entropy.sum(dim=1) / chosen.sum(dim=1).clamp(min=1)

@@ -27,7 +27,7 @@ _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 @dataclass(frozen=True, kw_only=True)
 class Figures:
     """What one step measured, over all workers. `fallback_share` is the part of the masks that pixels judged
-    because their object contains no whole superpixel; `unread` counts images that could not be read."""
+    because their object contains no superpixel; `unread` counts images that could not be read."""
 
     loss: float
     focal: float

@@ -151,9 +151,11 @@ def test_masks_at_stride_are_the_majority_and_lose_no_instance():
     ]
 
 
-def test_weights_below_0_are_refused():
+def test_settings_out_of_range_are_refused():
     with pytest.raises(ConfigurationError, match="must not be negative"):
         ObjectiveConfig(soft_weight=-1)
     with pytest.raises(ConfigurationError, match="alpha_2 must be above 0"):
         SuperpixelLossConfig(alpha_2=0)
+    with pytest.raises(ConfigurationError, match="purity is a share"):
+        SuperpixelLossConfig(purity=0.5)
     assert not ObjectiveConfig(mask_term="pixel", soft_weight=0).needs_superpixels

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine.ground_truth import read_ground_truth
+from engine.solo.losses import pixel_mask_loss
 from engine.solo.superpixel_loss import (
     hard_loss,
     has_positive,
@@ -27,21 +28,23 @@ from engine.superpixels.graph import build_graph
 from engine.superpixels.hierarchy import number_by_first_pixel
 
 CONFIG = SuperpixelLossConfig()
-ALPHA_1, ALPHA_2 = 0.05, 0.003
+ALPHA_1, ALPHA_2, PURITY = 0.05, 0.001, 0.75
 
 
 def blocks_case(seed):
     """A 24 x 32 image of 4 x 4 blocks, whose right quarter is off the image."""
     rng = np.random.default_rng(seed)
     blocks = number_by_first_pixel(rng.integers(0, 6, (6, 8))).repeat(4, axis=0).repeat(4, axis=1)
-    colours = (rng.random((blocks.max() + 1, 3)) * 0.2 + 0.4).astype(np.float32)
+    colours = (rng.random((blocks.max() + 1, 3)) * 0.1 + 0.4).astype(np.float32)
     image = (colours[blocks] + rng.normal(0, 0.05, (24, 32, 3))).clip(0, 1).astype(np.float32)
     labels = blocks.astype(np.int32)
     labels[:, 24:] = -1
     labels[labels >= 0] = number_by_first_pixel(labels[labels >= 0][None])[0]
     image[:, 24:] = 0
-    masks = rng.random((3, 6, 8)).repeat(4, axis=1).repeat(4, axis=2) < 0.8
-    return image, labels, masks & (labels >= 0)
+    # Whole superpixels, and blocks that make some of them impure.
+    chosen = (rng.random((3, labels.max() + 1)) < 0.5)[:, labels]
+    flipped = (rng.random((3, 6, 8)) < 0.2).repeat(4, axis=1).repeat(4, axis=2)
+    return image, labels, (chosen ^ flipped) & (labels >= 0)
 
 
 def reference_losses(probabilities, image, labels, masks):
@@ -62,19 +65,26 @@ def reference_losses(probabilities, image, labels, masks):
             regions.append(top / bottom)
         targets = [sum(psi[k][n] * regions[n] for n in range(count)) / sum(psi[k]) for k in range(count)]
         soft.append(np.mean([abs(p - t) for p, t in zip(regions, targets, strict=True)]))
-        positive = [-math.log(regions[k]) for k in range(count) if mask[labels == k].all()]
-        negative = [-math.log(1 - regions[k]) for k in near_without(labels, mask, count)]
-        hard.append(sum(sum(part) / max(len(part), 1) for part in (positive, negative)) / 2)
+        hard.append(reference_hard(regions, coarse_labels, [mask[labels == k].mean() for k in range(count)]))
     return np.array(hard), np.array(soft)
 
 
-def near_without(labels, mask, count):
-    """Superpixels without a pixel of the mask, but with one in its box enlarged twice."""
-    rows, columns = np.nonzero(mask)
-    y0, y1, x0, x1 = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
-    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]]
-    inside = (abs(y + 0.5 - (y0 + y1) / 2) < y1 - y0) & (abs(x + 0.5 - (x0 + x1) / 2) < x1 - x0)
-    return [k for k in range(count) if (inside & (labels == k)).any() and not mask[labels == k].any()]
+def reference_hard(regions, coarse_labels, shares):
+    """Dice and cross-entropy over the superpixels of which a mask holds enough or little enough."""
+    entropy = overlap = squares = total = 0.0
+    for k, share in enumerate(shares):
+        area = (coarse_labels == k).sum()
+        if share >= PURITY:
+            entropy -= area * math.log(regions[k])
+            overlap += area * regions[k]
+            squares += area * (regions[k] ** 2 + 1)
+        elif share <= 1 - PURITY:
+            entropy -= area * math.log(1 - regions[k])
+            squares += area * regions[k] ** 2
+        else:
+            continue
+        total += area
+    return 1 - 2 * overlap / squares + entropy / total
 
 
 def reference_affinities(labels, means):
@@ -106,16 +116,18 @@ def test_values_are_those_of_the_equations(seed):
         len(targets.affinities),
     )
     states, affinities = torch.from_numpy(targets.states), torch.from_numpy(targets.affinities).double()
-    np.testing.assert_allclose(hard_loss(regions, states), hard, rtol=1e-5)
+    assert {POSITIVE, NEGATIVE, IGNORED} == set(states.flatten().tolist())
+    np.testing.assert_allclose(hard_loss(regions, states, torch.from_numpy(targets.areas)), hard, rtol=1e-5)
     np.testing.assert_allclose(soft_loss(regions, soft_targets(regions, affinities)), soft, rtol=1e-4)
 
 
 def test_gradients_are_those_of_finite_differences():
     image, labels, masks = blocks_case(0)
-    targets = superpixel_targets(image, labels, masks, CONFIG)
+    # Superpixels that all support one another: |P - P^| has no derivative where they are equal.
+    targets = superpixel_targets(image, labels, masks, SuperpixelLossConfig(alpha_2=0.1))
     pixels, weights = torch.from_numpy(targets.labels), torch.from_numpy(targets.weights).double()
     affinities = torch.from_numpy(targets.affinities).double()
-    states = torch.from_numpy(targets.states)
+    states, areas = torch.from_numpy(targets.states), torch.from_numpy(targets.areas)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 48, generator=generator, dtype=torch.float64, requires_grad=True)
     # The target is a constant to gradients: finite differences must hold it fixed as well.
@@ -126,29 +138,52 @@ def test_gradients_are_those_of_finite_differences():
 
     def loss(values):
         regions = superpixel_probabilities(values.sigmoid(), pixels, weights, len(affinities))
-        return hard_loss(regions, states) + soft_loss(regions, constant)
+        return hard_loss(regions, states, areas) + soft_loss(regions, constant)
 
     assert torch.autograd.gradcheck(loss, (logits,))
 
 
 def test_states_worked_by_hand():
-    labels = np.int32([[0, 0, 1, 1, 2, 3, 4, 4]])
-    masks = np.array(
-        [[[0, 0, 1, 1, 1, 0, 0, 0]], [[0, 0, 0, 0, 0, 0, 0, 0]], [[0, 0, 0, 0, 0, 0, 1, 0]]], bool
-    )
-    # The first box is columns 2 to 5, enlarged 0.5 to 6.5 and so, halves to even, 0 to 6.
-    assert superpixel_states(labels, masks, 2.0).tolist() == [
-        [NEGATIVE, POSITIVE, POSITIVE, NEGATIVE, IGNORED],
-        [IGNORED] * 5,
-        [IGNORED] * 5,
+    labels = np.int32([[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, -1, -1]])
+    masks = np.zeros((4, 1, 12), bool)
+    masks[0, 0, 1:6] = True  # 3 of 4, 2 of 4, none
+    masks[1, 0, 3:10] = True  # 1 of 4, all, all
+    masks[3, 0, 8] = True  # none, none, 1 of 2
+    assert superpixel_states(labels, masks, 0.75).tolist() == [
+        [POSITIVE, IGNORED, NEGATIVE],
+        [NEGATIVE, POSITIVE, POSITIVE],
+        [NEGATIVE, NEGATIVE, NEGATIVE],
+        [NEGATIVE, NEGATIVE, IGNORED],
+    ]
+    assert superpixel_states(labels, masks, 1.0)[:2].tolist() == [
+        [IGNORED, IGNORED, NEGATIVE],
+        [IGNORED, POSITIVE, POSITIVE],
     ]
 
 
 def test_an_instance_without_a_whole_superpixel_is_told_apart():
     states = torch.tensor([[POSITIVE, IGNORED], [NEGATIVE, IGNORED], [IGNORED, IGNORED]])
     assert has_positive(states).tolist() == [True, False, False]
-    nothing_labelled = hard_loss(torch.tensor([[0.3, 0.7]]), states[2:])
-    assert nothing_labelled.tolist() == [0.0]
+    nothing_labelled = hard_loss(torch.tensor([[0.3, 0.7]]), states[2:], torch.ones(2))
+    assert nothing_labelled.tolist() == [1.0]
+
+
+def test_superpixels_of_one_pixel_are_judged_as_pixels():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 12, generator=generator, dtype=torch.float64)
+    masks = (torch.rand(2, 12, generator=generator) < 0.4).double()
+    valid = (torch.arange(12) < 9).double()
+    expected = pixel_mask_loss(logits, masks, valid)
+    # What is off the image has no pixel.
+    torch.testing.assert_close(hard_loss(logits.sigmoid(), masks.to(torch.int8), valid), expected)
+
+
+def test_a_leak_costs_the_same_near_and_far():
+    states = torch.tensor([[POSITIVE, NEGATIVE, NEGATIVE, NEGATIVE]])
+    near, far = torch.tensor([[0.9, 0.6, 0.1, 0.1]]), torch.tensor([[0.9, 0.1, 0.1, 0.6]])
+    torch.testing.assert_close(hard_loss(near, states, torch.ones(4)), hard_loss(far, states, torch.ones(4)))
+    larger = hard_loss(far, states, torch.tensor([1.0, 1.0, 1.0, 2.0]))
+    assert larger > hard_loss(far, states, torch.ones(4))
 
 
 def test_superpixels_lost_at_the_mask_stride_are_left_out():
@@ -160,6 +195,7 @@ def test_superpixels_lost_at_the_mask_stride_are_left_out():
     targets = superpixel_targets(np.full((8, 8, 3), 0.5, np.float32), labels, masks, CONFIG)
     assert targets.states.tolist() == [[NEGATIVE, POSITIVE]]
     assert targets.labels.tolist() == [0, 1, 0, 1]
+    assert targets.areas.tolist() == [2, 2]
     np.testing.assert_allclose(targets.affinities, 0.5)
 
 
