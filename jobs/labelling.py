@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -84,15 +84,19 @@ def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
     store = PseudoLabelStore(open_objects(arguments.store))
     check_has_images(corpus)
     network = describe_network(arguments.labelling)
-    resources = join_cluster(arguments.address)
-    device = choose_device(arguments.device, resources.gpus)
-    version = store.begin(_version_info(arguments, corpus.kind, network, device), arguments.mode)
-    check_same_corpus(corpus, version)
+    info = _version_info(arguments, corpus.kind, network)
     console = Console()
-    if version.is_finished() and not arguments.extend:
+    # Refusals, and that nothing is to do, need no Ray.
+    version = store.find_begun(info, arguments.mode)
+    if version is not None and version.is_finished() and not arguments.extend:
+        check_same_corpus(corpus, version)
         print(f"nothing to do: {store.uri} holds these labels already (--extend adds images that are new)")
         summaries = version.summaries()
     else:
+        resources = join_cluster(arguments.address)
+        device = choose_device(arguments.device, resources.gpus)
+        version = store.begin(replace(info, device=device), arguments.mode)
+        check_same_corpus(corpus, version)
         summaries = _label(corpus, version, network.image_size, device, arguments, console)
     console.print(_summary_table(summaries))
     for line in _rejected_lines(version, summaries):
@@ -177,8 +181,9 @@ def describe_labelling(config: LabellingConfig, network: NetworkDescription) -> 
 
 
 def _version_info(
-    arguments: LabelArguments, corpus_kind: CorpusKind, network: NetworkDescription, device: str
+    arguments: LabelArguments, corpus_kind: CorpusKind, network: NetworkDescription
 ) -> VersionInfo:
+    """What the labels are made from; which device, Ray will say."""
     configuration = describe_labelling(arguments.labelling, network) | {
         "shard_size": arguments.shard_size,
         "chunk_size": arguments.chunk_size,
@@ -190,7 +195,7 @@ def _version_info(
         weights_digest=network.weights_digest,
         parent=None,
         code_version=__version__,
-        device=device,
+        device="",
         corpus_kind=corpus_kind,
     )
 

@@ -1,13 +1,16 @@
 """The files at the top say what is true."""
 
+import importlib
 import re
 import subprocess
-import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from jobs.console import parse_arguments
 
 _ROOT = Path(__file__).parents[1]
 _README = (_ROOT / "README.md").read_text()
@@ -17,15 +20,28 @@ def test_ray_accepts_the_cluster() -> None:
     validate_config(prepare_config(yaml.safe_load((_ROOT / "cluster.yaml").read_text())))
 
 
-def test_every_flag_in_the_readme_exists() -> None:
+def test_every_flag_in_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:
     jobs = set(re.findall(r"jobs/(\w+)\.py", _README))
     assert "label_folder" in jobs
     for job in sorted(jobs):
-        command = [sys.executable, str(_ROOT / "jobs" / f"{job}.py"), "--help"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        main = importlib.import_module(f"jobs.{job}").main
+        (arguments_type,) = (kind for name, kind in get_type_hints(main).items() if name != "return")
+        with pytest.raises(SystemExit):
+            parse_arguments(arguments_type, ["--help"])
+        said = capsys.readouterr().out
         uses = re.findall(rf"jobs/{job}\.py((?:[^\n]|\\\n)*)", _README)
         flags = {flag for use in uses for flag in re.findall(r"--[a-z][\w.-]*", use)}
         assert {flag for flag in flags if flag not in said} == set(), job
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "job", sorted(path.stem for path in (_ROOT / "jobs").glob("*.py") if "run_job(" in path.read_text())
+)
+def test_every_job_runs_by_its_file(job: str) -> None:
+    command = [str(_ROOT / "jobs" / f"{job}.py"), "--help"]
+    said = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True).stdout
+    assert "Exit codes: 0 done" in said
 
 
 @pytest.mark.parametrize("name", ["docs/labels.jpg"])

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from engine.corpora import Corpus
-from engine.errors import ConfigurationError, CorpusError, ObjectMissing
+from engine.errors import ConfigurationError, CorpusError
 from engine.pretraining.card import CARD_KEY, ENCODER_KEY, Card, pack_encoder, write_card
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.network import build_network
 from engine.pretraining.samples import Batch, ImageCache, SampleStream, batches
-from engine.pretraining.trainer import Figures, Pretrainer, pack_state, unpack_state
+from engine.pretraining.trainer import Figures, Pretrainer
 from engine.pretraining.views import ViewConfig, ViewMaker
 from engine.store.objects import ObjectStore
+from engine.training.checkpoints import read_checkpoint, write_checkpoint
 from engine.training.distribution import Place, from_all_workers, from_first_worker
+from engine.training.order import batch_numbers
 from engine.types import ImageRecord
 
-CHECKPOINT_KEY = "checkpoint.pt"
 LOG_KEY = "losses.jsonl"
 _SECONDS_BETWEEN_WRITES = 10.0
 
@@ -110,7 +111,8 @@ def pretrain(
         return
     sources = list_sources(corpora, config, settings)
     stream = SampleStream(sources, ViewMaker(views_in_use(config), trainer.patch_size), config.seed)
-    numbers = _sample_numbers(trainer.step, config.batch_size, place.rank * share, share)
+    part = slice(place.rank * share, (place.rank + 1) * share)
+    numbers = batch_numbers(config.seed, len(sources), config.batch_size, count(trainer.step), part)
     run = _Run(trainer=trainer, diary=diary, output=output, config=config, settings=settings, place=place)
     run.train(batches(stream, numbers, settings.processes, place.device.type == "cuda"), len(sources))
     run.finish(tuple(corpus.uri for corpus in corpora), len(sources))
@@ -135,19 +137,11 @@ def views_in_use(config: PretrainingConfig) -> ViewConfig:
     return config.views if config.dino.weight > 0 else replace(config.views, num_local=0)
 
 
-def _sample_numbers(step: int, batch_size: int, first: int, share: int) -> Iterator[list[int]]:
-    """Which samples a worker takes in each step from `step` on: `share` of the batch, from its `first` on."""
-    for start in count(step * batch_size + first, batch_size):
-        yield list(range(start, start + share))
-
-
 def _stored_state(output: ObjectStore, config: PretrainingConfig) -> dict[str, Any] | None:
     """The run's last checkpoint. Raises ConfigurationError where it is of another configuration."""
-    try:
-        data = output.read(CHECKPOINT_KEY)
-    except ObjectMissing:
+    state = read_checkpoint(output)
+    if state is None:
         return None
-    state = unpack_state(data, f"{output.uri}/{CHECKPOINT_KEY}")
     theirs, ours = json.loads(state["configuration"]), json.loads(_as_json(config))
     different = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     if different:
@@ -225,7 +219,7 @@ class _Run:
                 "trainer": self.trainer.state(),
                 "diary": asdict(self.diary),
             }
-            self.output.write(CHECKPOINT_KEY, pack_state(state))
+            write_checkpoint(self.output, state)
             self._write_log()
 
     def finish(self, corpora: tuple[str, ...], num_images: int) -> None:

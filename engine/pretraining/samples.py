@@ -1,4 +1,4 @@
-"""From a corpus to batches of views: what sample n is depends on n, the seed and the corpus alone."""
+"""From a corpus to batches of views: what a sample is depends on its number, the seed and the images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from engine.decoding import DecodingConfig, decode_image, resize_image
 from engine.errors import CorpusError, ImageError
 from engine.pretraining.regions import cut_regions
 from engine.pretraining.views import ViewMaker, Views
+from engine.training.order import SampleNumber
 from engine.types import ImageRecord
 
 _TRIES = 100
@@ -85,7 +85,7 @@ class Batch(NamedTuple):
 
 
 class SampleStream(Dataset[Sample]):
-    """Sample number n, without end: every epoch goes through all images in an order of its own.
+    """An image's views as they are cut in an epoch, see `engine.training.order`.
 
     In the place of an image that cannot be read stands the next in the corpus that can.
     """
@@ -97,10 +97,9 @@ class SampleStream(Dataset[Sample]):
         self._maker = maker
         self._seed = seed
 
-    def __getitem__(self, number: int) -> Sample:
+    def __getitem__(self, number: SampleNumber) -> Sample:
         """Raises CorpusError where no image near by can be read."""
-        epoch, position = divmod(number, len(self._sources))
-        index = int(epoch_order(self._seed, epoch, len(self._sources))[position])
+        epoch, index = number
         planes, rejected = self._first_readable(index)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_mix(self._seed, epoch, index))
@@ -123,16 +122,6 @@ class SampleStream(Dataset[Sample]):
         raise CorpusError(f"{len(rejected)} images in a row cannot be read, the first is {path} ({reason})")
 
 
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
-    """The order of images in an epoch, int64 (num_images,).
-
-    >>> sorted(epoch_order(0, 3, 4).tolist())
-    [0, 1, 2, 3]
-    """
-    return np.random.default_rng([seed, epoch]).permutation(num_images)
-
-
 def _mix(*numbers: int) -> int:
     """One 63-bit seed of several numbers."""
     digest = hashlib.sha256(repr(numbers).encode()).digest()
@@ -140,7 +129,7 @@ def _mix(*numbers: int) -> int:
 
 
 def batches(
-    stream: SampleStream, numbers: Iterator[list[int]], num_processes: int, pin_memory: bool
+    stream: SampleStream, numbers: Iterator[list[SampleNumber]], num_processes: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """Batches of the samples with these numbers, made by so many processes beside this one (or 0)."""
     return iter(

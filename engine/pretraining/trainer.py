@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.errors import RunError, StoreError
+from engine.errors import RunError
+from engine.precision import autocast
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoLoss
 from engine.pretraining.network import Network, Outputs, build_network, parameter_groups
@@ -78,7 +77,7 @@ class Pretrainer:
         settings = settings_at(progress, self._config.batch_size, self._config.optimiser)
         self._set(settings)
         global_views, local_views, labels = (part.to(self._device, non_blocking=True) for part in views)
-        with self._autocast():
+        with autocast(self._device, self._config.precision):
             student: Outputs = self._forward(global_views, local_views)
         loss, measured = self._losses(student, global_views, labels, progress)
         figures = mean_over_workers(torch.stack([loss.detach(), *measured])).tolist()
@@ -117,7 +116,7 @@ class Pretrainer:
 
     @torch.no_grad()
     def _targets(self, global_views: torch.Tensor) -> torch.Tensor:
-        with self._autocast():
+        with autocast(self._device, self._config.precision):
             logits: torch.Tensor | None = self._teacher(global_views, global_views[:, :0]).logits
         assert logits is not None
         return logits
@@ -143,11 +142,6 @@ class Pretrainer:
         for group in self._optimiser.param_groups:
             group["lr"] = settings.learning_rate
             group["weight_decay"] = settings.weight_decay if group["decays"] else 0.0
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._config.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, dtype=torch.bfloat16)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on: tensors and plain values."""
@@ -176,21 +170,3 @@ def _spread(keys: torch.Tensor) -> torch.Tensor:
     """Root mean square distance of unit keys (2, B, N, C) from their mean: 1 everywhere, 0 collapsed."""
     directions = nn.functional.normalize(keys.float(), dim=-1).flatten(0, 2)
     return (1 - directions.mean(dim=0).square().sum()).clamp(min=0).sqrt()
-
-
-def pack_state(state: dict[str, Any]) -> bytes:
-    """A state as the bytes of a torch checkpoint."""
-    sink = io.BytesIO()
-    torch.save(state, sink)
-    return sink.getvalue()
-
-
-def unpack_state(data: bytes, uri: str) -> dict[str, Any]:
-    """What `pack_state` packed; nothing in it is executed. Raises StoreError."""
-    try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise almost anything from inside the unpickler
-        raise StoreError(
-            f"no whole checkpoint at {uri} ({type(error).__name__}): start a new output"
-        ) from error
-    return state

@@ -30,8 +30,8 @@ class ObjectiveConfig:
     """What the network is trained for: focal loss + weight x (mask term + soft_weight x soft loss)."""
 
     mask_term: Literal["superpixel", "pixel", "adaptive"] = "superpixel"
-    """The hard superpixel loss, with pixels where an object contains no superpixel; or pixels alone; or pixels
-    by how stable their object is and how far they are from its boundary, for later rounds."""
+    """The hard superpixel loss, with pixels where an object contains no superpixel; or pixels alone; or
+    pixels by how stable their object is and how far they are from its boundary, for later rounds."""
     soft_weight: float = 1.0
     """Weight of the soft superpixel loss; 0 does without."""
     mask_weight: float = 3.0

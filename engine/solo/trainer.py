@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import nn
 
 from engine.encoders.weights import check_fit
 from engine.errors import RunError
+from engine.precision import autocast
 from engine.solo.batch import Batch
 from engine.solo.network import SoloOutputs, build_network
 from engine.solo.objective import LossSums, batch_losses
@@ -20,8 +20,6 @@ from engine.solo.training import TrainingConfig
 from engine.solo.weights import load_network
 from engine.training.distribution import Place, total_over_workers
 from engine.training.schedule import build_optimiser, learning_rate_at
-
-_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ class SoloTrainer:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         batch = batch.to(self._place.device)
-        with self._autocast():
+        with autocast(self._place.device, self._config.precision):
             outputs: SoloOutputs = self._forward(batch.images.float() / 255)
         sums = batch_losses(outputs, batch, config.objective)
         unread = sum(bool(failure) for failure in batch.failures)
@@ -94,11 +92,6 @@ class SoloTrainer:
         self._scaler.step(self._optimiser)
         self._scaler.update()
         return float(norm)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._config.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self._place.device.type, dtype=_AUTOCAST[self._config.precision])
 
     def begin_from(self, uri: str) -> None:
         """Take the weights of a trained network. Raises WeightsError where they are of another kind."""

@@ -100,13 +100,24 @@ class PseudoLabelStore:
         finished); `Version.finish` makes it the round's own. Raises StoreError where the round has labels of
         another configuration and may not be overwritten.
         """
-        current = self._current(info.round)
-        if mode == "overwrite" and current is not None:
-            return self._create(info, self._unfinished_or_new_name(info, current))
-        if current is None:
-            version = self._create(info, info.name)
-            self._objects.create(_pointer(info.round), _to_json({"version": version.name}))
+        version = self.find_begun(info, mode)
+        if version is not None:
             return version
+        current = self._current(info.round)
+        if current is not None:
+            return self._create(info, self._unfinished_or_new_name(info, current))
+        version = self._create(info, info.name)
+        self._objects.create(_pointer(info.round), _to_json({"version": version.name}))
+        return version
+
+    def find_begun(self, info: VersionInfo, mode: Mode) -> Version | None:
+        """The round's own version where `begin` would go on with it; None where it would begin a new one.
+
+        Raises StoreError as `begin` does, and writes nothing.
+        """
+        current = self._current(info.round)
+        if current is None or mode == "overwrite":
+            return None
         version = Version(self._objects, current)
         if version.info.digest != info.digest:
             raise StoreError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
 
 
 def batch_numbers(
-    seed: int, num_samples: int, batch_size: int, steps: range, part: slice
+    seed: int, num_samples: int, batch_size: int, steps: Iterable[int], part: slice
 ) -> Iterator[list[SampleNumber]]:
     """The samples of each step's batch, or of the `part` of it that is one worker's.
 

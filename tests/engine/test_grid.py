@@ -75,7 +75,7 @@ def test_settings_change_what_they_name_and_nothing_else() -> None:
     changed = with_settings(config, settings)
     assert (changed.promerge.stride, changed.promerge.tau_b, changed.refine) == (6, 0.1, "none")
     assert changed.encoder.image_size == 240
-    assert with_settings(changed, {"promerge.stride": 4, "promerge.tau_b": 0.2, "refine": "crf",
+    assert with_settings(changed, {"promerge.stride": 4, "promerge.tau_b": 0.2, "refine": "auto",
                                    "encoder.image_size": 480}) == config  # fmt: skip
     with pytest.raises(ConfigurationError, match="tau_b"):
         with_settings(config, {"promerge.tau_b": 3.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import subprocess
@@ -11,10 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import psutil
 import pytest
+
+from jobs.console import run_job as exit_after
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -130,6 +134,25 @@ def kill_driver() -> Callable[[subprocess.Popen[bytes]], None]:
         psutil.wait_procs(alive, timeout=10)
 
     return kill
+
+
+@pytest.fixture
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_here("export", "--store", ...)` is `run_job` within this process, for what needs no Ray."""
+
+    def run(job: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        main = importlib.import_module(f"jobs.{job}").main
+        (arguments_type,) = (kind for name, kind in get_type_hints(main).items() if name != "return")
+        command = [f"{job}.py", *flags]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as caught:
+            exit_after(arguments_type, main)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(command, int(caught.value.code or 0), said.out, said.err)
+
+    return run
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Whoever dies, whenever: the same command finishes the store as if nobody had died."""
+"""Whoever dies, whenever: the same command finishes the store as if nobody had died, on whichever Ray."""
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,14 +31,17 @@ class Run:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, corpus: Path, store: Path) -> "Run":
+    def start(cls, corpus: Path, store: Path, *more: str, **environment: str) -> "Run":
         command = [
             sys.executable, str(_JOB), "--corpus", str(corpus), "--store", str(store), "--refine", "none",
-            "--encoder.image-size", "96", "--shard-size", "4", "--chunk-size", "2",
+            "--encoder.image-size", "96", "--shard-size", "4", "--chunk-size", "2", *more,
         ]  # fmt: skip
         log = store.with_suffix(".log")
         with log.open("wb") as output:
-            return cls(store, log, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
+            process = subprocess.Popen(
+                command, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
+            )
+        return cls(store, log, process)
 
     def num_shards(self) -> int:
         return len(list(self.store.glob("round-*/shard-*")))
@@ -71,13 +76,18 @@ class Run:
 
 @pytest.fixture
 def undisturbed(
-    labels_in: LabelsIn, image_folder: Callable[[int], Path], tmp_path: Path
+    labels_in: LabelsIn, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path
 ) -> Callable[[int], tuple[Path, dict[str, bytes]]]:
-    """`undisturbed(40)` labels so many images without a death: the corpus, and the files of its store."""
+    """`undisturbed(40)` labels so many images without a death, on a cluster that is joined by its address:
+    the corpus, and the files of its store."""
 
     def label(count: int) -> tuple[Path, dict[str, bytes]]:
         corpus = image_folder(count)
-        Run.start(corpus, tmp_path / "undisturbed").finish()
+        to_cluster = ("--address", cluster.address)
+        run = Run.start(corpus, tmp_path / "undisturbed", *to_cluster, **cluster.environment)
+        run.finish()
+        port = cluster.address.split(":")[1]
+        assert re.search(rf"joined Ray at \S+:{port}: 1 node", run.log.read_text())
         return corpus, labels_in(tmp_path / "undisturbed")
 
     return label

@@ -108,11 +108,11 @@ def test_rounds_are_evaluated_and_kept(
 
 
 def test_wrong_ground_truth_is_told_in_one_line(
-    store: Path, annotated_folder: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]
+    store: Path, annotated_folder: Path, run_here: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     (annotated_folder / "masks/0.png").rename(annotated_folder / "masks/other.png")
     (annotated_folder / "masks/1.png").unlink()
-    ended = run_job("evaluate", "--store", str(store), "--ground-truth", str(annotated_folder))
+    ended = run_here("evaluate", "--store", str(store), "--ground-truth", str(annotated_folder))
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: 0 of 5 images of the ground truth are among the 2 given")

@@ -9,8 +9,6 @@ import pytest
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
-from jobs.console import run_job as exit_after
-from jobs.export import ExportArguments, main
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")
 
@@ -45,23 +43,12 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str
-) -> tuple[int, str, str]:
-    """The exit code, and what was printed and what was complained of."""
-    monkeypatch.setattr("sys.argv", ["export.py", *flags])
-    with pytest.raises(SystemExit) as caught:
-        exit_after(ExportArguments, main)
-    said = capsys.readouterr()
-    return caught.value.code, said.out, said.err
-
-
 def test_the_job_exports_and_says_what_it_left_out(
-    run_job: Callable[..., subprocess.CompletedProcess[str]], store: Path, tmp_path: Path
+    run_here: Callable[..., subprocess.CompletedProcess[str]], store: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "coco"
     flags = ("--store", str(store), "--format", "coco", "--output", str(output), "--val-fraction", "0")
-    result = run_job("export", *flags, "--min-score", "0.5", "--max-per-image", "3")
+    result = run_here("export", *flags, "--min-score", "0.5", "--max-per-image", "3")
     assert result.returncode == 0, result.stderr
     assert "truncated" in result.stdout
     assert "not finished" in result.stdout
@@ -70,22 +57,22 @@ def test_the_job_exports_and_says_what_it_left_out(
 
 
 def test_the_job_s_words(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: Path, tmp_path: Path
+    run_here: Callable[..., subprocess.CompletedProcess[str]], store: Path, tmp_path: Path
 ) -> None:
     PseudoLabelStore(open_objects(str(store))).version().finish()
     (tmp_path / "images").mkdir()
     flags = ("--store", str(store), "--output", str(tmp_path / "out"), "--format", "coco")
-    code, out, _ = run(monkeypatch, capsys, *flags, "--corpus", str(tmp_path / "images"))
-    assert code == 0
-    assert "left out 'a.jpg': missing" in out
-    code, out, _ = run(monkeypatch, capsys, *flags, "--corpus", str(tmp_path / "images"))
-    assert (code, "nothing to do" in out) == (0, True)
-    code, _, err = run(monkeypatch, capsys, *flags)
-    assert code == 2
-    assert "images is True there, False here" in err
-    code, out, _ = run(monkeypatch, capsys, *flags, "--overwrite")
-    assert (code, "export: " in out) == (0, True)
-    code, _, err = run(monkeypatch, capsys, *flags[:4], "--format", "yolo")
-    assert (code, err.count("\n")) == (2, 1)
-    code, _, err = run(monkeypatch, capsys, *flags, "--round", "3")
-    assert (code, "no round 3" in err) == (2, True)
+    done = run_here("export", *flags, "--corpus", str(tmp_path / "images"))
+    assert done.returncode == 0
+    assert "left out 'a.jpg': missing" in done.stdout
+    again = run_here("export", *flags, "--corpus", str(tmp_path / "images"))
+    assert (again.returncode, "nothing to do" in again.stdout) == (0, True)
+    other = run_here("export", *flags)
+    assert other.returncode == 2
+    assert "images is True there, False here" in other.stderr
+    anew = run_here("export", *flags, "--overwrite")
+    assert (anew.returncode, "export: " in anew.stdout) == (0, True)
+    yolo = run_here("export", *flags[:4], "--format", "yolo")
+    assert (yolo.returncode, yolo.stderr.count("\n")) == (2, 1)
+    missing = run_here("export", *flags, "--round", "3")
+    assert (missing.returncode, "no round 3" in missing.stderr) == (2, True)

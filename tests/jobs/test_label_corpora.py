@@ -17,11 +17,8 @@ from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.types import Reason, Status
 from jobs.console import parse_arguments
-from jobs.console import run_job as exit_after
 from jobs.label_coco import CocoArguments
-from jobs.label_coco import main as label_coco
 from jobs.label_hrsid import HrsidArguments
-from jobs.label_hrsid import main as label_hrsid
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 LabelsIn = Callable[[Path], dict[str, bytes]]
@@ -55,15 +52,10 @@ def make_image(
     return make
 
 
-def test_tars_on_s3_and_on_disk_give_the_same_store_in_tiles(
-    labels_in: LabelsIn,
-    run_job: RunJob,
-    cluster: Any,
-    s3_server: Any,
-    make_image: Callable[[int], bytes],
-    tmp_path: Path,
+def test_tars_on_s3_are_labelled_in_tiles(
+    run_job: RunJob, s3_server: Any, make_image: Callable[[int], bytes]
 ) -> None:
-    """The tars hold sound images, a damaged one, a cut one, and a link."""
+    """From S3 to S3. The tars hold sound images, a damaged one, a cut one, and a link."""
     corpus = s3_server.root / "bucket/sa1b"
     corpus.mkdir()
     for tar_number in (20, 21):
@@ -82,13 +74,10 @@ def test_tars_on_s3_and_on_disk_give_the_same_store_in_tiles(
         within_last_member = tar.getmember("cut.jpg").offset_data + 1000
     cut.write_bytes(cut.read_bytes()[:within_last_member])
     flags = (*QUICK, "--tile", "64", "--shard-size", "3", "--chunk-size", "4")
-    # The cluster was started without this server's credentials; a local Ray has them.
-    succeeded(run_job("label_sa1b", "--corpus", "s3://bucket/sa1b", "--store", "s3://bucket/store", *flags))
-    from_disk = ("--corpus", str(corpus), "--store", str(tmp_path / "store"), "--address", cluster.address)
-    output = succeeded(run_job("label_sa1b", *from_disk, *flags, **cluster.environment))
+    uris = ("--corpus", "s3://bucket/sa1b", "--store", "s3://bucket/store")
+    output = succeeded(run_job("label_sa1b", *uris, *flags))
     assert "rejected 'sa_000020.tar/broken.jpg': truncated" in output
-    assert labels_in(s3_server.root / "bucket/store") == labels_in(tmp_path / "store")
-    version = version_at(tmp_path / "store")
+    version = version_at("s3://bucket/store")
     assert version.info.corpus_kind == "sa1b"
     assert version.info.configuration["tiling"]["tile"] == 64
     rows = list(version.outcomes())
@@ -112,9 +101,10 @@ def test_tars_on_s3_and_on_disk_give_the_same_store_in_tiles(
             assert [mask.sum() for mask in masks] == row.instances.areas.tolist()
 
 
-def test_a_coco_list_and_its_growth(
-    run_job: RunJob, cluster: Any, make_image: Callable[[int], bytes], tmp_path: Path
-) -> None:
+def test_a_list_and_its_growth(
+    labels_in: LabelsIn, run_job: RunJob, run_here: RunJob, cluster: Any,
+    make_image: Callable[[int], bytes], tmp_path: Path,
+) -> None:  # fmt: skip
     corpus, store = tmp_path / "coco", tmp_path / "store"
     (corpus / "annotations").mkdir(parents=True)
     (corpus / "val2017").mkdir()
@@ -122,20 +112,30 @@ def test_a_coco_list_and_its_growth(
         (corpus / f"val2017/{number:012d}.jpg").write_bytes(make_image(number))
     annotations = corpus / "annotations/instances_val2017.json"
 
+    command = (
+        "label_coco", "--corpus", str(corpus), "--annotations", "annotations/instances_val2017.json",
+        "--store", str(store), "--shard-size", "2", *QUICK,
+    )  # fmt: skip
+
     def label(listed: list[int], *more: str) -> list[tuple[int | None, Reason | None]]:
         images = [{"id": number, "file_name": f"{number:012d}.jpg"} for number in listed]
         annotations.write_text(json.dumps({"images": images}))
-        command = (
-            "label_coco", "--corpus", str(corpus), "--annotations", "annotations/instances_val2017.json",
-            "--store", str(store), "--shard-size", "2", *QUICK, "--address", cluster.address, *more,
-        )  # fmt: skip
-        succeeded(run_job(*command, **cluster.environment))
+        succeeded(run_job(*command, *more, "--address", cluster.address, **cluster.environment))
         rows = version_at(store).outcomes()
         return [(row.record.coco_id, row.reason if row.status == Status.REJECTED else None) for row in rows]
 
     assert label([3, 9, 1]) == [(3, None), (9, Reason.MISSING), (1, None)]
+    first = version_at(store)
+    assert first.info.corpus_kind == "coco"
+    before = labels_in(store / first.name)
     assert label([0, 3, 9, 1], "--extend") == [(3, None), (9, Reason.MISSING), (1, None), (0, None)]
-    assert version_at(store).info.corpus_kind == "coco"
+    after = labels_in(store / first.name)
+    assert {name: data for name, data in before.items() if after[name] != data}.keys() == {"manifest.parquet"}
+    assert [row.record.coco_id for row in first.shard(2)] == [0]
+    # Nothing but what differs is named.
+    refusal = run_here(*command, "--promerge.tau-b", "0.3")
+    assert refusal.returncode == 2
+    assert "(promerge.tau_b is 0.2 there, 0.3 here); use" in refusal.stderr
 
 
 @pytest.mark.parametrize(
@@ -147,22 +147,14 @@ def test_a_coco_list_and_its_growth(
         (b'{"images": []}', "no images in"),
     ],
 )
-def test_an_unusable_list_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    content: bytes, told: str,
-) -> None:  # fmt: skip
+def test_an_unusable_list_is_one_line(run_here: RunJob, tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/test2017.json").write_bytes(content)
     flags = ["--corpus", str(tmp_path), "--store", str(tmp_path / "store")]
-    for more, arguments, main in (
-        (["--annotations", "annotations/test2017.json"], CocoArguments, label_coco),
-        ([], HrsidArguments, label_hrsid),
-    ):
-        monkeypatch.setattr("sys.argv", ["label", *flags, *more])
-        with pytest.raises(SystemExit) as caught:
-            exit_after(arguments, main)
-        (error,) = capsys.readouterr().err.strip().splitlines()
-        assert caught.value.code == 2
+    for job, more in (("label_coco", ["--annotations", "annotations/test2017.json"]), ("label_hrsid", [])):
+        refused = run_here(job, *flags, *more)
+        (error,) = refused.stderr.strip().splitlines()
+        assert refused.returncode == 2
         assert told in error
         assert not (tmp_path / "store").exists()
 

@@ -55,14 +55,17 @@ def losses(output: Path) -> list[float]:
 def test_train_measure_and_label(
     labelled_discs: tuple[Path, Path],
     run_job: Callable[..., subprocess.CompletedProcess[str]],
+    run_here: Callable[..., subprocess.CompletedProcess[str]],
     cluster: Any,
     tmp_path: Path,
 ) -> None:
     output = tmp_path / "out"
     truth = tmp_path / "truth.json"
     truth.write_text(json.dumps(true_annotations(labelled_discs[1])))
+    to_cluster = ["--address", cluster.address]
     more = ["--ground-truth", str(truth), "--held-out", "0.4", "--processes", "1"]
-    done = run_job("train_solo", *flags(labelled_discs, output, *more))
+    given = flags(labelled_discs, output, *more, *to_cluster)
+    done = run_job("train_solo", *given, **cluster.environment)
     assert done.returncode == 0, done.stderr
     assert "step 8/8, loss" in done.stdout
     assert "mask_AP50" in done.stdout
@@ -72,14 +75,20 @@ def test_train_measure_and_label(
         "checkpoint.pt", "log", "network-000000004.safetensors", "network-000000008.safetensors",
         "network.safetensors", "training.json",
     }  # fmt: skip
-    labels = ["--corpus", str(labelled_discs[0]), "--store", str(tmp_path / "store"), "--preview"]
+    # The network's labels take the place of those that it has learned from, if they may.
+    labels = PseudoLabelStore(LocalObjects(labelled_discs[1]))
+    before = labels.version()
     by_network = ["--method", "solo", "--weights", str(output / "network-000000004.safetensors")]
     # 8 steps teach little: every cell is taken for an object, so that there is something to store.
-    more = ["--detection.min-score", "0", "--detection.min-score-after-nms", "0"]
-    command = ["label_folder", *labels, str(tmp_path / "previews"), *by_network, *more]
-    done = run_job(*command, "--address", cluster.address, **cluster.environment)
+    by_network += ["--detection.min-score", "0", "--detection.min-score-after-nms", "0"]
+    command = ["--corpus", str(labelled_discs[0]), "--store", str(labelled_discs[1]), *by_network]
+    command += ["--preview", str(tmp_path / "previews")]
+    refused = run_here("label_folder", *command)
+    assert (refused.returncode, "--overwrite" in refused.stderr) == (2, True)
+    done = run_job("label_folder", *command, "--overwrite", *to_cluster, **cluster.environment)
     assert done.returncode == 0, done.stderr
-    version = PseudoLabelStore(LocalObjects(tmp_path / "store")).version()
+    version = labels.version()
+    assert version.name != before.name
     rows = list(version.outcomes())
     assert {row.instances.method for row in rows if row.instances is not None} == {"solo"}
     assert {(row.status, row.optimality) for row in rows} == {(Status.LABELLED, None)}

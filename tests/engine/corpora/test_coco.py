@@ -163,9 +163,12 @@ class EndlessObjects(MemoryObjects):
 
 
 @pytest.mark.parametrize(
-    ("beginning", "byte", "told"), [(b'{"a": ', b"[", "nested"), (b'{"a": "', b"x", "64 MiB")]
+    ("beginning", "byte", "told"), [(b'{"a": ', b"[", "nested"), (b'{"a": "', b"x", "more than 2 MiB")]
 )
-def test_a_list_without_end_is_given_up(beginning: bytes, byte: bytes, told: str) -> None:
+def test_a_list_without_end_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, beginning: bytes, byte: bytes, told: str
+) -> None:
+    monkeypatch.setattr("engine.corpora.image_list._MAX_TOKEN_BYTES", 2 << 20)
     with pytest.raises(CorpusError, match=told):
         ImageList(EndlessObjects(beginning, byte), "list.json").check()
 

@@ -8,26 +8,19 @@ import torch
 from engine.corpora import FolderCorpus
 from engine.encoders import EncoderConfig, load_encoder
 from engine.errors import ConfigurationError, CorpusError, RunError, StoreError, WeightsError
-from engine.pretraining import run as run_module
 from engine.pretraining.card import CARD_KEY, ENCODER_KEY
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoConfig
 from engine.pretraining.network import build_network
 from engine.pretraining.regions import RegionConfig
-from engine.pretraining.run import (
-    CHECKPOINT_KEY,
-    LOG_KEY,
-    RunSettings,
-    check_output,
-    check_training,
-    pretrain,
-)
-from engine.pretraining.samples import epoch_order
+from engine.pretraining.run import LOG_KEY, RunSettings, check_output, check_training, pretrain
 from engine.pretraining.schedules import OptimiserConfig
 from engine.pretraining.trainer import Pretrainer
 from engine.pretraining.views import ViewConfig, Views
 from engine.store.objects import MemoryObjects
+from engine.training.checkpoints import CHECKPOINT_KEY, read_checkpoint
 from engine.training.distribution import Place
+from engine.training.order import epoch_order
 
 CONFIG = PretrainingConfig(
     name="test_vit",
@@ -98,7 +91,7 @@ def test_the_encoder_loads_by_its_name_and_file(corpus, settings, tmp_path):
     assert encoder.grid == (6, 6)
     # And it is what was trained: the network's own keys, rounded to float16 on the way.
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    state = run_module.unpack_state(output.read(CHECKPOINT_KEY), "memory:")
+    state = read_checkpoint(output)
     network = build_network(config).eval()
     network.load_state_dict(state["trainer"]["teacher"])
     views = torch.from_numpy(image).permute(2, 0, 1).expand(1, 2, 3, 32, 32)
@@ -121,7 +114,7 @@ def test_without_the_image_level_loss_nothing_behind_the_keys_moves(corpus, sett
     config = replace(CONFIG, dino=replace(CONFIG.dino, weight=0))
     output = MemoryObjects()
     pretrain([corpus], output, config, settings, Place())
-    student = run_module.unpack_state(output.read(CHECKPOINT_KEY), "memory:")["trainer"]["student"]
+    student = read_checkpoint(output)["trainer"]["student"]
     before = build_network(config).state_dict()
     assert before.keys() == student.keys()
     unmoved = {name for name in before if torch.equal(before[name], student[name])}
