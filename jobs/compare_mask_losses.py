@@ -255,7 +255,9 @@ def train_and_measure(run: Run, version: Version, arguments: ComparisonArguments
     """AP and AP50 on clean masks after one run."""
     from engine.solo.run import train_solo
 
-    if not begin_output(run.output, run.config, {"version": version.name}, resume=True):
+    begins_from = "nothing" if run.begins_from is None else "the round before"
+    labels = {"version": version.name, "begins_from": begins_from}
+    if not begin_output(run.output, run.config, labels, resume=True):
         images = list_images(version, run.config.selection)
         cache = arguments.output / "cache"
         train_solo(run, SampleMaker(images, open_images(arguments), cache, run.config.sample_task))

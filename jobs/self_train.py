@@ -73,8 +73,6 @@ class SelfTrainArguments:
 def main(arguments: SelfTrainArguments) -> None:
     job = SelfTraining(arguments)
     version = job.store.version(0)
-    if not version.is_finished():
-        raise StoreError(f"the labels of {version.name} are not complete: run the label job again first")
     figures = [job.measure(version, None)]
     while len(figures) <= arguments.config.rounds and not arguments.config.has_settled(figures[-1].change):
         check_is_learnable(figures[-1])
@@ -106,7 +104,10 @@ class SelfTraining:
         self._arguments = arguments
         labels = open_objects(arguments.store)
         self.store = PseudoLabelStore(labels)
-        kind = self.store.version(0).info.corpus_kind
+        version = self.store.version(0)
+        if not version.is_finished():
+            raise StoreError(f"the labels of {version.name} are not complete: run the label job again first")
+        kind = version.info.corpus_kind
         self._corpus: Corpus = open_corpus(arguments.corpus, kind, kept_indexes=labels)
         self._output = open_objects(arguments.output)
         joined = join_cluster(arguments.address)
