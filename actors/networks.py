@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,18 +11,18 @@ from numpy.typing import NDArray
 from actors.reader import Batch, Head, Heads
 from actors.workers import make_result, make_row
 from engine.labelling import LabellingConfig, warm_up
-from engine.solo.labelling import SoloLabeller
+from engine.solo.labelling import CheckpointLabeller
 from engine.solo.network import SoloOutputs
 from engine.stopwatch import stage
 from engine.types import Outcome
 
 
 class NetworkWorker:
-    """Holds a trained network and finds the instances of a row's images by it."""
+    """Holds a trained network, and those before it where stability is asked for, and finds instances."""
 
     def __init__(self, config: LabellingConfig, device: str) -> None:
-        torch.set_num_threads(1)  # as in EncoderWorker
-        self._labeller = SoloLabeller(config, device)
+        torch.set_num_threads(1)  # as in PatchWorker
+        self._labeller = CheckpointLabeller(config, device)
         self._batch_size = config.encoder.batch_size
         warm_up(config)
 
@@ -39,7 +41,9 @@ class NetworkWorker:
                     outcomes.append(self._label(head, outputs, number, seen[number]))
         return make_result(batch, outcomes)
 
-    def _label(self, head: Head, outputs: SoloOutputs, number: int, image: NDArray[np.uint8]) -> Outcome:
+    def _label(
+        self, head: Head, outputs: Sequence[SoloOutputs], number: int, image: NDArray[np.uint8]
+    ) -> Outcome:
         if head.rejected is not None:
             return head.rejected
         return make_row(head, lambda: self._labeller.label(outputs, number, image, head.size, head.box_xyxy))

@@ -74,7 +74,8 @@ def size_workers(cpus: float, gpus: float, node_cpus: float, workers: int | None
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingJob:
-    """What is trained on what, and where it goes. `cache` is a local folder of each node."""
+    """What is trained on what, and where it goes. `cache` is a local folder of each node; `begins_from` the
+    URI of a network to begin from."""
 
     version: Version
     corpus: Corpus
@@ -83,6 +84,7 @@ class TrainingJob:
     settings: RunSettings
     cache: Path
     validation: Validation | None = None
+    begins_from: str | None = None
 
 
 def run_training(job: TrainingJob, sizes: WorkerSizes, on_figures: Callable[[int, Figures], None]) -> None:
@@ -140,6 +142,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
         report=mailbox.leave_figures.remote,
         on_checkpoint=lambda step: ray.train.report({"step": step}),
         validation=job.validation,
+        begins_from=job.begins_from,
     )
     try:
         train_solo(run, maker)

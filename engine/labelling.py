@@ -47,6 +47,9 @@ class LabellingConfig:
     """A mask that the CRF changes to an IoU below this is dropped."""
     component_fraction: float = 0.5
     """After the CRF, components of at least this share of a mask's largest stay."""
+    earlier_weights: tuple[str, ...] = ()
+    """With method solo: earlier networks of the same training (network-STEP.safetensors), to measure each
+    instance's stability by how far they agree on it. Each costs as much time as --weights."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     promerge: ProMergeConfig = field(default_factory=ProMergeConfig)
     multicut: MultiCutConfig = field(default_factory=MultiCutConfig)
@@ -62,6 +65,8 @@ class LabellingConfig:
                 raise ConfigurationError(f"{name} is a share, 0 to 1, got {getattr(self, name)}")
         if self.method == "solo":
             self._check_network()
+        elif self.earlier_weights:
+            raise ConfigurationError("earlier_weights are those of trained networks: give --method solo")
 
     @property
     def uses_crf(self) -> bool:

@@ -54,6 +54,15 @@ def overlaps(rles: Sequence[bytes], size: tuple[int, int]) -> tuple[NDArray[np.f
     return ious, ioas
 
 
+def cross_ious(first: Sequence[bytes], second: Sequence[bytes], size: tuple[int, int]) -> NDArray[np.float64]:
+    """IoU of each of N run lengths with each of M others of images of one `size`: (N, M)."""
+    if len(first) == 0 or len(second) == 0:
+        return np.zeros((len(first), len(second)))
+    one, other = ([{"size": list(size), "counts": counts} for counts in rles] for rles in (first, second))
+    ious: NDArray[np.float64] = coco_mask.iou(one, other, [0] * len(other))
+    return ious
+
+
 def decode_rles(rles: Sequence[bytes], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Masks (N, H, W) of compressed run lengths for images of `size` = (height, width)."""
     if len(rles) == 0:

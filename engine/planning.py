@@ -43,6 +43,15 @@ def shard_plans(
         yield plan
 
 
+def repeat_plans(parent: Version, version: Version) -> int:
+    """Plan for a version the images of another, in the same shards; returns how many there are."""
+    num_images = 0
+    for plan in parent.plans():
+        version.record_plan(plan)
+        num_images += len(plan.records)
+    return num_images
+
+
 def check_has_images(corpus: Corpus) -> None:
     """Raise CorpusError for a corpus without images."""
     if next(corpus.records(), None) is None:

@@ -57,16 +57,20 @@ def plan_selection(version: Version, config: SelectionConfig) -> Selection:
     Holds four bytes an instance. Raises StoreError where stability is asked for and was never measured.
     """
     if config.min_stability is not None:
-        measured = (np.isfinite(column).any() for column in version.instance_columns("stability"))
-        if not any(measured):
-            raise StoreError(
-                f"no instance of {version.name} has a stability, so min_stability would leave none: "
-                "leave it out, or take a round that has measured it"
-            )
+        check_stability(version, "min_stability")
     if config.top_percent is None:
         return Selection(config=config)
     cut = score_cut(version.instance_columns("score"), config.top_percent)
     return Selection(config=config, score_cut=cut)
+
+
+def check_stability(version: Version, what: str) -> None:
+    """Raise StoreError where no instance has the stability that `what` needs."""
+    if not any(np.isfinite(column).any() for column in version.instance_columns("stability")):
+        raise StoreError(
+            f"no instance of {version.name} has a stability, which {what} needs: leave it out, or take a "
+            "round that has measured it"
+        )
 
 
 def score_cut(scores: Iterable[NDArray[np.float32]], top_percent: float) -> float:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -19,13 +19,12 @@ from engine.corpora import FolderCorpus
 from engine.errors import ConfigurationError, CorpusError
 from engine.ground_truth import AnnotatedImage, read_ground_truth
 from engine.labelling import make_instances
-from engine.selection import SelectionConfig
 from engine.solo.augmentation import AugmentationConfig
 from engine.solo.config import GridConfig, SoloConfig
 from engine.solo.samples import SampleConfig, SampleMaker, list_images
 from engine.solo.training import RunSettings, TrainingConfig, begin_output
 from engine.store.local import LocalObjects
-from engine.store.objects import MemoryObjects
+from engine.store.objects import MemoryObjects, ObjectStore
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
 from engine.superpixels import SuperpixelConfig
 from engine.training.distribution import Place
@@ -34,6 +33,10 @@ from engine.training.schedule import OptimiserConfig
 from engine.types import ImageRecord, Outcome, ShardPlan, Status
 from jobs.console import run_job
 
+if TYPE_CHECKING:
+    from engine.solo.run import Run
+
+Results = dict[str, list[dict[str, float]]]
 LossName = Literal["superpixel", "hard", "soft", "pixel"]
 # Names and what they mean; "soft" has pixels in the place of the hard loss, since it cannot stand alone.
 _OBJECTIVES: dict[LossName, tuple[Literal["superpixel", "pixel"], float]] = {
@@ -44,7 +47,7 @@ _OBJECTIVES: dict[LossName, tuple[Literal["superpixel", "pixel"], float]] = {
 }
 
 
-def _small_training() -> TrainingConfig:
+def small_training() -> TrainingConfig:
     """A network and a budget for a CPU: about ten minutes a run on two idle cores."""
     grid = GridConfig(grids=(24, 16, 12, 8, 6), ranges_px=((1, 32), (16, 64), (32, 96), (64, 160), (96, 256)))
     solo = SoloConfig(
@@ -66,20 +69,13 @@ def _small_training() -> TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareArguments:
-    """Compare mask losses: equal images, coarse masks, first weights and steps; clean masks to measure on.
-
-    Training masks are brought to blocks and grown or shrunk at random. A run that an output holds whole is
-    not repeated, and one that was stopped goes on from its last checkpoint. Exit codes: 0 done, 1 failed, 2
-    wrong use.
-    """
+class ComparisonArguments:
+    """What comparisons on coarse masks have in common."""
 
     data: Path
     """A folder of images/*.jpg and masks/*.png, whose values are instances and 0 background (PennFudan)."""
     output: Path
     """Where the runs and results.json go."""
-    losses: tuple[LossName, ...] = ("superpixel", "pixel")
-    """What is compared: the whole loss, its hard part alone, its soft part beside pixels, pixels alone."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the split, the coarse masks, the first weights and the order; every loss runs with each."""
     num_train: int = 130
@@ -88,15 +84,15 @@ class CompareArguments:
     """Side of the blocks that training masks are brought to, in pixels of the image."""
     max_shift_px: int = 8
     """Training masks are grown or shrunk by up to so many pixels."""
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=_small_training)
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=small_training)
     """Everything else about the runs."""
     run: Annotated[RunSettings, tyro.conf.arg(name="")] = field(
         default_factory=lambda: RunSettings(processes=0, checkpoint_every=200)
     )
 
     def __post_init__(self) -> None:
-        if not self.losses or not self.seeds:
-            raise ConfigurationError("--losses and --seeds need at least one value each")
+        if not self.seeds:
+            raise ConfigurationError("--seeds needs at least one value")
         for name in ("num_train", "block_px"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} is at least 1, got {getattr(self, name)}")
@@ -104,48 +100,106 @@ class CompareArguments:
             raise ConfigurationError(f"max_shift_px must not be negative, got {self.max_shift_px}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareArguments(ComparisonArguments):
+    """Compare mask losses: equal images, coarse masks, first weights and steps; clean masks to measure on.
+
+    Training masks are brought to blocks and grown or shrunk at random. A run that an output holds whole is
+    not repeated, and one that was stopped goes on from its last checkpoint. jobs/compare_rounds.py compares
+    what comes after it. Exit codes: 0 done, 1 failed, 2 wrong use.
+    """
+
+    losses: tuple[LossName, ...] = ("superpixel", "pixel")
+    """What is compared: the whole loss, its hard part alone, its soft part beside pixels, pixels alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.losses:
+            raise ConfigurationError("--losses needs at least one value")
+
+
 def main(arguments: CompareArguments) -> None:
     truths = list(read_ground_truth(str(arguments.data)))
-    if len(truths) <= arguments.num_train:
-        raise CorpusError(f"{arguments.data} has {len(truths)} images: give a lower --num-train")
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.losses}
+    results: Results = {name: [] for name in arguments.losses}
     for seed in arguments.seeds:
-        order = np.random.default_rng(seed).permutation(len(truths))
-        trained = [truths[i] for i in order[: arguments.num_train]]
-        held_out = [truths[i] for i in order[arguments.num_train :]]
-        version = store_coarse_masks(trained, arguments, seed)
+        trained, held_out = split_images(truths, seed, arguments)
+        version = store_coarse_masks(MemoryObjects(), trained, arguments, seed)
         for name in arguments.losses:
-            figures = train_and_measure(version, held_out, name, seed, arguments)
+            mask_term, soft_weight = _OBJECTIVES[name]
+            config = seeded(arguments.training, seed)
+            objective = replace(config.objective, mask_term=mask_term, soft_weight=soft_weight)
+            run = make_run(f"seed-{seed}-{name}", replace(config, objective=objective), held_out, arguments)
+            figures = train_and_measure(run, version, arguments)
             results[name].append(figures)
             print(f"seed {seed}, {name}: {_shown(figures)}", flush=True)
-    LocalObjects(arguments.output).write(
-        "results.json",
-        json.dumps({"arguments": asdict(arguments), "results": results}, indent=1, default=str).encode(),
-    )
+    write_results(results, arguments)
     print_means(results)
 
 
-def store_coarse_masks(truths: Sequence[AnnotatedImage], arguments: CompareArguments, seed: int) -> Version:
+def split_images(
+    truths: Sequence[AnnotatedImage], seed: int, arguments: ComparisonArguments
+) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
+    """Images to train on, and those to measure on."""
+    if len(truths) <= arguments.num_train:
+        raise CorpusError(f"{arguments.data} has {len(truths)} images: give a lower --num-train")
+    order = np.random.default_rng(seed).permutation(len(truths))
+    trained, held_out = order[: arguments.num_train], order[arguments.num_train :]
+    return [truths[i] for i in trained], [truths[i] for i in held_out]
+
+
+def write_results(results: Results, arguments: ComparisonArguments) -> None:
+    """What was measured with what, as JSON."""
+    content = json.dumps({"arguments": asdict(arguments), "results": results}, indent=1, default=str)
+    LocalObjects(arguments.output).write("results.json", content.encode())
+
+
+def store_coarse_masks(
+    objects: ObjectStore, truths: Sequence[AnnotatedImage], arguments: ComparisonArguments, seed: int
+) -> Version:
     """A version of labels whose masks are the truth's, made coarse."""
     outcomes = []
     for number, truth in enumerate(truths):
-        record = ImageRecord(image_id=truth.path, path=str(Path(truth.path).with_suffix(".jpg")))
         rng = np.random.default_rng([seed, number])
         masks = np.stack([coarsen(m, arguments.block_px, arguments.max_shift_px, rng) for m in truth.masks()])
         instances = make_instances(masks, np.ones(len(masks), np.float32), truth.size, "coarse")
         height, width = truth.size
         outcomes.append(
-            Outcome(record=record, status=Status.LABELLED, height=height, width=width, instances=instances)
+            Outcome(
+                record=record_of(truth),
+                status=Status.LABELLED,
+                height=height,
+                width=width,
+                instances=instances,
+            )
         )
+    names = ("num_train", "block_px", "max_shift_px")
+    settings = {name: getattr(arguments, name) for name in names} | {"seed": seed}
+    return store_version(objects, outcomes, settings, None)
+
+
+def store_version(
+    objects: ObjectStore, outcomes: Sequence[Outcome], settings: dict[str, Any], parent: Version | None
+) -> Version:
+    """A finished version of one shard, in the round after its parent's."""
     info = VersionInfo(
-        round=0, configuration={}, weights_digest="", parent=None, code_version="", device="cpu"
+        round=0 if parent is None else parent.info.round + 1,
+        configuration=settings,
+        weights_digest="",
+        parent=None if parent is None else parent.name,
+        code_version="",
+        device="cpu",
     )
-    version = PseudoLabelStore(MemoryObjects()).begin(info, "resume")
+    version = PseudoLabelStore(objects).begin(info, "resume")
     records = tuple(outcome.record for outcome in outcomes)
     version.record_plan(ShardPlan(index=0, records=records, is_last=True))
     version.commit(0, outcomes)
     version.finish()
     return version
+
+
+def record_of(truth: AnnotatedImage) -> ImageRecord:
+    """The photograph of an id mask."""
+    return ImageRecord(image_id=truth.path, path=str(Path(truth.path).with_suffix(".jpg")))
 
 
 def coarsen(
@@ -169,49 +223,49 @@ def coarsen(
     return coarse
 
 
-def train_and_measure(
-    version: Version,
-    held_out: Sequence[AnnotatedImage],
-    name: LossName,
-    seed: int,
-    arguments: CompareArguments,
-) -> dict[str, float]:
-    """AP and AP50 on clean masks after one run."""
-    from engine.solo.run import Run, train_solo
+def seeded(training: TrainingConfig, seed: int) -> TrainingConfig:
+    """The training with another seed of everything."""
+    return replace(training, seed=seed, solo=replace(training.solo, seed=seed))
+
+
+def make_run(
+    name: str, config: TrainingConfig, held_out: Sequence[AnnotatedImage], arguments: ComparisonArguments
+) -> Run:
+    """A run below --output, which is measured on clean masks."""
+    from engine.solo.run import Run
     from engine.solo.validation import plan_validation
 
-    mask_term, soft_weight = _OBJECTIVES[name]
-    training = arguments.training
-    config = replace(
-        training,
-        seed=seed,
-        solo=replace(training.solo, seed=seed),
-        objective=replace(training.objective, mask_term=mask_term, soft_weight=soft_weight),
-    )
-    corpus = FolderCorpus.open(str(arguments.data / "images"))
-    records = [
-        ImageRecord(image_id=truth.path, path=str(Path(truth.path).with_suffix(".jpg"))) for truth in held_out
-    ]
-    output = LocalObjects(arguments.output / f"seed-{seed}-{name}")
-    run = Run(
-        output=output,
+    records = [record_of(truth) for truth in held_out]
+    return Run(
+        output=LocalObjects(arguments.output / name),
         config=config,
         settings=arguments.run,
         place=Place(),
-        report=lambda step, figures: print(f"step {step}: {_shown(figures)}", flush=True),
-        validation=plan_validation(corpus, records, held_out, config.samples.decoding),
+        report=lambda step, figures: print(f"{name}, step {step}: {_shown(figures)}", flush=True),
+        validation=plan_validation(open_images(arguments), records, held_out, config.samples.decoding),
     )
-    labels = {"coarse": f"{arguments.num_train} images, {arguments.block_px}, {arguments.max_shift_px} px"}
-    if not begin_output(output, config, labels, resume=True):
-        maker = SampleMaker(
-            list_images(version, SelectionConfig()), corpus, arguments.output / "cache", config.sample_task
-        )
-        train_solo(run, maker)
-    measured = [line for line in read_figures(output) if "mask_AP" in line]
+
+
+def open_images(arguments: ComparisonArguments) -> FolderCorpus:
+    """The photographs."""
+    return FolderCorpus.open(str(arguments.data / "images"))
+
+
+def train_and_measure(run: Run, version: Version, arguments: ComparisonArguments) -> dict[str, float]:
+    """AP and AP50 on clean masks after one run."""
+    from engine.solo.run import train_solo
+
+    begins_from = "nothing" if run.begins_from is None else "the round before"
+    labels = {"version": version.name, "begins_from": begins_from}
+    if not begin_output(run.output, run.config, labels, resume=True):
+        images = list_images(version, run.config.selection)
+        cache = arguments.output / "cache"
+        train_solo(run, SampleMaker(images, open_images(arguments), cache, run.config.sample_task))
+    measured = [line for line in read_figures(run.output) if "mask_AP" in line]
     return {name: value for name, value in measured[-1].items() if name != "step"}
 
 
-def print_means(results: dict[str, list[dict[str, float]]]) -> None:
+def print_means(results: Results) -> None:
     """A Markdown table: mean, least and greatest over the seeds."""
     names = list(next(iter(results.values()))[0])
     print("| loss | " + " | ".join(names) + " |")

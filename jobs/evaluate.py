@@ -28,6 +28,9 @@ class EvaluateArguments:
     Images are matched by COCO's number, else by relative path. What is measured are the images of the ground
     truth that the store has; one in which nothing was found counts. The figures are also kept in the store.
 
+    What --top-percent 60 would take is told by the line "top 60%": how many of those masks are right, with an
+    IoU of 0.5 or more, and how many are noise. With --score stability the same is told of stability.
+
     Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
@@ -98,16 +101,23 @@ def _figures_table(evaluation: Evaluation) -> Table:
 
 
 def _scores_table(evaluation: Evaluation) -> Table:
-    """Mask IoU by score, best scores first."""
+    """Mask IoU by score, best scores first; and what is right and wrong among all masks from there up."""
     relation = evaluation.masks.score_relation
     correlation = relation.rank_correlation
     title = "no rank correlation" if correlation is None else f"rank correlation {correlation:.2f}"
-    table = Table("score", "masks", "mean IoU", "IoU >= 0.5", title=f"scores and IoUs: {title}")
+    table = Table(
+        evaluation.protocol.score, "masks", "mean IoU", "IoU >= 0.5", "from here up", "right : wrong",
+        title=f"{evaluation.protocol.score} and IoU: {title}",
+    )  # fmt: skip
     for column in table.columns[1:]:
         column.justify = "right"
+    num_masks, taken, right = sum(part.instances for part in relation.bins), 0, 0
     for part in reversed(relation.bins):
+        taken += part.instances
+        right += round(part.instances * part.share_found)
         scores = f"{part.least_score:.3f} to {part.greatest_score:.3f}"
-        table.add_row(scores, str(part.instances), f"{part.mean_iou:.3f}", f"{part.share_found:.0%}")
+        cells = (str(part.instances), f"{part.mean_iou:.3f}", f"{part.share_found:.0%}")
+        table.add_row(scores, *cells, f"top {taken / num_masks:.0%}", f"{right} : {taken - right}")
     return table
 
 

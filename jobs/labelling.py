@@ -160,13 +160,13 @@ def describe_network(config: LabellingConfig) -> NetworkDescription:
         return NetworkDescription(
             image_size=encoder.image_size, weights_digest=encoder.weights_digest, settings={}
         )
-    from engine.solo.labelling import SoloLabeller
+    from engine.solo.labelling import CheckpointLabeller
 
-    labeller = SoloLabeller(config, device="cpu")
+    labeller = CheckpointLabeller(config, device="cpu")
     return NetworkDescription(
         image_size=labeller.image_size,
         weights_digest=labeller.weights_digest,
-        settings={"network": labeller.settings},
+        settings=labeller.settings,
     )
 
 
@@ -175,6 +175,7 @@ def describe_labelling(config: LabellingConfig, network: NetworkDescription) -> 
     configuration: dict[str, Any] = asdict(config) | network.settings
     # Weights are known by their content, wherever they lie.
     configuration["encoder"].pop("weights")
+    configuration.pop("earlier_weights")
     configuration["refine"] = "crf" if config.uses_crf else "none"
     return configuration
 

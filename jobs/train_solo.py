@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +14,8 @@ import tyro
 
 from engine.corpora import open_corpus
 from engine.errors import ConfigurationError
+from engine.ground_truth import AnnotatedImage, read_ground_truth
+from engine.selection import check_stability
 from engine.solo.training import RESULT_KEY, RunSettings, TrainingConfig, begin_output
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
@@ -76,7 +78,12 @@ def main(arguments: TrainArguments) -> None:
     version = PseudoLabelStore(labels).version(arguments.round)
     corpus = open_corpus(arguments.corpus, version.info.corpus_kind, kept_indexes=labels)
     output = open_objects(arguments.output)
-    validation = plan_held_out(version, corpus, arguments) if arguments.ground_truth is not None else None
+    if arguments.training.objective.needs_stability:
+        check_stability(version, "the mask term adaptive")
+    validation = None
+    if arguments.ground_truth is not None:
+        truths = list(read_ground_truth(arguments.ground_truth))
+        validation = plan_held_out(version, corpus, truths, arguments.training)
     if begin_output(output, arguments.training, {"version": version.name}, arguments.resume):
         print(f"nothing to do: {output.uri} holds the trained network")
         return
@@ -100,16 +107,14 @@ def main(arguments: TrainArguments) -> None:
     print(f"network: {output.uri}/{RESULT_KEY}")
 
 
-def plan_held_out(version: Version, corpus: Corpus, arguments: TrainArguments) -> Validation:
+def plan_held_out(
+    version: Version, corpus: Corpus, truths: Sequence[AnnotatedImage], training: TrainingConfig
+) -> Validation:
     """The part that is not trained on, with its truth."""
-    from engine.ground_truth import read_ground_truth
     from engine.solo.samples import list_held_out
     from engine.solo.validation import plan_validation
 
-    assert arguments.ground_truth is not None
-    training = arguments.training
     held_out = list_held_out(version, training.held_out)
-    truths = list(read_ground_truth(arguments.ground_truth))
     validation = plan_validation(corpus, held_out, truths, training.samples.decoding)
     print(f"held out: {len(held_out)} images, {len(validation.images)} of them with ground truth")
     return validation

@@ -127,11 +127,12 @@ def _histograms(statistics: Statistics) -> list[BarChart]:
 
 
 def _round_charts(rounds: list[Round]) -> list[LineChart]:
-    """Precision, labels and stability by round, where there are several rounds."""
+    """Precision, numbers of labels and stability by round, where there are several rounds."""
     if len(rounds) < 2:
         return []
     numbers = [found.info.round for found in rounds]
-    found = [line_chart("Masks per image", numbers, [("masks per image", [_per_image(r) for r in rounds])])]
+    counts = [("masks", [r.masks for r in rounds]), ("labelled images", [r.labelled for r in rounds])]
+    found = [line_chart("Labels", numbers, counts, is_whole=True)]
     digest = comparable_evaluations(rounds)
     if digest is not None:
         kinds = [
@@ -143,10 +144,6 @@ def _round_charts(rounds: list[Round]) -> list[LineChart]:
     if any(value is not None for value in stabilities):
         found.append(line_chart("Mean stability", numbers, [("mean stability", stabilities)]))
     return found
-
-
-def _per_image(found: Round) -> float:
-    return found.masks / max(found.images, 1)
 
 
 def _precision(found: Round, digest: str, kind: str) -> float | None:

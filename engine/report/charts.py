@@ -105,9 +105,16 @@ def bar_chart(
 
 
 def line_chart(
-    title: str, rounds: Sequence[int], series: Sequence[tuple[str, Sequence[float | None]]]
+    title: str,
+    rounds: Sequence[int],
+    series: Sequence[tuple[str, Sequence[float | None]]],
+    *,
+    is_whole: bool = False,
 ) -> LineChart:
-    """A chart of one value per round for each name; None where a round has none."""
+    """A chart of one value per round for each name; None where a round has none.
+
+    `is_whole` says that values are whole numbers.
+    """
     values = [value for _, row in series for value in row if value is not None]
     top = _round_up(max([*values, 0.01]))
     step = (WIDTH - _LEFT - _RIGHT) / max(len(rounds), 1)
@@ -116,7 +123,7 @@ def line_chart(
         Line(
             name=name,
             points=tuple(
-                (x, _height(value, top), f"{value:.3f}")
+                (x, _height(value, top), f"{value:,.0f}" if is_whole else f"{value:.3f}")
                 for x, value in zip(centres, row, strict=True)
                 if value is not None
             ),

@@ -6,6 +6,8 @@ layers.py backbone.py network.py
 targets.py              which cells answer for which object
 superpixel_targets.py   what an image's superpixels say of its coarse masks; made where images are loaded
 superpixel_loss.py      the superpixel-guided loss of predicted masks
+adaptive_targets.py     what instances and pixels count for in later rounds; made where images are loaded
+adaptive_loss.py        the loss of predicted masks by stability and distance from boundaries
 losses.py               focal loss; masks pixel by pixel
 augmentation.py samples.py batch.py
                         from stored labels and their images to batches

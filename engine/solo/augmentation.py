@@ -6,7 +6,7 @@ depend on the other images of a batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +48,11 @@ class AugmentationConfig:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
     """An image as it is kept: uint8 RGB (H, W, 3) with a longer side of at most the square's, masks bool
-    (N, H, W), superpixels int32 (H, W)."""
+    (N, H, W) and what each counts for, float32 (N,), superpixels int32 (H, W)."""
 
     image_hwc: NDArray[np.uint8]
     masks: NDArray[np.bool_]
+    weights: NDArray[np.float32]
     superpixels: NDArray[np.int32]
 
 
@@ -66,6 +67,7 @@ def place_scene(source: Source, side: int, config: AugmentationConfig, rng: np.r
         scaled = Source(
             image_hwc=scaled.image_hwc[:, ::-1],
             masks=scaled.masks[:, :, ::-1],
+            weights=scaled.weights,
             superpixels=scaled.superpixels[:, ::-1],
         )
     from_rows, to_rows = _window(size[0], side, rng, config)
@@ -76,7 +78,9 @@ def place_scene(source: Source, side: int, config: AugmentationConfig, rng: np.r
     masks[:, to_rows, to_columns] = scaled.masks[:, from_rows, from_columns]
     labels = np.full((side, side), -1, np.int32)
     labels[to_rows, to_columns] = number_by_first_pixel(scaled.superpixels[from_rows, from_columns])
-    return Scene(image_hwc=image, shown_hwc=image, masks=_visible(masks), superpixels=labels)
+    return _seen(
+        Scene(image_hwc=image, shown_hwc=image, masks=masks, weights=scaled.weights, superpixels=labels)
+    )
 
 
 def paste_objects(scene: Scene, other: Scene, rng: np.random.Generator) -> Scene:
@@ -84,16 +88,23 @@ def paste_objects(scene: Scene, other: Scene, rng: np.random.Generator) -> Scene
 
     Objects that are hidden altogether are no longer there.
     """
-    chosen = other.masks[rng.random(len(other.masks)) < 0.5]
-    front: NDArray[np.bool_] = np.any(chosen, axis=0)
+    chosen = rng.random(len(other.masks)) < 0.5
+    front: NDArray[np.bool_] = np.any(other.masks[chosen], axis=0)
     if not front.any():
         return scene
     image = np.where(front[:, :, None], other.image_hwc, scene.image_hwc)
     labels = np.where(front, other.superpixels + scene.superpixels.max() + 1, scene.superpixels)
     on_image = labels >= 0
     labels[on_image] = number_by_first_pixel(labels[on_image][None])[0]
-    masks = np.concatenate([scene.masks & ~front, chosen])
-    return Scene(image_hwc=image, shown_hwc=image, masks=_visible(masks), superpixels=labels.astype(np.int32))
+    return _seen(
+        Scene(
+            image_hwc=image,
+            shown_hwc=image,
+            masks=np.concatenate([scene.masks & ~front, other.masks[chosen]]),
+            weights=np.concatenate([scene.weights, other.weights[chosen]]),
+            superpixels=labels.astype(np.int32),
+        )
+    )
 
 
 def change_colours(
@@ -115,6 +126,7 @@ def _resized(source: Source, size: tuple[int, int]) -> Source:
     return Source(
         image_hwc=resize_image(source.image_hwc, size),
         masks=resize_masks(source.masks, size),
+        weights=source.weights,
         superpixels=np.asarray(labels),
     )
 
@@ -131,6 +143,7 @@ def _window(
     return slice(start, start + side), slice(0, side)
 
 
-def _visible(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    is_seen: NDArray[np.bool_] = np.any(masks, axis=(1, 2))
-    return masks[is_seen]
+def _seen(scene: Scene) -> Scene:
+    """The scene without the objects of which no pixel is left."""
+    is_seen: NDArray[np.bool_] = np.any(scene.masks, axis=(1, 2))
+    return replace(scene, masks=scene.masks[is_seen], weights=scene.weights[is_seen])

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.boxes import mask_boxes_xyxy
+from engine.solo.adaptive_targets import AdaptiveLossConfig, AdaptiveTargets, boundary_weights
 from engine.solo.config import MASK_STRIDE, GridConfig
 from engine.solo.superpixel_targets import SuperpixelLossConfig, SuperpixelTargets, superpixel_targets
 from engine.solo.targets import CellTargets, assign_cells
@@ -20,12 +21,14 @@ class Scene:
     """An image with its coarse masks, augmented: all of one size (H, W), multiples of the mask stride.
 
     `image_hwc` is uint8 RGB; `shown_hwc` the same with changed colours, which the network is shown; `masks`
-    are bool (N, H, W); `superpixels` int32 (H, W), -1 off the image.
+    are bool (N, H, W) and `weights` float32 (N,) what each counts for; `superpixels` int32 (H, W), -1 off the
+    image.
     """
 
     image_hwc: NDArray[np.uint8]
     shown_hwc: NDArray[np.uint8]
     masks: NDArray[np.bool_]
+    weights: NDArray[np.float32]
     superpixels: NDArray[np.int32]
 
 
@@ -34,8 +37,9 @@ class Sample:
     """One image of a batch.
 
     `shown_chw` is uint8 (3, H, W); `on_image` float32 (P,) over the pixels at mask stride, 1 on the image;
-    `masks` float32 (N, P), 0 or 1. `superpixels` is None where the loss does without. `image_id` names the
-    image; `failure` says why it could not be read, and then all else is empty and nothing is learned from it.
+    `masks` float32 (N, P), 0 or 1. `superpixels` and `adaptive` are None where the loss does without.
+    `image_id` names the image; `failure` says why it could not be read, and then all else is empty and
+    nothing is learned from it.
     """
 
     image_id: str
@@ -44,6 +48,7 @@ class Sample:
     masks: NDArray[np.float32]
     cells: CellTargets
     superpixels: SuperpixelTargets | None
+    adaptive: AdaptiveTargets | None
     failure: str = ""
 
 
@@ -69,6 +74,21 @@ class SuperpixelTensors:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class AdaptiveTensors:
+    """`AdaptiveTargets` as tensors."""
+
+    instance_weights: torch.Tensor
+    pixel_weights: torch.Tensor
+
+    def to(self, device: torch.device) -> AdaptiveTensors:
+        """The same on a device."""
+        return AdaptiveTensors(
+            instance_weights=self.instance_weights.to(device, non_blocking=True),
+            pixel_weights=self.pixel_weights.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ImageTargets:
     """The targets of one image as tensors: M cells, the instances (of N) they belong to, masks (N, P)."""
 
@@ -77,6 +97,7 @@ class ImageTargets:
     owners: torch.Tensor
     masks: torch.Tensor
     superpixels: SuperpixelTensors | None
+    adaptive: AdaptiveTensors | None
 
     def to(self, device: torch.device) -> ImageTargets:
         """The same on a device."""
@@ -86,6 +107,7 @@ class ImageTargets:
             owners=self.owners.to(device, non_blocking=True),
             masks=self.masks.to(device, non_blocking=True),
             superpixels=self.superpixels.to(device) if self.superpixels is not None else None,
+            adaptive=self.adaptive.to(device) if self.adaptive is not None else None,
         )
 
 
@@ -111,22 +133,34 @@ class Batch:
 
 
 def make_sample(
-    image_id: str, scene: Scene, grid: GridConfig, superpixels: SuperpixelLossConfig | None
+    image_id: str,
+    scene: Scene,
+    grid: GridConfig,
+    superpixels: SuperpixelLossConfig | None,
+    adaptive: AdaptiveLossConfig | None = None,
 ) -> Sample:
-    """The targets of a scene; without `superpixels`, those of a loss that does without."""
+    """The targets of a scene; without `superpixels` or `adaptive`, those of a loss that does without."""
     cells = assign_cells(scene.masks, grid)
     on_image = masks_at_stride((scene.superpixels >= 0)[None])[0]
+    masks = masks_at_stride(scene.masks)
     targets = None
     if superpixels is not None:
         unit = scene.image_hwc.astype(np.float32) / np.float32(255)
         targets = superpixel_targets(unit, scene.superpixels, scene.masks, superpixels)
+    adaptive_targets = None
+    if adaptive is not None:
+        phi = boundary_weights(masks, on_image, adaptive.sigma)
+        adaptive_targets = AdaptiveTargets(
+            instance_weights=scene.weights, pixel_weights=phi.reshape(len(masks), on_image.size)
+        )
     return Sample(
         image_id=image_id,
         shown_chw=np.ascontiguousarray(scene.shown_hwc.transpose(2, 0, 1)),
         on_image=on_image.reshape(-1).astype(np.float32),
-        masks=masks_at_stride(scene.masks).reshape(len(scene.masks), on_image.size).astype(np.float32),
+        masks=masks.reshape(len(masks), on_image.size).astype(np.float32),
         cells=cells,
         superpixels=targets,
+        adaptive=adaptive_targets,
     )
 
 
@@ -143,6 +177,7 @@ def failed_sample(image_id: str, failure: str, size: tuple[int, int], grid: Grid
             objectness=np.full(grid.num_cells, np.nan, np.float32), cells=no_cells, owners=no_cells
         ),
         superpixels=None,
+        adaptive=None,
         failure=failure,
     )
 
@@ -189,10 +224,17 @@ def _image_targets(sample: Sample) -> ImageTargets:
             areas=torch.from_numpy(sample.superpixels.areas),
             states=torch.from_numpy(sample.superpixels.states),
         )
+    adaptive = None
+    if sample.adaptive is not None:
+        adaptive = AdaptiveTensors(
+            instance_weights=torch.from_numpy(sample.adaptive.instance_weights),
+            pixel_weights=torch.from_numpy(sample.adaptive.pixel_weights),
+        )
     return ImageTargets(
         on_image=torch.from_numpy(sample.on_image),
         cells=torch.from_numpy(sample.cells.cells),
         owners=torch.from_numpy(sample.cells.owners),
         masks=torch.from_numpy(sample.masks),
         superpixels=superpixels,
+        adaptive=adaptive,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from engine.decoding import fit_size
+from engine.errors import WeightsError
 from engine.labelling import LabellingConfig, Labels, make_instances, refine_proposals
 from engine.precision import autocast, reproducible
+from engine.selftraining.stability import with_stability
 from engine.solo.inference import METHOD, detect, fitted_masks, full_masks, to_inputs
 from engine.solo.network import SoloOutputs
 from engine.solo.weights import load_network
 from engine.stopwatch import stage
 from engine.tiling import Box, boxes_touch_inner_edges
-from engine.types import Reason
+from engine.types import Instances, Reason
 
 
 class SoloLabeller:
@@ -92,3 +94,64 @@ class SoloLabeller:
         if box_xyxy is not None:
             instances = instances.keep(~boxes_touch_inner_edges(instances.boxes_xyxy, box_xyxy, size))
         return Labels(found=instances if len(instances) > 0 else Reason.REFINED_AWAY)
+
+
+class CheckpointLabeller:
+    """The networks along one training: the last one labels, those before it tell how stable that is.
+
+    Without `config.earlier_weights` it labels as the last one by itself, and stabilities stay unknown.
+    """
+
+    def __init__(self, config: LabellingConfig, device: str) -> None:
+        """Raises WeightsError, also where the networks do not take images of one size."""
+        self._earlier = [
+            SoloLabeller(replace(config, encoder=replace(config.encoder, weights=weights)), device)
+            for weights in config.earlier_weights
+        ]
+        self._last = SoloLabeller(config, device)
+        for labeller, weights in zip(self._earlier, config.earlier_weights, strict=True):
+            if labeller.image_size != self._last.image_size:
+                raise WeightsError(
+                    f"the network {weights!r} takes images of {labeller.image_size}, the last one of "
+                    f"{self._last.image_size}: give networks of one training"
+                )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the square that images should be fitted into."""
+        return self._last.image_size
+
+    @property
+    def weights_digest(self) -> str:
+        """The digest of the last network."""
+        return self._last.weights_digest
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the last network is, and the digests of those before it, as JSON can hold them."""
+        earlier = [labeller.weights_digest for labeller in self._earlier]
+        return {"network": self._last.settings} | ({"earlier_networks": earlier} if earlier else {})
+
+    def look_at(self, squares_bhwc: NDArray[np.uint8]) -> list[SoloOutputs]:
+        """What each network says of images uint8 (B, S, S, 3), at most a batch of them; the last one last."""
+        return [labeller.look_at(squares_bhwc) for labeller in (*self._earlier, self._last)]
+
+    def label(
+        self,
+        outputs: Sequence[SoloOutputs],
+        number: int,
+        square_hwc: NDArray[np.uint8],
+        size: tuple[int, int],
+        box_xyxy: Box | None = None,
+    ) -> Labels:
+        """Labels as `SoloLabeller.label` gives them, with their stability."""
+        *before, last = outputs
+        labels = self._last.label(last, number, square_hwc, size, box_xyxy)
+        if not before or not isinstance(labels.found, Instances):
+            return labels
+        found = (
+            labeller.label(output, number, square_hwc, size, box_xyxy).found
+            for labeller, output in zip(self._earlier, before, strict=True)
+        )
+        earlier = [instances for instances in found if isinstance(instances, Instances)]
+        return replace(labels, found=with_stability(labels.found, earlier))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from engine.errors import ConfigurationError
+from engine.solo.adaptive_loss import adaptive_mask_loss
+from engine.solo.adaptive_targets import AdaptiveLossConfig
 from engine.solo.batch import Batch, ImageTargets
 from engine.solo.losses import focal_loss, pixel_mask_loss
 from engine.solo.superpixel_loss import (
@@ -27,13 +29,15 @@ if TYPE_CHECKING:
 class ObjectiveConfig:
     """What the network is trained for: focal loss + weight x (mask term + soft_weight x soft loss)."""
 
-    mask_term: Literal["superpixel", "pixel"] = "superpixel"
-    """The hard superpixel loss, with pixels where an object contains no superpixel; or pixels alone."""
+    mask_term: Literal["superpixel", "pixel", "adaptive"] = "superpixel"
+    """The hard superpixel loss, with pixels where an object contains no superpixel; or pixels alone; or
+    pixels by how stable their object is and how far they are from its boundary, for later rounds."""
     soft_weight: float = 1.0
     """Weight of the soft superpixel loss; 0 does without."""
     mask_weight: float = 3.0
     """Weight of all mask terms beside the focal loss (arXiv 1912.04488, equation 1)."""
     superpixel_loss: SuperpixelLossConfig = field(default_factory=SuperpixelLossConfig)
+    adaptive_loss: AdaptiveLossConfig = field(default_factory=AdaptiveLossConfig)
 
     def __post_init__(self) -> None:
         if self.soft_weight < 0 or self.mask_weight < 0:
@@ -46,6 +50,11 @@ class ObjectiveConfig:
     def needs_superpixels(self) -> bool:
         """Whether images have to be cut into superpixels at all."""
         return self.mask_term == "superpixel" or self.soft_weight > 0
+
+    @property
+    def needs_stability(self) -> bool:
+        """Whether labels have to carry the stability that a self-training round has measured."""
+        return self.mask_term == "adaptive"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,9 +78,10 @@ class LossSums:
         return torch.stack([self.positives, self.masks, self.fallbacks]).float()
 
     def total(self, positives: torch.Tensor, masks: torch.Tensor, config: ObjectiveConfig) -> torch.Tensor:
-        """The loss, given the numbers of positive cells and of learned masks of the whole batch."""
+        """The loss, given the positive cells and the weight of the learned masks of the whole batch."""
         mask_loss = self.mask_term + config.soft_weight * self.soft
-        return self.focal / positives.clamp(min=1) + config.mask_weight * mask_loss / masks.clamp(min=1)
+        # Without a mask the sum is 0; the weights of a few may well add up to less than 1.
+        return self.focal / positives.clamp(min=1) + config.mask_weight * mask_loss / masks.clamp(min=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,6 +142,11 @@ def mask_losses(logits: torch.Tensor, targets: ImageTargets, config: ObjectiveCo
             mask_term = _with_pixels(hard, falls_back, logits, targets)
     if config.mask_term == "pixel":
         mask_term = _pixel_term(logits, targets, slice(None))
+    adaptive = targets.adaptive
+    if adaptive is not None:
+        phi = adaptive.pixel_weights[targets.owners]
+        mask_term = adaptive_mask_loss(logits, targets.masks[targets.owners], phi)
+        weights = adaptive.instance_weights[targets.owners]
     return MaskLosses(mask_term=mask_term, soft=soft, weights=weights, falls_back=falls_back)
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from engine.solo.batch import Batch
 from engine.solo.samples import SampleMaker, load_batches
 from engine.solo.trainer import Figures, SoloTrainer
-from engine.solo.training import RESULT_KEY, RunSettings, TrainingConfig
+from engine.solo.training import RESULT_KEY, RunSettings, TrainingConfig, snapshot_key
 from engine.solo.validation import Validation
 from engine.solo.weights import pack_network
 from engine.store.objects import ObjectStore
@@ -26,7 +26,8 @@ class Run:
     """What a run of one worker works with.
 
     `report` is told the figures of every logged step, on the first worker alone; `on_checkpoint` the step
-    of every checkpoint, on all workers; `validation` is measured there on the first worker.
+    of every checkpoint, on all workers; `validation` is measured there on the first worker. `begins_from` is
+    the URI of a trained network of the same kind, in the place of first weights.
     """
 
     output: ObjectStore
@@ -36,6 +37,7 @@ class Run:
     report: Report = field(default=lambda step, figures: None)
     on_checkpoint: Callable[[int], None] = field(default=lambda step: None)
     validation: Validation | None = None
+    begins_from: str | None = None
 
 
 def train_solo(run: Run, maker: SampleMaker) -> None:
@@ -48,9 +50,11 @@ def train_solo(run: Run, maker: SampleMaker) -> None:
     config, place = run.config, run.place
     share = place.share_of(config.batch_size)
     state = read_checkpoint(run.output)
-    trainer = SoloTrainer(config, place, pretrained=state is None)
+    trainer = SoloTrainer(config, place, pretrained=state is None and run.begins_from is None)
     if state is not None:
         trainer.load_state(state)
+    elif run.begins_from is not None:
+        trainer.begin_from(run.begins_from)
     part = slice(place.rank * share, (place.rank + 1) * share)
     steps = range(trainer.step, config.steps)
     numbers = batch_numbers(config.seed, len(maker), config.batch_size, steps, part)
@@ -82,9 +86,9 @@ class _Loop:
             is_last = step == config.steps
             if step % settings.log_every == 0 or is_last:
                 self._take_down(step, figures)
-            if config.is_snapshot(step) and self._is_first:
+            if step in config.snapshot_steps and self._is_first:
                 data = pack_network(self._trainer.network.state_dict(), config.solo)
-                self._run.output.write(f"network-{step:09d}.safetensors", data)
+                self._run.output.write(snapshot_key(step), data)
             if step % settings.checkpoint_every == 0 or is_last:
                 self._checkpoint(step)
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from engine.decoding import DecodingConfig, decode_image, fit_size, resize_image
 from engine.errors import ImageError, StoreError, TransientError
 from engine.masks import decode_rles, resize_masks
 from engine.selection import SelectionConfig, plan_selection, select_columns
+from engine.selftraining.stability import StabilityRange, stability_range, stability_weights
+from engine.solo.adaptive_targets import AdaptiveLossConfig
 from engine.solo.augmentation import AugmentationConfig, Source, change_colours, paste_objects, place_scene
 from engine.solo.batch import Batch, Sample, Scene, collate, failed_sample, make_sample
 from engine.solo.config import GridConfig
@@ -36,6 +38,8 @@ class LabelledImages:
     shards: tuple[ShardColumns, ...]
     places: NDArray[np.int32]
     """(N, 2): the shard and the row of each image."""
+    stabilities: StabilityRange | None
+    """Of all instances that `selection` takes, in whatever image; None where none was measured."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -57,6 +61,20 @@ class LabelledImages:
         start, stop = self.shards[shard].offsets[row : row + 2]
         texts = self.shards[shard].instances["rle"].slice(start, stop - start).to_pylist()
         return tuple(text.encode("ascii") for text in texts)
+
+    def weights(self, index: int, epsilon: float) -> NDArray[np.float32]:
+        """What each of the image's N instances counts for by its stability, (N,), see `stability_weights`.
+
+        Raises StoreError where stabilities were not measured.
+        """
+        if self.stabilities is None:
+            raise StoreError(
+                "the adaptive loss needs labels whose stability was measured, and these have none: take a "
+                "round that jobs/self_train.py made, or another --objective.mask-term"
+            )
+        shard, row = self.places[index]
+        start, stop = self.shards[shard].offsets[row : row + 2]
+        return stability_weights(self.shards[shard].stabilities[start:stop], self.stabilities, epsilon)
 
 
 def list_images(
@@ -84,7 +102,9 @@ def list_images(
         places.append(np.stack([np.full(len(rows), len(shards)), rows], axis=1).astype(np.int32))
         shards.append(selected)
     images = LabelledImages(
-        shards=tuple(shards), places=np.concatenate([np.zeros((0, 2), np.int32), *places])
+        shards=tuple(shards),
+        places=np.concatenate([np.zeros((0, 2), np.int32), *places]),
+        stabilities=stability_range(columns.stabilities for columns in shards),
     )
     if len(images) == 0:
         raise StoreError(
@@ -124,12 +144,14 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleTask:
-    """What samples are made for: the network's square and grids, and a loss with superpixels or without."""
+    """What samples are made for: the network's square and grids, and a loss with superpixels, stability and
+    boundaries, or without."""
 
     config: SampleConfig
     side: int
     grid: GridConfig
     superpixel_loss: SuperpixelLossConfig | None
+    adaptive_loss: AdaptiveLossConfig | None
     seed: int
 
 
@@ -167,10 +189,8 @@ class SampleMaker(Dataset[Sample]):
         if rng.random() < task.config.augmentation.copy_paste:
             scene = self._with_pasted(scene, rng)
         shown = change_colours(scene.image_hwc, task.config.augmentation.colour, rng)
-        scene = Scene(
-            image_hwc=scene.image_hwc, shown_hwc=shown, masks=scene.masks, superpixels=scene.superpixels
-        )
-        return make_sample(image_id, scene, task.grid, task.superpixel_loss)
+        scene = replace(scene, shown_hwc=shown)
+        return make_sample(image_id, scene, task.grid, task.superpixel_loss, task.adaptive_loss)
 
     def _scene(self, index: int, rng: np.random.Generator) -> Scene:
         return place_scene(self._source(index), self._task.side, self._task.config.augmentation, rng)
@@ -196,7 +216,15 @@ class SampleMaker(Dataset[Sample]):
                 Reason.FAILED, f"the image is {read_size} now and was {size} when it was labelled"
             )
         masks = resize_masks(decode_rles(self._images.rles(index), size), labels.shape)
-        return Source(image_hwc=image, masks=masks, superpixels=labels)
+        return Source(
+            image_hwc=image, masks=masks, weights=self._weights(index, len(masks)), superpixels=labels
+        )
+
+    def _weights(self, index: int, count: int) -> NDArray[np.float32]:
+        adaptive = self._task.adaptive_loss
+        return (
+            np.ones(count, np.float32) if adaptive is None else self._images.weights(index, adaptive.epsilon)
+        )
 
     def _keep(self, path: Path, record: ImageRecord) -> None:
         image = decode_image(self._corpus.read(record), self._task.config.decoding)

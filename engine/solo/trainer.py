@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.encoders.weights import check_fit
 from engine.errors import RunError
 from engine.precision import autocast
 from engine.solo.batch import Batch
 from engine.solo.network import SoloOutputs, build_network
 from engine.solo.objective import LossSums, batch_losses
 from engine.solo.training import TrainingConfig
+from engine.solo.weights import load_network
 from engine.training.distribution import Place, total_over_workers
 from engine.training.schedule import build_optimiser, learning_rate_at
 
@@ -74,7 +76,7 @@ class SoloTrainer:
         self.step += 1
         return Figures(
             **dict(zip(("loss", "focal", "mask", "soft"), values, strict=True)),
-            fallback_share=float(counts[2] / counts[1].clamp(min=1)),
+            fallback_share=float(counts[2] / counts[1].clamp(min=1e-6)),
             positives=float(counts[0]),
             unread=float(counts[3]),
             gradient_norm=norm,
@@ -90,6 +92,12 @@ class SoloTrainer:
         self._scaler.step(self._optimiser)
         self._scaler.update()
         return float(norm)
+
+    def begin_from(self, uri: str) -> None:
+        """Take the weights of a trained network. Raises WeightsError where they are of another kind."""
+        state = load_network(uri, self._place.device)[0].state_dict()
+        check_fit(state, self.network.state_dict(), f"the network {uri!r} is of another configuration")
+        self.network.load_state_dict(state)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on: tensors and plain values."""
@@ -112,7 +120,7 @@ class SoloTrainer:
 
 def _values(sums: LossSums, loss: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """This worker's part of the loss and of its three terms, which are shown without their weights."""
-    masks = counts[1].clamp(min=1)
+    masks = counts[1].clamp(min=1e-6)
     return torch.stack(
         [loss, sums.focal / counts[0].clamp(min=1), sums.mask_term / masks, sums.soft / masks]
     ).detach()

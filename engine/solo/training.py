@@ -72,12 +72,18 @@ class TrainingConfig:
             side=self.solo.image_size,
             grid=self.solo.grid,
             superpixel_loss=self.objective.superpixel_loss if self.objective.needs_superpixels else None,
+            adaptive_loss=self.objective.adaptive_loss if self.objective.needs_stability else None,
             seed=self.seed,
         )
 
-    def is_snapshot(self, step: int) -> bool:
-        """Whether a network is kept after so many steps."""
-        return step * self.snapshots // self.steps > (step - 1) * self.snapshots // self.steps
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """After which steps a network is kept, rising, the last being the end.
+
+        >>> TrainingConfig(steps=10, snapshots=4).snapshot_steps
+        (3, 5, 8, 10)
+        """
+        return tuple(-(-number * self.steps // self.snapshots) for number in range(1, self.snapshots + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +103,11 @@ class RunSettings:
         for name in ("log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} is at least 1 step, got {getattr(self, name)}")
+
+
+def snapshot_key(step: int) -> str:
+    """Where the network after so many steps is kept."""
+    return f"network-{step:09d}.safetensors"
 
 
 def begin_output(

@@ -120,6 +120,23 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
+def kill_driver() -> Callable[[subprocess.Popen[bytes]], None]:
+    """`kill_driver(process)` kills a job and all of the local Ray below it, as where a machine is cut off."""
+
+    def kill(process: subprocess.Popen[bytes]) -> None:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        # What of this Ray outlives its driver must not linger.
+        _, alive = psutil.wait_procs(family, timeout=5)
+        for member in alive:
+            member.kill()
+        psutil.wait_procs(alive, timeout=10)
+
+    return kill
+
+
+@pytest.fixture
 def run_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:

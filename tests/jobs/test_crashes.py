@@ -19,6 +19,7 @@ import pytest
 _JOB = Path(__file__).parents[2] / "jobs/label_folder.py"
 _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 LabelsIn = Callable[[Path], dict[str, bytes]]
+KillDriver = Callable[[subprocess.Popen[bytes]], None]
 
 
 @dataclass
@@ -61,16 +62,6 @@ class Run:
                 found.append(child)
         return found
 
-    def kill_driver(self) -> None:
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.kill()
-        self.process.wait()
-        # A machine that is cut off takes all with it; what of this Ray outlives its driver must not linger.
-        _, alive = psutil.wait_procs(family, timeout=5)
-        for process in alive:
-            process.kill()
-        psutil.wait_procs(alive, timeout=10)
-
     def kill_a_worker(self, rng: random.Random) -> None:
         workers = self.workers()
         if workers and self.process.poll() is None:
@@ -103,13 +94,16 @@ def undisturbed(
 
 
 def test_driver_and_worker_die_once(
-    labels_in: LabelsIn, undisturbed: Callable[[int], tuple[Path, dict[str, bytes]]], tmp_path: Path
+    labels_in: LabelsIn,
+    undisturbed: Callable[[int], tuple[Path, dict[str, bytes]]],
+    kill_driver: KillDriver,
+    tmp_path: Path,
 ) -> None:
     corpus, expected = undisturbed(48)
     store = tmp_path / "store"
     run = Run.start(corpus, store)
     run.wait_for_shards(2)
-    run.kill_driver()
+    kill_driver(run.process)
     done = run.num_shards()
     assert 2 <= done < 12
     run = Run.start(corpus, store)
@@ -124,6 +118,7 @@ def test_driver_and_worker_die_once(
 def test_ten_deaths_at_random_moments(
     labels_in: LabelsIn,
     undisturbed: Callable[[int], tuple[Path, dict[str, bytes]]],
+    kill_driver: KillDriver,
     tmp_path: Path,
     victim: str,
 ) -> None:
@@ -141,7 +136,7 @@ def test_ten_deaths_at_random_moments(
             shutil.rmtree(store)
             run = Run.start(corpus, store)
         elif victim == "driver":
-            run.kill_driver()
+            kill_driver(run.process)
             deaths += 1
             run = Run.start(corpus, store)
         elif run.num_shards() > 0:

@@ -125,6 +125,15 @@ def test_what_the_page_says(page: str) -> None:
     assert page.count("data:image/jpeg") > 20
 
 
+def test_rounds_are_drawn(page: str) -> None:
+    for said in (
+        "Average precision by round: mask AP: 0.040, 0.040; box AP: 0.050, 0.100",
+        "Labels by round: masks: 26, 26; labelled images: 13, 13",
+        "Mean stability by round: mean stability: 1.500",
+    ):
+        assert f'aria-label="{said}"' in page, said
+
+
 def test_names_are_escaped(page: str) -> None:
     assert "<script" not in page
     assert 'onerror="' not in page

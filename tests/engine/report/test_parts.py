@@ -173,3 +173,5 @@ def test_lines_leave_out_what_was_not_measured() -> None:
     assert chart.lines[1].points == ()
     assert chart.summary == "mask: 0.100, 0.200"
     assert [tick.label for tick in chart.y_ticks] == ["0", "0.1", "0.2"]
+    counts = line_chart("Labels", [0, 1], [("masks", [900, 1234])], is_whole=True)
+    assert counts.summary == "masks: 900, 1,234"

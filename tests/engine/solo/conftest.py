@@ -43,6 +43,7 @@ def make_scene() -> Callable[..., Scene]:
         image[56:], masks[:, 56:] = 0, False
         labels[56:] = -1
         labels[:56] = number_by_first_pixel(labels[:56])
-        return Scene(image_hwc=image, shown_hwc=image, masks=masks, superpixels=labels)
+        weights = np.linspace(0.25, 1, len(masks), dtype=np.float32)
+        return Scene(image_hwc=image, shown_hwc=image, masks=masks, weights=weights, superpixels=labels)
 
     return make

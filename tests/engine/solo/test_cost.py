@@ -26,7 +26,8 @@ def crowded_scene() -> Scene:
         top, left = rng.integers(0, SIDE - height), rng.integers(0, SIDE - width)
         mask[top : top + height, left : left + width] = True
     image = rng.integers(0, 255, (SIDE, SIDE, 3)).astype(np.uint8)
-    return Scene(image_hwc=image, shown_hwc=image, masks=masks, superpixels=labels)
+    weights = np.ones(NUM_OBJECTS, np.float32)
+    return Scene(image_hwc=image, shown_hwc=image, masks=masks, weights=weights, superpixels=labels)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from engine.errors import ConfigurationError, WeightsError
 from engine.labelling import LabellingConfig, Labels
 from engine.masks import decode_rles
 from engine.solo.config import DetectionConfig, SoloConfig
-from engine.solo.labelling import SoloLabeller
+from engine.solo.labelling import CheckpointLabeller, SoloLabeller
 from engine.solo.network import SoloOutputs, build_network
 from engine.solo.weights import pack_network
 from engine.types import Instances, Reason
@@ -107,6 +107,35 @@ def test_labels_do_not_depend_on_the_rest_of_a_batch(weights: str, precision: An
     assert isinstance(alone, Instances)
     assert len(together) > 0
     assert (alone.rles, alone.scores.tobytes()) == (together.rles, together.scores.tobytes())
+
+
+def test_stability_is_how_far_earlier_networks_agree(
+    weights: str, tiny_solo: SoloConfig, tmp_path: Path
+) -> None:
+    encoder = EncoderConfig(weights=weights, batch_size=2)
+    config = LabellingConfig(method="solo", encoder=encoder, earlier_weights=(weights, weights))
+    labeller, alone = CheckpointLabeller(config, "cpu"), labeller_of(weights)
+    square, size = np.zeros((64, 64, 3), np.uint8), (64, 64)
+    last = one_object(slice(0, 8), slice(0, 8))
+    half, apart = one_object(slice(0, 8), slice(0, 4)), one_object(slice(12, 16), slice(12, 16))
+    found = labeller.label([half, apart, last], 0, square, size).found
+    by_itself = alone.label(last, 0, square, size).found
+    assert isinstance(found, Instances)
+    assert isinstance(by_itself, Instances)
+    assert found.rles == by_itself.rles
+    assert np.isnan(by_itself.stabilities).all()
+    np.testing.assert_allclose(found.stabilities, [0.5], atol=0.05)
+    assert labeller.label([half, half, half], 0, square, size).found.stabilities.tolist() == [2]
+    outputs = labeller.look_at(square[None])
+    assert torch.equal(outputs[0].objectness, outputs[2].objectness)
+    assert labeller.settings["earlier_networks"] == [alone.weights_digest] * 2
+    other = tmp_path / "larger.safetensors"
+    larger = replace(tiny_solo, image_size=96)
+    other.write_bytes(pack_network(build_network(larger).state_dict(), larger))
+    with pytest.raises(WeightsError, match="networks of one training"):
+        CheckpointLabeller(replace(config, earlier_weights=(str(other),)), "cpu")
+    with pytest.raises(ConfigurationError, match="give --method solo"):
+        LabellingConfig(earlier_weights=(weights,))
 
 
 def test_what_a_network_says_of_itself_names_no_place(weights: str) -> None:

@@ -56,7 +56,7 @@ def test_a_small_object_is_judged_by_pixels(tiny_solo, make_scene):
     assert alone.soft.sum() == 0
 
 
-@pytest.mark.parametrize("mask_term", ["superpixel", "pixel"])
+@pytest.mark.parametrize("mask_term", ["superpixel", "pixel", "adaptive"])
 @pytest.mark.parametrize(
     "boxes",
     [
@@ -69,10 +69,11 @@ def test_a_small_object_is_judged_by_pixels(tiny_solo, make_scene):
 )
 def test_extremes_give_finite_losses_and_gradients(tiny_solo, make_scene, boxes, mask_term):
     config = ObjectiveConfig(mask_term=mask_term)
+    adaptive = config.adaptive_loss if config.needs_stability else None
     network = build_network(tiny_solo)
     samples = [
-        make_sample("a", make_scene(0, boxes), tiny_solo.grid, SUPERPIXELS),
-        make_sample("b", make_scene(1, []), tiny_solo.grid, SUPERPIXELS),
+        make_sample("a", make_scene(0, boxes), tiny_solo.grid, SUPERPIXELS, adaptive),
+        make_sample("b", make_scene(1, []), tiny_solo.grid, SUPERPIXELS, adaptive),
         failed_sample("c", "truncated", (64, 64), tiny_solo.grid),
     ]
     batch = collate(samples).to(torch.device("cpu"))
@@ -112,6 +113,31 @@ def test_sums_of_parts_make_the_whole(tiny_solo, make_scene):
     assert torch.equal(counts, whole.counts())
     parts = [part.total(counts[0], counts[1], config) for part in (first, second)]
     torch.testing.assert_close(parts[0] + parts[1], total(whole, config))
+
+
+def test_the_adaptive_loss_is_a_mean_by_stability(tiny_solo, make_scene):
+    """sum Z l / sum Z over the cells of a batch, however its images are divided among workers."""
+    config = ObjectiveConfig(mask_term="adaptive", soft_weight=0, mask_weight=1)
+    network = build_network(tiny_solo)
+    samples = [
+        make_sample(name, make_scene(seed, BOXES), tiny_solo.grid, None, config.adaptive_loss)
+        for seed, name in enumerate("ab")
+    ]
+    batch = collate(samples)
+    outputs = network(batch.images.float() / 255)
+    sums = batch_losses(outputs, batch, config)
+    losses, weights = [], []
+    for image, targets in enumerate(batch.targets):
+        logits = outputs.mask_logits(image, targets.cells).flatten(1)
+        losses.extend(mask_losses(logits, targets, config).mask_term.tolist())
+        weights.extend(targets.adaptive.instance_weights[targets.owners].tolist())
+    assert set(weights) == {0.25, 1.0}
+    without_focal = total(sums, config) - sums.focal / sums.positives
+    np.testing.assert_allclose(without_focal.item(), np.average(losses, weights=weights), rtol=1e-5)
+    parts = [batch_losses(network(collate([s]).images.float() / 255), collate([s]), config) for s in samples]
+    counts = parts[0].counts() + parts[1].counts()
+    shares = [part.total(counts[0], counts[1], config) for part in parts]
+    torch.testing.assert_close(shares[0] + shares[1], total(sums, config))
 
 
 def test_masks_at_stride_are_the_majority_and_lose_no_instance():

@@ -66,6 +66,22 @@ def make_maker(labelled_folder, tmp_path):
     return make
 
 
+@pytest.fixture
+def stable_version(labelled_folder):
+    """The version of `labelled_discs`, with the stability 2, 2.5 and so on of one disc after the other."""
+    _, version = labelled_folder
+    stabilities = iter(np.arange(2, 5, 0.5, dtype=np.float32))
+    outcomes = [
+        outcome
+        if outcome.instances is None
+        else replace(outcome, instances=replace(outcome.instances, stabilities=next(stabilities)[None]))
+        for outcome in version.outcomes()
+    ]
+    measured = PseudoLabelStore(MemoryObjects()).begin(version.info, "resume")
+    measured.commit(0, outcomes)
+    return measured
+
+
 def true_annotation(outcome):
     instances = outcome.instances
     return AnnotatedImage(
@@ -174,6 +190,7 @@ def test_pasting_keeps_what_is_in_front(make_scene):
     assert len(pasted.masks) == 2
     assert not (pasted.masks[0] & pasted.masks[1]).any()
     assert np.array_equal(pasted.masks[1], front.masks[0])
+    assert pasted.weights.tolist() == [behind.weights[0], front.weights[0]]
     assert (pasted.image_hwc[front.masks[0]] == front.image_hwc[front.masks[0]]).all()
     on_image = pasted.superpixels >= 0
     assert np.array_equal(np.unique(pasted.superpixels[on_image]), np.arange(pasted.superpixels.max() + 1))
@@ -186,6 +203,7 @@ def test_scaled_scenes_keep_to_the_square(scale):
     source = Source(
         image_hwc=rng.integers(0, 255, (40, 64, 3)).astype(np.uint8),
         masks=np.ones((1, 40, 64), bool),
+        weights=np.ones(1, np.float32),
         superpixels=labels,
     )
     scene = place_scene(source, 64, AugmentationConfig(scales=(scale, scale)), rng)
@@ -216,6 +234,53 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(make_maker, tiny_training, 
     speeds = [{**line, "images_per_s": 0} for line in read_figures(parts.output)]
     assert speeds == [{**line, "images_per_s": 0} for line in read_figures(whole.output)]
     assert [line["step"] for line in speeds] == [1, 2, 3, 4, 5, 6]
+
+
+def test_instances_count_by_their_stability(labelled_folder, stable_version, tiny_training, tmp_path):
+    plain = replace(
+        tiny_training,
+        samples=replace(tiny_training.samples, augmentation=AugmentationConfig.none()),
+        objective=ObjectiveConfig(mask_term="adaptive", soft_weight=0),
+    )
+    task = plain.sample_task
+    corpus, unmeasured = labelled_folder
+    images = list_images(stable_version, SelectionConfig())
+    maker = SampleMaker(images, corpus, tmp_path / "cache", task)
+    samples = [maker[SampleNumber(0, index)] for index in range(5)]
+    weights = [float(sample.adaptive.instance_weights[0]) for sample in samples]
+    np.testing.assert_allclose(weights, (np.array([0, 0.5, 1, 1.5, 2]) + 0.1) / 2.1, rtol=1e-6)
+    phi = samples[0].adaptive.pixel_weights
+    assert phi.shape == samples[0].masks.shape
+    assert (phi[:, samples[0].on_image == 0] == 0).all()
+    assert phi.max() > 0.9
+    run = run_of(MemoryObjects(), plain)
+    train_solo(run, maker)
+    assert all(np.isfinite(line["loss"]) and line["mask"] > 0 for line in read_figures(run.output))
+    without = SampleMaker(list_images(unmeasured, SelectionConfig()), corpus, tmp_path / "cache", task)
+    with pytest.raises(StoreError, match="these have none"):
+        without[SampleNumber(0, 0)]
+
+
+def test_a_run_begins_from_another_network(make_maker, tiny_training, tmp_path):
+    maker, first = make_maker(tiny_training), LocalObjects(tmp_path / "first")
+    train_solo(run_of(first, replace(tiny_training, steps=2)), maker)
+    uri = f"{first.uri}/network.safetensors"
+    # Without a learning rate it stays what it began from; the networks' own seeds differ.
+    still = replace(
+        tiny_training,
+        solo=replace(tiny_training.solo, seed=5),
+        optimiser=OptimiserConfig(learning_rate=1e-30, warmup_steps=0, weight_decay=0),
+    )
+    second = replace(run_of(LocalObjects(tmp_path / "second"), still), begins_from=uri)
+    train_solo(second, maker)
+    begun, ended = (
+        load_network(f"{output.uri}/network.safetensors", torch.device("cpu"))[0].state_dict()
+        for output in (first, second.output)
+    )
+    torch.testing.assert_close(ended, begun, rtol=0, atol=1e-20)
+    wider = replace(tiny_training, solo=replace(tiny_training.solo, mask_channels=8))
+    with pytest.raises(WeightsError, match="of another configuration"):
+        train_solo(replace(run_of(MemoryObjects(), wider), begins_from=uri), maker)
 
 
 def test_tensorboard_reads_the_log(make_maker, tiny_training, tmp_path):
