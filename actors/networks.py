@@ -24,7 +24,7 @@ class NetworkWorker:
         torch.set_num_threads(1)  # as in PatchWorker
         self._labeller = CheckpointLabeller(config, device)
         self._batch_size = config.encoder.batch_size
-        warm_up(config)
+        warm_up(config, device)
 
     def __call__(self, batch: Batch) -> Batch:
         images = batch["images"][0]

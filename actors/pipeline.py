@@ -20,7 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from actors.reader import ChunkResult, Reader
 from actors.storage import ChunkSource, Work, commit_shard
-from actors.workers import EncoderWorker, Labeller, PatchWorker
+from actors.workers import PatchWorker
 from engine.errors import ConfigurationError, RunError, TransientError
 from engine.labelling import LabellingConfig
 from engine.preparation import PreparationConfig
@@ -35,63 +35,53 @@ if TYPE_CHECKING:
 
 # Full shards that wait for their write at one time; more would let memory grow with a slow store.
 _WRITES_IN_FLIGHT = 4
-# Networks that share a GPU where they label by themselves.
-_NETWORKS_ON_A_GPU = 4
+_WORKERS_ON_A_GPU = 8
 # A write that a server refuses for a passing reason is tried again this often, by Ray, on any node.
 _WRITE_RETRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSizes:
-    """How many actors each stage has, and the CPUs (and GPUs) that Ray reserves for each of them.
-
-    Where there are no labellers, the encoders label, too.
-    """
+    """How many actors each stage has, the CPUs that Ray reserves for each of them, and each worker's GPUs."""
 
     readers: int
-    encoders: int
-    labellers: int
+    workers: int
     cpus_each: float
-    encoder_gpus: float
+    gpus_each: float
 
     @property
     def total_cpus(self) -> float:
-        return self.cpus_each * (self.readers + self.encoders + self.labellers)
+        return self.cpus_each * (self.readers + self.workers)
 
 
-def size_pools(num_cpus: float, num_gpus: float, by_network: bool = False) -> PoolSizes:
+def size_pools(num_cpus: float, num_gpus: float) -> PoolSizes:
     """Pools that fill a cluster and never exceed it: Ray waits for ever, in silence, for CPUs it has not.
 
-    Without GPUs one actor a core encodes and labels: images and features then stay in one process, and no
-    two compete for a core. With GPUs, one encoder on each and labellers on the CPUs; where a trained network
-    labels (`by_network`), up to 4 of them share a GPU, so that it has work while others bring their masks to
-    full size. On small machines the stages share the CPUs: each actor reserves a fraction, and the system's
-    scheduler does the rest. Raises ConfigurationError for less than one CPU.
+    Without GPUs there is one worker a core. Up to 8 share a GPU, as far as there are cores for them: while
+    some find proposals and pack masks on the CPU, it has work from others. On small machines the stages share
+    the CPUs: each actor reserves a fraction, and the system's scheduler does the rest. Raises
+    ConfigurationError for less than one CPU.
 
-    >>> size_pools(2, 0).total_cpus <= 2, size_pools(64, 8).encoders, size_pools(64, 8, True).encoders
-    (True, 8, 32)
+    >>> size_pools(2, 0).total_cpus <= 2, size_pools(64, 8).workers
+    (True, 32)
     """
     whole_cpus, whole_gpus = math.floor(num_cpus), math.floor(num_gpus)
     if whole_cpus < 1:
         raise ConfigurationError(f"the cluster has {num_cpus} free CPUs; labelling needs at least one")
     readers = max(1, whole_cpus // 8)
-    # A power of two, whose share of a GPU Ray counts exactly.
-    each_gpu = 1
-    while by_network and each_gpu < _NETWORKS_ON_A_GPU and 2 * each_gpu * whole_gpus <= whole_cpus - readers:
-        each_gpu *= 2
-    encoders, labellers = whole_cpus, 0
+    workers, each_gpu = whole_cpus, 1
     if whole_gpus > 0:
-        encoders = whole_gpus * each_gpu
-        labellers = 0 if by_network else max(1, whole_cpus - readers - encoders)
-    num_actors = readers + encoders + labellers
+        # A power of two, whose share of a GPU Ray counts exactly.
+        while each_gpu < _WORKERS_ON_A_GPU and 2 * each_gpu * whole_gpus <= whole_cpus - readers:
+            each_gpu *= 2
+        workers = each_gpu * whole_gpus
     # Rounded down to what Ray can count, with a little left for the tasks that plan and write.
-    cpus_each = min(1.0, math.floor(0.9 * whole_cpus / num_actors * 100) / 100)
+    cpus_each = min(1.0, math.floor(0.9 * whole_cpus / (readers + workers) * 100) / 100)
     return PoolSizes(
         readers=readers,
-        encoders=encoders,
-        labellers=labellers,
+        workers=workers,
         cpus_each=cpus_each,
-        encoder_gpus=1.0 / each_gpu if whole_gpus > 0 else 0.0,
+        gpus_each=1.0 / each_gpu if whole_gpus > 0 else 0.0,
     )
 
 
@@ -157,7 +147,7 @@ def run_labelling(
                 images=progress.images,
                 seconds=round(time.monotonic() - start, 1),
                 device=run.device,
-                workers={name: getattr(pools, name) for name in ("readers", "encoders", "labellers")},
+                workers={name: getattr(pools, name) for name in ("readers", "workers")},
             )
         )
     return summaries
@@ -229,29 +219,18 @@ def _dataset(run: LabellingRun, pools: PoolSizes, committed: frozenset[int]) -> 
         num_cpus=pools.cpus_each,
         batch_size=1,
     )
-    worker: type[EncoderWorker | PatchWorker | NetworkWorker] = EncoderWorker
+    worker: type[PatchWorker | NetworkWorker] = PatchWorker
     if by_network:
         # timm, of which networks are made, takes seconds to import.
         from actors.networks import NetworkWorker
 
         worker = NetworkWorker
-    elif pools.labellers == 0:
-        worker = PatchWorker
-    seen: Dataset = read.map_batches(
+    labelled: Dataset = read.map_batches(
         worker,
         fn_constructor_args=(run.config, run.device),
-        compute=ActorPoolStrategy(size=pools.encoders),
+        compute=ActorPoolStrategy(size=pools.workers),
         num_cpus=pools.cpus_each,
-        num_gpus=pools.encoder_gpus,
-        batch_size=1,
-    )
-    if pools.labellers == 0:
-        return seen
-    labelled: Dataset = seen.map_batches(
-        Labeller,
-        fn_constructor_args=(run.config,),
-        compute=ActorPoolStrategy(size=pools.labellers),
-        num_cpus=pools.cpus_each,
+        num_gpus=pools.gpus_each,
         batch_size=1,
     )
     return labelled

@@ -5,8 +5,7 @@ Between the stages travels one chunk as one row, or as several where its images 
     chunk      Chunk, from the source
     heads      Heads, one Head per crop in the row, from the Reader on
     images     uint8 (chunk size, S, S, 3), zeros where an image failed or the row is short
-    features   float16 (chunk size, h, w, C), from the EncoderWorker
-    result     ChunkResult, from the Labeller; or from the NetworkWorker, which needs no features
+    result     ChunkResult, from a PatchWorker or a NetworkWorker
 
 Every row has the full chunk size, so that an image's result does not depend on how long its chunk is. Tiles
 need what the whole image shows: a row that begins among an image's tiles holds the whole image again.

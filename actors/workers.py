@@ -1,4 +1,7 @@
-"""The stages that compute: a chunk's features, and the instances in them. Rows are those of actors.reader."""
+"""The stage that computes: from a chunk's images to the instances in them.
+
+Rows are those of actors.reader.
+"""
 
 from __future__ import annotations
 
@@ -23,53 +26,43 @@ from engine.stopwatch import stage
 from engine.types import Outcome, Reason
 
 
-class EncoderWorker:
-    """Holds the encoder and turns the images of a row into features."""
+class PatchWorker:
+    """Holds the encoder and finds the instances of a row's images among its patches.
+
+    One process does it all, on the encoder's device, so that only packed masks travel.
+    """
 
     def __init__(self, config: LabellingConfig, device: str) -> None:
         # The last bits of sums depend on the number of threads, so that is the same on all machines.
         self._encoder: Encoder = load_encoder(config.encoder, device, num_threads=1)
-        self._batch_size = config.encoder.batch_size
+        self._config = config
+        warm_up(config, device)
 
     def __call__(self, batch: Batch) -> Batch:
         images = batch["images"][0]
-        features = np.zeros((len(images), *self._encoder.grid, self._encoder.feature_size), np.float16)
-        # Failed images are encoded as the zeros they are; what a short chunk lacks is not.
-        num_images = len(batch["heads"][0].heads)
-        for start in range(0, num_images, self._batch_size):
-            stop = min(start + self._batch_size, num_images)
-            with stage("encode"):
-                features[start:stop] = self._encoder.encode(list(images[start:stop])).cpu().numpy()
-        return {**batch, "features": features[None]}
-
-
-class Labeller:
-    """Proposes and refines the instances of a row's images."""
-
-    def __init__(self, config: LabellingConfig) -> None:
-        torch.set_num_threads(1)
-        self._config = config
-        warm_up(config)
-
-    def __call__(self, batch: Batch) -> Batch:
-        images, features = batch["images"][0], batch["features"][0]
         heads: Heads = batch["heads"][0]
         outcomes: list[Outcome] = []
         background: NDArray[np.bool_] | None = None
-        for i, head in enumerate(heads.heads):
-            if head.rejected is None and head.box_xyxy is None:
-                background = find_tile_background(features[i], self._config)
-            # A tile of which nothing is known of the background shows nothing.
-            if head.is_repeated or (head.box_xyxy is not None and background is None):
-                continue
-            outcomes.append(self._label(head, images[i], features[i], background))
+        batch_size = self._config.encoder.batch_size
+        for start in range(0, len(heads.heads), batch_size):
+            part = heads.heads[start : start + batch_size]
+            # Failed images are encoded as the zeros they are; what a short chunk lacks is not.
+            seen = images[start : start + len(part)]
+            with stage("encode"):
+                features = self._encoder.encode(list(seen))
+            for head, image, features_hwc in zip(part, seen, features, strict=True):
+                if head.rejected is None and head.box_xyxy is None:
+                    background = find_tile_background(features_hwc, self._config)
+                # A tile of which nothing is known of the background shows nothing.
+                if not head.is_repeated and (head.box_xyxy is None or background is not None):
+                    outcomes.append(self._label(head, image, features_hwc, background))
         return make_result(batch, outcomes)
 
     def _label(
         self,
         head: Head,
         image: NDArray[np.uint8],
-        features: NDArray[np.float16],
+        features_hwc: torch.Tensor,
         background: NDArray[np.bool_] | None,
     ) -> Outcome:
         if head.rejected is not None:
@@ -77,17 +70,7 @@ class Labeller:
         tile = None
         if head.box_xyxy is not None and background is not None:
             tile = Tile(box_xyxy=head.box_xyxy, background=background)
-        return make_row(head, lambda: label_features(features, image, head.size, self._config, tile))
-
-
-class PatchWorker:
-    """Encodes and labels in one process: features need not travel."""
-
-    def __init__(self, config: LabellingConfig, device: str) -> None:
-        self._encoder, self._labeller = EncoderWorker(config, device), Labeller(config)
-
-    def __call__(self, batch: Batch) -> Batch:
-        return self._labeller(self._encoder(batch))
+        return make_row(head, lambda: label_features(features_hwc, image, head.size, self._config, tile))
 
 
 def make_row(head: Head, find_labels: Callable[[], Labels]) -> Outcome:

@@ -165,7 +165,8 @@ def label_features(
     """Labels of one image at `size` = (height, width).
 
     `features_hwc` (h, w, C) are the encoder's features of `resized_hwc`, uint8 RGB at the encoder's size: the
-    whole image, or the `tile`, which leaves out what its inner edges cut.
+    whole image, or the `tile`, which leaves out what its inner edges cut. A tensor is worked with on its
+    device.
     Instances are ordered by score, area and first pixel (METHODS 3).
     """
     if not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
@@ -183,7 +184,8 @@ def label_features(
     masks = resize_masks(masks, (resized_hwc.shape[0], resized_hwc.shape[1]))
     if config.uses_crf:
         with stage("refine"):
-            masks, scores = refine_proposals(resized_hwc, masks, scores, config)
+            device = str(features_hwc.device) if isinstance(features_hwc, torch.Tensor) else "cpu"
+            masks, scores = refine_proposals(resized_hwc, masks, scores, config, device)
         masks, scores = drop_cut_masks(masks, scores, size, tile)
     with stage("resize masks, run lengths"):
         instances = make_instances(masks, scores, size, config.method, tile.box_xyxy if tile else None)
@@ -224,27 +226,28 @@ def refine_proposals(
     masks: NDArray[np.bool_],
     scores: NDArray[np.float32],
     config: LabellingConfig,
-    num_threads: int = 1,
+    device: str = "cpu",
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """CRF, large components, holes, and out with masks (N, H, W) that are no longer themselves (METHODS 2.7).
 
-    Returns those that stay, with their scores (N,). `image_hwc` is uint8 RGB of the masks' size.
+    Returns those that stay, with their scores (N,). `image_hwc` is uint8 RGB of the masks' size; `device` is
+    where the CRF is computed.
     """
-    refined = refine_masks(image_hwc, masks, config.crf, num_threads=num_threads)
+    refined = refine_masks(image_hwc, masks, config.crf, device=device)
     refined = keep_large_components(refined, config.component_fraction)
     refined = fill_holes(refined)
     kept = paired_ious(masks, refined) >= config.min_refined_iou
     return refined[kept], scores[kept]
 
 
-def warm_up(config: LabellingConfig) -> None:
+def warm_up(config: LabellingConfig, device: str = "cpu") -> None:
     """Do now what the first image of a process would wait for: loading compiled code."""
     if config.method != "solo":
         propose_masks(np.ones((4, 4, 1), np.float16), (4, 4), config)
     if config.uses_crf:
         image = np.zeros((8, 8, 3), np.uint8)
         for num_masks in (1, 8, 16):  # the numba backend has code of its own for each
-            refine_masks(image, np.zeros((num_masks, 8, 8), bool), config.crf)
+            refine_masks(image, np.zeros((num_masks, 8, 8), bool), config.crf, device=device)
 
 
 def make_instances(

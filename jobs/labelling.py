@@ -130,8 +130,7 @@ def _label(
     )
     run = LabellingRun(work=work, config=arguments.labelling, image_size=image_size, device=device)
     free = free_resources()
-    by_network = arguments.labelling.method == "solo"
-    pools = size_pools(free.cpus, free.gpus if device == "cuda" else 0, by_network)
+    pools = size_pools(free.cpus, free.gpus if device == "cuda" else 0)
 
     def count_images_to_do() -> int:
         committed = version.committed()

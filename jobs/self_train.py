@@ -184,7 +184,7 @@ class SelfTraining:
         work = Work(corpus=self._corpus, version=following, shard_size=1, chunk_size=arguments.chunk_size)
         run = LabellingRun(work=work, config=labelling, image_size=network.image_size, device=self._device)
         print(f"round {number + 1}: labelling {num_images} images by {networks[-1]}", flush=True)
-        pools = size_pools(self._cpus, self._gpus, by_network=True)
+        pools = size_pools(self._cpus, self._gpus)
 
         def count_images_to_do() -> int:
             plans = following.plans()

@@ -18,12 +18,13 @@ def refine_masks(
     config: CrfConfig = _DEFAULT_CONFIG,
     *,
     num_threads: int = 1,
+    device: str = "cpu",
 ) -> NDArray[np.bool_]:
     """The most probable labelling of every mask under the dense CRF of `config`.
 
     `image_hwc` is uint8 (H, W, 3), `masks` bool (N, H, W); returns bool (N, H, W). Masks do not influence one
     other; a tie is background. Only the backend "numba" uses more than one of `num_threads`, and its result
-    does not depend on their number.
+    does not depend on their number; only "torch" computes on another `device` than the CPU.
 
     Raises ValueError where shapes or dtypes are wrong, ConfigurationError where numba or torch finds the
     standard deviations too small for the image (thousands of them across it).
@@ -37,19 +38,22 @@ def refine_masks(
     _check_arguments(image_hwc, masks, num_threads)
     if masks.size == 0:
         return masks.copy()
+    backend = config.backend
+    if backend == "auto":
+        backend = "numba" if device == "cpu" else "torch"
     # Backends are imported when first used: each needs a heavy library that the others do without.
-    if config.backend == "numba":
+    if backend == "numba":
         from engine.refine import mean_field
 
         return mean_field.refine_masks(image_hwc, masks, config, num_threads)
-    if config.backend == "torch":
+    if backend == "torch":
         import torch
 
         from engine.refine.tensor_mean_field import refine_batch
 
         # Copies: torch warns of arrays that may not be written.
-        image, flags = (torch.tensor(array) for array in (image_hwc.copy(), masks.copy()))
-        refined: NDArray[np.bool_] = refine_batch(image[None], flags, (len(masks),), config).numpy()
+        image, flags = (torch.tensor(array.copy(), device=device) for array in (image_hwc, masks))
+        refined: NDArray[np.bool_] = refine_batch(image[None], flags, (len(masks),), config).cpu().numpy()
         return refined
     from engine.refine import reference
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 from engine.errors import ConfigurationError
 
@@ -30,9 +30,9 @@ class CrfConfig:
     """Standard deviation of the appearance kernel in colour, in grey levels of 0 to 255."""
     bilateral_weight: float = 10.0
     """Weight of the appearance kernel, in nats."""
-    backend: Literal["numba", "torch", "pydensecrf"] = "numba"
-    """Who computes it: numba, all masks of an image together; torch, made for GPUs; or the slow reference,
-    pydensecrf."""
+    backend: Literal["auto", "numba", "torch", "pydensecrf"] = "auto"
+    """Who computes it: numba, on the CPU; torch, where the encoder does; or the slow reference, pydensecrf.
+    auto: torch on a GPU, numba elsewhere."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -47,5 +47,5 @@ class CrfConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigurationError(f"{name} must be 0 or a positive number, got {value}")
-        if self.backend not in ("numba", "torch", "pydensecrf"):
-            raise ConfigurationError(f"backend must be numba, torch or pydensecrf, got {self.backend!r}")
+        if self.backend not in (backends := get_args(get_type_hints(CrfConfig)["backend"])):
+            raise ConfigurationError(f"backend must be one of {', '.join(backends)}, got {self.backend!r}")

@@ -88,7 +88,7 @@ class SoloLabeller:
             part_hwc = np.ascontiguousarray(square_hwc[:height, :width])
             fitted = fitted_masks(detections, (height, width), self._solo)
             with stage("refine"):
-                masks, scores = refine_proposals(part_hwc, fitted, scores, self._config)
+                masks, scores = refine_proposals(part_hwc, fitted, scores, self._config, str(self._device))
         with stage("resize masks, run lengths"):
             instances = make_instances(masks, scores, size, METHOD, box_xyxy)
         if box_xyxy is not None:

@@ -15,24 +15,20 @@ from engine.store.pseudo_labels import Version
 from engine.types import ImageRecord, Outcome, Reason, Status
 
 
-@given(st.floats(1, 512), st.integers(0, 64), st.booleans())
-def test_pools_never_ask_for_more_than_there_is(num_cpus: float, num_gpus: int, by_network: bool) -> None:
-    pools = size_pools(num_cpus, num_gpus, by_network)
+@given(st.floats(1, 512), st.integers(0, 64))
+def test_pools_never_ask_for_more_than_there_is(num_cpus: float, num_gpus: int) -> None:
+    pools = size_pools(num_cpus, num_gpus)
     assert pools.total_cpus <= num_cpus
-    assert pools.encoders * pools.encoder_gpus <= num_gpus
-    assert min(pools.readers, pools.encoders) >= 1
-    assert (pools.labellers == 0) == (by_network or num_gpus == 0)
-    assert pools.cpus_each > 0
+    assert pools.workers * pools.gpus_each <= num_gpus
+    assert min(pools.readers, pools.workers, pools.cpus_each) > 0
 
 
 def test_small_and_large_clusters() -> None:
-    laptop, node = size_pools(2, 0), size_pools(96, 8)
-    assert (laptop.readers, laptop.encoders, laptop.labellers) == (1, 2, 0)
-    assert (node.encoders, node.encoder_gpus) == (8, 1.0)
-    assert node.total_cpus > 80
-    networks, few_cpus = size_pools(96, 8, by_network=True), size_pools(12, 8, by_network=True)
-    assert (networks.encoders, networks.encoder_gpus) == (32, 0.25)
-    assert (few_cpus.encoders, few_cpus.encoder_gpus) == (8, 1.0)
+    laptop, node, few_cpus = size_pools(2, 0), size_pools(96, 8), size_pools(12, 8)
+    assert (laptop.readers, laptop.workers, laptop.gpus_each) == (1, 2, 0)
+    assert (node.workers, node.gpus_each) == (64, 0.125)
+    assert node.total_cpus > 60
+    assert (few_cpus.workers, few_cpus.gpus_each) == (8, 1.0)
     with pytest.raises(ConfigurationError, match="at least one"):
         size_pools(0.5, 4)
 

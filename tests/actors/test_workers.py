@@ -12,14 +12,16 @@ from torch import nn
 from actors import reader, workers
 from actors.networks import NetworkWorker
 from actors.pipeline import is_whole_chunk, merge_parts
-from actors.reader import Batch, ChunkResult, Reader, cell
-from actors.workers import EncoderWorker, Labeller
+from actors.reader import ChunkResult, Reader, cell
+from actors.workers import PatchWorker
 from engine.corpora import Corpus, FolderCorpus
 from engine.decoding import decode_image
 from engine.encoders import EncoderConfig, load_encoder
 from engine.errors import TransientError
 from engine.labelling import LabellingConfig, label_images
+from engine.masks import cross_ious
 from engine.preparation import PreparationConfig
+from engine.refine import CrfConfig
 from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
 from engine.solo.inference import find_instances
 from engine.solo.network import build_network
@@ -55,15 +57,6 @@ def corpus(photograph: Callable[[int], np.ndarray], encode_image: Callable[..., 
     return FolderCorpus(objects)
 
 
-def label_patches(config: LabellingConfig) -> Callable[[Batch], Batch]:
-    encode, label = EncoderWorker(config, "cpu"), Labeller(config)
-    return lambda row: label(encode(row))
-
-
-def label_by_network(config: LabellingConfig) -> Callable[[Batch], Batch]:
-    return NetworkWorker(config, "cpu")
-
-
 def run_stages(corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int = 5) -> tuple[Outcome, ...]:
     """Every image of the corpus through the stages; each row of each stage is checked to be full."""
     records = tuple(corpus.records())
@@ -74,7 +67,7 @@ def run_stages(corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int
         decoding=config.decoding,
         tiling=config.tiling,
     )
-    label = label_by_network(config) if config.method == "solo" else label_patches(config)
+    label = (NetworkWorker if config.method == "solo" else PatchWorker)(config, "cpu")
     parts: dict[int, ChunkResult] = {}
     for row in Reader(corpus, preparation, chunk_size)({"chunk": cell(chunk)}):
         assert row["images"].shape == (1, chunk_size, *SIZE, 3)
@@ -102,6 +95,19 @@ def test_rows_of_multicut_carry_objective_and_gap(corpus: FolderCorpus) -> None:
     for outcome in (outcomes[0], outcomes[1], outcomes[3]):
         assert outcome.optimality is not None
         assert outcome.optimality.objective <= 0 <= outcome.optimality.gap <= 1
+
+
+def test_masks_are_refined_by_torch_as_by_numba(corpus: FolderCorpus) -> None:
+    refining = replace(CONFIG, refine="crf")
+    by_numba, by_torch = (
+        run_stages(corpus, replace(refining, crf=CrfConfig(backend=backend))) for backend in ("auto", "torch")
+    )
+    assert sum(outcome.instances is not None for outcome in by_numba) >= 2
+    for one, other in zip(by_numba, by_torch, strict=True):
+        if one.instances is not None and other.instances is not None:
+            ious = np.diag(cross_ious(one.instances.rles, other.instances.rles, one.instances.size))
+            assert ious.min() > 0.99
+        assert (one.reason, one.instances is None) == (other.reason, other.instances is None)
 
 
 def test_an_images_row_does_not_depend_on_its_neighbours(corpus: FolderCorpus) -> None:
