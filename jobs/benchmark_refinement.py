@@ -8,8 +8,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +32,8 @@ SHAPES = ("coarse", "grown", "shrunk", "blob")
 class BenchmarkConfig:
     """Compare the dense CRF's backends on coarse masks of real photographs: do they agree, how fast are they?
 
-    For each image the numba backend and the pydensecrf reference refine the same masks one after the other in
-    this process, so that a pair of times was taken under the same load.
+    For each image a backend and the pydensecrf reference refine the same masks one after the other in this
+    process, so that a pair of times was taken under the same load.
     """
 
     coco: Path
@@ -42,6 +44,10 @@ class BenchmarkConfig:
     """Masks refined together; instances in turn coarse, grown and shrunk, and blobs of one colour."""
     size: int = 480
     """Height and width in pixels to which images are resized; a multiple of 8."""
+    backend: Literal["numba", "torch"] = "numba"
+    """What is compared with the reference."""
+    device: str = "cpu"
+    """Where torch computes: cpu, cuda or cuda:N."""
     threads: tuple[int, ...] = (1, 2)
     """Thread counts of the numba backend; the reference always uses one."""
     output: Path | None = None
@@ -56,7 +62,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One image: IoUs of the backends' masks, and seconds; those of the numba backend by thread count."""
+    """One image: IoUs of the backends' masks, and seconds; those of the compared backend by thread count."""
 
     image: str
     ious: tuple[float, ...]
@@ -71,7 +77,7 @@ def main(config: BenchmarkConfig) -> None:
     warm_up(config)
     print_heading(config)
     for name, image, masks in read_images(config):
-        comparisons.append(compare(name, image, masks, config.threads))
+        comparisons.append(compare(name, image, masks, config))
         print_row(comparisons[-1], config)
     summary = summarise(comparisons, config.threads)
     print()
@@ -146,24 +152,29 @@ def colour_blob(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
 def warm_up(config: BenchmarkConfig) -> None:
     """Compile the kernels for the widths that will be timed."""
     image = np.zeros((PATCH, PATCH, 3), np.uint8)
+    crf = CrfConfig(backend=config.backend)
     for count in {1, config.masks_per_image}:
-        refine_masks(image, np.zeros((count, PATCH, PATCH), bool), CrfConfig(backend="numba"))
+        refine_masks(image, np.zeros((count, PATCH, PATCH), bool), crf, device=config.device)
 
 
 def compare(
-    name: str, image: NDArray[np.uint8], masks: NDArray[np.bool_], threads: tuple[int, ...]
+    name: str, image: NDArray[np.uint8], masks: NDArray[np.bool_], config: BenchmarkConfig
 ) -> Comparison:
     """Refine all masks, and the first alone, with both backends; ours before and after the reference."""
-    fast = CrfConfig(backend="numba")
-    reference = replace(fast, backend="pydensecrf")
+    crf, threads = CrfConfig(backend=config.backend), config.threads
+    reference = replace(crf, backend="pydensecrf")
+
+    def refine(some: NDArray[np.bool_], num_threads: int) -> NDArray[np.bool_]:
+        return refine_masks(image, some, crf, num_threads=num_threads, device=config.device)
+
     all_s, one_s = dict.fromkeys(threads, 0.0), dict.fromkeys(threads, 0.0)
     refined, expected = masks, []
     reference_s = []
     for half in np.array_split(masks, 2):
         for count in threads:
-            refined, seconds = timed(lambda n=count: refine_masks(image, masks, fast, num_threads=n))
+            refined, seconds = timed(partial(refine, masks, count))
             all_s[count] += seconds / 2
-            _, seconds = timed(lambda n=count: refine_masks(image, masks[:1], fast, num_threads=n))
+            _, seconds = timed(partial(refine, masks[:1], count))
             one_s[count] += seconds / 2
         for mask in half:
             single, seconds = timed(lambda m=mask: refine_masks(image, m[None], reference))
@@ -186,7 +197,7 @@ def timed(call: Callable[[], NDArray[np.bool_]]) -> tuple[NDArray[np.bool_], flo
 
 
 def summarise(comparisons: list[Comparison], threads: tuple[int, ...]) -> dict[str, float | int]:
-    """Agreement over all masks, and medians over the images of reference time / numba time."""
+    """Agreement over all masks, and medians over the images of reference time / ours."""
     if not comparisons:
         raise CorpusError("no image with instances was found; give a folder with annotated images")
     ious = np.array([iou for comparison in comparisons for iou in comparison.ious])

@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_labelling_is_timed(
     assert figures["pipeline"]["start_up_s"] < figures["pipeline"]["total_s"]
     assert figures["ratios"].keys() == {"of ideal", "of the encoder alone"}
     with pytest.raises(ConfigurationError, match="no steady part"):
-        benchmark.BenchmarkArguments(num_images=160)
+        benchmark.BenchmarkArguments(num_images=80)
 
 
 def test_a_bias_is_chosen_without_ground_truth(
@@ -85,10 +86,11 @@ def test_a_bias_is_chosen_without_ground_truth(
         choose_bias.main(choose_bias.BiasArguments(corpus=str(tmp_path / "bad")))
 
 
-def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path, backend: Literal["numba", "torch"]) -> None:
     output = tmp_path / "refinement.json"
     config = benchmark_refinement.BenchmarkConfig(
-        coco=coco_folder, masks_per_image=4, size=96, threads=(1,), output=output
+        coco=coco_folder, masks_per_image=4, size=96, backend=backend, threads=(1,), output=output
     )
     benchmark_refinement.main(config)
     summary = json.loads(output.read_text())["summary"]

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 
 from engine.masks import paired_ious
 from engine.refine import CrfConfig, refine_masks
+from engine.refine.tensor_mean_field import refine_batch
 
 NUMBA = CrfConfig(backend="numba")
 TORCH = CrfConfig(backend="torch")
@@ -42,6 +44,27 @@ def test_photograph_not_square() -> None:
     ious = agreement(image, masks)
     assert ious.mean() >= 0.995
     assert ious.min() >= 0.99
+
+
+def test_torch_refines_several_images_at_once_as_each_alone() -> None:
+    images = np.stack([data.astronaut()[:160:2, :192:2], data.coffee()[:160:2, :192:2]])
+    masks = coarse_boxes(80, 96, [(40, 10, 70, 60), (0, 0, 60, 40), (20, 30, 90, 70), (10, 10, 50, 50)])
+    together = refine_batch(torch.tensor(images), torch.tensor(masks), (3, 1), TORCH).numpy()
+    shares = zip(images, (masks[:3], masks[3:]), strict=True)
+    alone = [refine_masks(image, some, TORCH) for image, some in shares]
+    assert np.array_equal(together, np.concatenate(alone))
+    assert 0 < (together ^ masks).sum() < masks.sum()
+    with pytest.raises(ValueError, match="share 4 masks out"):
+        refine_batch(torch.tensor(images), torch.tensor(masks), (3, 2), TORCH)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_gpu_agrees() -> None:
+    image = np.ascontiguousarray(data.astronaut()[:256:2, 64:352:2])
+    masks = coarse_boxes(*image.shape[:2], [(40, 10, 110, 90), (0, 0, 60, 128), (100, 60, 140, 120)])
+    expected = refine_masks(image, masks, REFERENCE)
+    assert paired_ious(refine_masks(image, masks, device="cuda"), expected).min() >= 0.99
 
 
 @pytest.mark.parametrize(
