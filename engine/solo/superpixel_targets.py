@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.boxes import mask_boxes_xyxy
 from engine.errors import ConfigurationError
 from engine.solo.config import MASK_STRIDE
 from engine.superpixels.graph import build_graph, labels_at_stride
@@ -27,7 +28,9 @@ class SuperpixelLossConfig:
     alpha_1: float = 0.05
     """Scale of the squared colour distance (RGB in [0, 1]) at which a pixel counts less in its superpixel."""
     alpha_2: float = 0.001
-    """Scale of the squared colour distance at which superpixels stop to support one another."""
+    """Scale of the squared colour distance at which superpixels stop to support one another. Superpixels that
+    coarse masks leave open come closer to the truth with 0.001 than with 0.003 (IoU 0.755, 0.737; PennFudan
+    at 192 pixels)."""
     purity: float = 0.75
     """Share of a superpixel that must lie in an object, or out of it, for the superpixel to be labelled."""
 
@@ -109,8 +112,9 @@ def superpixel_states(labels: NDArray[np.int32], masks: NDArray[np.bool_], purit
     num_labels = int(labels.max(initial=-1)) + 1
     areas = np.bincount(labels[labels >= 0], minlength=num_labels)
     inside = np.zeros((len(masks), num_labels))
-    for i, mask in enumerate(masks):
-        covered = labels[mask]
+    # Only an object's box is looked at: 300 small objects cost what one large one does.
+    for i, (x0, y0, x1, y1) in enumerate(mask_boxes_xyxy(masks)):
+        covered = labels[y0:y1, x0:x1][masks[i, y0:y1, x0:x1]]
         inside[i] = np.bincount(covered[covered >= 0], minlength=num_labels)
     states = np.full(inside.shape, IGNORED, np.int8)
     states[areas - inside >= purity * areas] = NEGATIVE
