@@ -1,4 +1,4 @@
-"""The jobs that compare losses, with networks and images as small as they come."""
+"""Losses of a second round, and labels that are wrong on purpose, as small as they come."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.superpixels import SuperpixelConfig
 from engine.training.schedule import OptimiserConfig
-from jobs import compare_mask_losses, compare_rounds, spoil_labels
+from jobs import compare_rounds, spoil_labels
 
 TINY = TrainingConfig(
     steps=4,
@@ -129,22 +129,3 @@ def test_spoilt_labels_are_compared_as_well(discs: Path, tmp_path: Path) -> None
     truths = list(read_ground_truth(str(discs)))
     version = compare_rounds.store_labels(MemoryObjects(), truths, arguments, 0)
     assert {len(outcome.instances) for outcome in version.outcomes()} == {2}
-
-
-def test_mask_losses(discs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = compare_mask_losses.CompareArguments(
-        data=discs,
-        output=tmp_path / "out",
-        losses=("hard", "soft"),
-        seeds=(0,),
-        num_train=5,
-        block_px=4,
-        training=replace(TINY, steps=2),
-        run=SETTINGS,
-    )
-    compare_mask_losses.main(arguments)
-    said = capsys.readouterr().out
-    assert "| hard |" in said
-    assert "| soft |" in said
-    with pytest.raises(ConfigurationError, match="--losses needs"):
-        replace(arguments, losses=())
