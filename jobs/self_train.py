@@ -50,7 +50,7 @@ class SelfTrainArguments:
     ground_truth: str | None = None
     """What people drew in these images, as jobs/evaluate.py takes it: the labels of every round are measured,
     and the networks on the part that --held-out keeps from training. Nothing is learned from it."""
-    chunk_size: int = 16
+    chunk_size: int = 8
     """Images that travel and are labelled together."""
     workers: int | None = None
     """Workers that train together; by default one for each GPU, without GPUs one."""
