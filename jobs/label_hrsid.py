@@ -17,8 +17,7 @@ from jobs.labelling import LabelArguments, run_label_job
 class HrsidArguments(LabelArguments):
     """Label HRSID: radar images in, a store of instance masks out. Run it again to go on after a stop.
 
-    Ships are small, so images are looked at in tiles, too, and masks stay as they were proposed: the CRF takes
-    most ships for noise. Only the names and ids of an annotation file are
+    Ships are small, so images are looked at in tiles, too. Only the names and ids of an annotation file are
     used, never what people drew.
     Exit codes: 0 done (images that could not be read are rows with a reason), 1 failed, 2 wrong use.
     """
@@ -29,7 +28,7 @@ class HrsidArguments(LabelArguments):
     """The list of images (relative to the corpus, or an absolute path or S3 URI): train2017.json or
     test2017.json. Default: the only one in annotations/."""
     labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: LabellingConfig(refine="none", tiling=TilingConfig(tile=400))
+        default_factory=lambda: LabellingConfig(tiling=TilingConfig(tile=400))
     )
 
 

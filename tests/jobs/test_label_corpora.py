@@ -162,7 +162,6 @@ def test_an_unusable_list_is_one_line(run_here: RunJob, tmp_path: Path, content:
 def test_hrsid_is_looked_at_in_tiles_unless_told_otherwise() -> None:
     flags = ["--corpus", "a", "--store", "b"]
     assert parse_arguments(HrsidArguments, flags).labelling.tiling.tile == 400
-    assert not parse_arguments(HrsidArguments, flags).labelling.uses_crf
     finer = parse_arguments(HrsidArguments, [*flags, "--tile", "200", "--promerge.tau-b", "0.1"]).labelling
     assert (finer.tiling.tile, finer.tiling.overlap, finer.promerge.tau_b) == (200, 0.25, 0.1)
     assert parse_arguments(CocoArguments, flags).labelling.tiling.tile is None
