@@ -36,12 +36,13 @@ def test_every_flag_in_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "job", sorted(path.stem for path in (_ROOT / "jobs").glob("*.py") if "run_job(" in path.read_text())
+    "job", sorted(path.stem for path in (_ROOT / "jobs").glob("*.py") if path.read_text().startswith("#!"))
 )
 def test_every_job_runs_by_its_file(job: str) -> None:
     command = [str(_ROOT / "jobs" / f"{job}.py"), "--help"]
     said = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True).stdout
-    assert "Exit codes: 0 done" in said
+    assert said.startswith("usage: ")
+    assert "--help" in said
 
 
 @pytest.mark.parametrize("name", ["docs/labels.jpg"])

@@ -13,6 +13,7 @@ augmentation.py samples.py batch.py
                         from stored labels and their images to batches
 objective.py            the loss of a batch
 inference.py            matrix NMS, instances of images of any size
+labelling.py            labels of a corpus by a trained network
 training.py trainer.py run.py validation.py weights.py
                         what a training is; a step, a run, what is measured and kept
 """

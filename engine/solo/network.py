@@ -36,7 +36,8 @@ class SoloOutputs:
     def mask_logits(self, image: int, cells: torch.Tensor) -> torch.Tensor:
         """Mask logits of N cells of one image, (N, H / 4, W / 4): a dynamic 1 x 1 convolution."""
         features = self.mask_features[image]
-        logits = self.kernels[image][cells] @ features.flatten(1)
+        # Under autocast on GPUs, norms leave float32 and convolutions half of that.
+        logits = self.kernels[image][cells].to(features.dtype) @ features.flatten(1)
         return logits.reshape(len(cells), *features.shape[1:])
 
 

@@ -62,12 +62,14 @@ def test_a_server_that_is_killed_in_mid_run_costs_time_alone(
             if record == records[2] and not deaths:
                 deaths.append(time.monotonic())
                 s3_server.kill()
-                threading.Timer(1, s3_server.start).start()
+                revival.start()
             return super().read(record)
 
     deaths: list[float] = []
+    revival = threading.Timer(1, s3_server.start)
     heads = read_chunk(Killer.open("s3://bucket/sa1b"), records)
     assert time.monotonic() - deaths[0] > 1
+    revival.join()
     assert [head.rejected for head in heads] == [None] * 5
     assert [head.size for head in heads] == [(48, 64)] * 5
 

@@ -87,6 +87,21 @@ def test_the_crf_is_asked_for_and_finds_the_edge(weights: str) -> None:
     assert np.count_nonzero(fine ^ truth) < np.count_nonzero(coarse ^ truth)
 
 
+def test_a_network_comes_from_s3_too(weights: str, s3_server: Any) -> None:
+    (s3_server.root / "bucket/network.safetensors").write_bytes(Path(weights).read_bytes())
+    there = labeller_of("s3://bucket/network.safetensors")
+    assert there.weights_digest == labeller_of(weights).weights_digest
+    with pytest.raises(WeightsError, match="no weights at 's3://bucket/other"):
+        labeller_of("s3://bucket/other.safetensors")
+
+
+def test_kernels_and_features_of_autocast_may_differ_in_precision(weights: str) -> None:
+    square, outputs = np.zeros((64, 64, 3), np.uint8), one_object(slice(4, 8), slice(4, 8))
+    halved = replace(outputs, kernels=outputs.kernels.bfloat16())
+    exact, found = (labeller_of(weights).label(o, 0, square, (64, 64)) for o in (outputs, halved))
+    assert np.array_equal(mask_of(exact), mask_of(found))
+
+
 def test_nothing_found_and_nothing_finite(weights: str) -> None:
     square, outputs = np.zeros((64, 64, 3), np.uint8), one_object(slice(4, 8), slice(4, 8))
     strict = labeller_of(weights, detection=DetectionConfig(min_score=0.99))
