@@ -95,7 +95,7 @@ def kill_when(root: Path, given: list[str], sign: str, kill_driver: KillDriver) 
     with log.open("wb") as sink:
         process = subprocess.Popen([sys.executable, str(_JOB), *given], stdout=sink, stderr=subprocess.STDOUT)
     while next(root.glob(sign), None) is None and process.poll() is None:
-        time.sleep(0.005)
+        time.sleep(0.02)
     assert process.poll() is None, log.read_text()
     kill_driver(process)
 
