@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 from engine.errors import ObjectMissing, StoreError
 from engine.store.keys import byte_order
 from engine.store.local import LocalObjects
-from engine.store.s3 import S3Objects
 
 
 class ObjectStore(Protocol):
@@ -67,6 +66,9 @@ def open_objects(uri: str) -> ObjectStore:
         parts = urlsplit(uri)
         if not parts.netloc:
             raise StoreError(f"{uri!r} names no bucket: write s3://bucket/prefix")
+        # boto3 takes half a second to import, in every process.
+        from engine.store.s3 import S3Objects
+
         return S3Objects(parts.netloc, parts.path.strip("/"))
     if "://" in uri:
         raise StoreError(f"cannot open {uri!r}: write a path or s3://bucket/prefix")
