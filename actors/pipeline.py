@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 # Full shards that wait for their write at one time; more would let memory grow with a slow store.
 _WRITES_IN_FLIGHT = 4
+# Workers that share a GPU at most: each holds a network and its own share of the memory.
 _WORKERS_ON_A_GPU = 8
 # A write that a server refuses for a passing reason is tried again this often, by Ray, on any node.
 _WRITE_RETRIES = 5
