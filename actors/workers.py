@@ -1,17 +1,22 @@
-"""The stage that computes: from a chunk's images to the instances in them.
+"""The actor that computes: from a chunk's records to the instances in its images.
 
-Rows are those of actors.reader.
+One process does it all, on its network's device: only records come in, and only packed masks leave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.reader import Batch, ChunkResult, Head, Heads, cell, rejected_outcome
+from actors.reader import ReadCrop, Reader, rejected_outcome
+from engine.corpora import Corpus
 from engine.encoders import Encoder, load_encoder
 from engine.labelling import (
     LabellingConfig,
@@ -22,71 +27,135 @@ from engine.labelling import (
     make_outcome,
     warm_up,
 )
+from engine.preparation import Crop, PreparationConfig
+from engine.proposals.duplicates import merge_outcomes
+from engine.read_ahead import read_ahead
 from engine.stopwatch import stage
-from engine.types import Outcome, Reason
+from engine.types import Chunk, ImageRecord, Outcome, Reason
+
+if TYPE_CHECKING:
+    from engine.solo.network import SoloOutputs
+
+# Batches of crops that wait in memory while another one is computed.
+_BATCHES_AHEAD = 2
 
 
-class PatchWorker:
-    """Holds the encoder and finds the instances of a row's images among its patches.
+class Labeller(Protocol):
+    """What finds the instances of a chunk's crops."""
 
-    One process does it all, on the encoder's device, so that only packed masks travel.
-    """
+    def look_at(self, crops: Sequence[Crop]) -> list[Callable[[], Labels]]:
+        """Pass a batch through the network; what is returned labels each crop when it is called, in order."""
 
-    def __init__(self, config: LabellingConfig, device: str) -> None:
-        # The last bits of sums depend on the number of threads, so that is the same on all machines.
-        self._encoder: Encoder = load_encoder(config.encoder, device, num_threads=1)
+
+class Worker:
+    """Holds a network and labels chunks, of which it reads the next while it computes one."""
+
+    def __init__(
+        self, corpus: Corpus, config: LabellingConfig, image_size: tuple[int, int], device: str
+    ) -> None:
+        """`image_size` is the (height, width) that the network takes."""
+        preparation = PreparationConfig(
+            image_size=image_size,
+            keeps_aspect=config.method == "solo",
+            decoding=config.decoding,
+            tiling=config.tiling,
+        )
+        self._reader = Reader(corpus, preparation)
         self._config = config
-        warm_up(config, device)
+        self._device = device
+        self._labeller: Labeller
+        self._reading, self._computing = threading.Lock(), threading.Lock()
 
-    def __call__(self, batch: Batch) -> Batch:
-        images = batch["images"][0]
-        heads: Heads = batch["heads"][0]
-        outcomes: list[Outcome] = []
-        background: NDArray[np.bool_] | None = None
-        batch_size = self._config.encoder.batch_size
-        for start in range(0, len(heads.heads), batch_size):
-            part = heads.heads[start : start + batch_size]
-            # Failed images are encoded as the zeros they are; what a short chunk lacks is not.
-            seen = images[start : start + len(part)]
-            with stage("encode"):
-                features = self._encoder.encode(list(seen))
-            for head, image, features_hwc in zip(part, seen, features, strict=True):
-                if head.rejected is None and head.box_xyxy is None:
-                    background = find_tile_background(features_hwc, self._config)
-                # A tile of which nothing is known of the background shows nothing.
-                if not head.is_repeated and (head.box_xyxy is None or background is not None):
-                    outcomes.append(self._label(head, image, features_hwc, background))
-        return make_result(batch, outcomes)
+    def start(self) -> None:
+        """Load the network, which takes seconds; before anything else. Raises WeightsError."""
+        # The last bits of sums depend on the number of threads, so that is the same on all machines.
+        torch.set_num_threads(1)
+        make = NetworkLabeller if self._config.method == "solo" else PatchLabeller
+        self._labeller = make(self._config, self._device)
+        warm_up(self._config, self._device)
 
-    def _label(
-        self,
-        head: Head,
-        image: NDArray[np.uint8],
-        features_hwc: torch.Tensor,
-        background: NDArray[np.bool_] | None,
-    ) -> Outcome:
-        if head.rejected is not None:
-            return head.rejected
-        tile = None
-        if head.box_xyxy is not None and background is not None:
-            tile = Tile(box_xyxy=head.box_xyxy, background=background)
-        return make_row(head, lambda: label_features(features_hwc, image, head.size, self._config, tile))
+    def label(self, chunk: Chunk) -> list[Outcome]:
+        """A row for each image of the chunk. Two calls at a time overlap: one reads while one computes."""
+        # One chunk is read at a time, and whichever is has a consumer or will have one: were both read at
+        # once, the one that is not computed could keep the other from its crops.
+        self._reading.acquire()
+        depth = _BATCHES_AHEAD * self._config.encoder.batch_size
+        with read_ahead(self._crops_of_lone_reader(chunk), depth) as crops, self._computing:
+            return self.label_crops(crops)
+
+    def _crops_of_lone_reader(self, chunk: Chunk) -> Generator[ReadCrop | Outcome]:
+        try:
+            yield from self.read(chunk)
+        finally:
+            self._reading.release()
+
+    def read(self, chunk: Chunk) -> Generator[ReadCrop | Outcome]:
+        """The crops of the chunk's images, and the rows of those that cannot be read."""
+        return self._reader.crops(chunk)
+
+    def label_crops(self, crops: Iterable[ReadCrop | Outcome]) -> list[Outcome]:
+        """A row for each image, of those of its crops."""
+        by_image: dict[ImageRecord, list[Outcome]] = {}
+        remaining = iter(crops)
+        while batch := list(islice(remaining, self._config.encoder.batch_size)):
+            seen = [item for item in batch if isinstance(item, ReadCrop)]
+            rows = [item for item in batch if isinstance(item, Outcome)]
+            labels = self._labeller.look_at([item.crop for item in seen]) if seen else []
+            rows += [_make_row(item, find) for item, find in zip(seen, labels, strict=True)]
+            for row in rows:
+                by_image.setdefault(row.record, []).append(row)
+        return [merge_outcomes(rows, self._config.tiling) for rows in by_image.values()]
 
 
-def make_row(head: Head, find_labels: Callable[[], Labels]) -> Outcome:
-    """The row of a crop that can be looked at."""
+def _make_row(read: ReadCrop, find_labels: Callable[[], Labels]) -> Outcome:
     try:
         labels = find_labels()
     except Exception as error:  # as in Reader
         detail = f"while labelling: {type(error).__name__}: {error}"
-        return rejected_outcome(head.record, Reason.FAILED, detail)
-    return make_outcome(head.record, head.size, head.sha256, labels)
+        return rejected_outcome(read.record, Reason.FAILED, detail)
+    return make_outcome(read.record, read.crop.size, read.sha256, labels)
 
 
-def make_result(batch: Batch, outcomes: Iterable[Outcome]) -> Batch:
-    """What is left of a row."""
-    heads: Heads = batch["heads"][0]
-    result = ChunkResult(
-        chunk=batch["chunk"][0], part=heads.part, is_last=heads.is_last, outcomes=tuple(outcomes)
-    )
-    return {"result": cell(result)}
+class PatchLabeller:
+    """Finds instances among the patches of an encoder."""
+
+    def __init__(self, config: LabellingConfig, device: str) -> None:
+        self._encoder: Encoder = load_encoder(config.encoder, device, num_threads=1)
+        self._config = config
+        # Of the image whose tiles come now; its whole has come before them.
+        self._background: NDArray[np.bool_] | None = None
+
+    def look_at(self, crops: Sequence[Crop]) -> list[Callable[[], Labels]]:
+        with stage("encode"):
+            features = self._encoder.encode([crop.resized_hwc for crop in crops])
+        return [partial(self._label, crop, found) for crop, found in zip(crops, features, strict=True)]
+
+    def _label(self, crop: Crop, features_hwc: torch.Tensor) -> Labels:
+        tile = None
+        if crop.is_whole:
+            self._background = None
+            self._background = find_tile_background(features_hwc, self._config)
+        elif self._background is None:
+            return Labels(found=Reason.NO_BACKGROUND)
+        else:
+            tile = Tile(box_xyxy=crop.box_xyxy, background=self._background)
+        return label_features(features_hwc, crop.resized_hwc, crop.size, self._config, tile)
+
+
+class NetworkLabeller:
+    """Finds instances by a trained network, and by those before it where stability is asked for."""
+
+    def __init__(self, config: LabellingConfig, device: str) -> None:
+        # timm, of which networks are made, takes seconds to import.
+        from engine.solo.labelling import CheckpointLabeller
+
+        self._labeller = CheckpointLabeller(config, device)
+
+    def look_at(self, crops: Sequence[Crop]) -> list[Callable[[], Labels]]:
+        with stage("network"):
+            outputs = self._labeller.look_at(np.stack([crop.resized_hwc for crop in crops]))
+        return [partial(self._label, outputs, number, crop) for number, crop in enumerate(crops)]
+
+    def _label(self, outputs: Sequence[SoloOutputs], number: int, crop: Crop) -> Labels:
+        box_xyxy = None if crop.is_whole else crop.box_xyxy
+        return self._labeller.label(outputs, number, crop.resized_hwc, crop.size, box_xyxy)

@@ -60,11 +60,9 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A few images of a shard that are computed together: number `index` of the shard's `count` chunks."""
+    """A few images of a shard that are computed together."""
 
     shard: int
-    index: int
-    count: int
     records: tuple[ImageRecord, ...]
 
 
@@ -78,10 +76,8 @@ class ShardPlan:
 
     def chunks(self, chunk_size: int) -> Iterator[Chunk]:
         """Cut the shard into chunks of `chunk_size` images at fixed positions; the last may be shorter."""
-        starts = range(0, len(self.records), chunk_size)
-        for i, start in enumerate(starts):
-            records = self.records[start : start + chunk_size]
-            yield Chunk(shard=self.index, index=i, count=len(starts), records=records)
+        for start in range(0, len(self.records), chunk_size):
+            yield Chunk(shard=self.index, records=self.records[start : start + chunk_size])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

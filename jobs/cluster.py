@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import warnings
 from dataclasses import dataclass
 
 import ray
-import ray.data
 
 from engine.errors import ConfigurationError, UsageError
 
@@ -57,6 +55,11 @@ def join_cluster(address: str | None) -> Resources:
     return resources
 
 
+def leave_cluster() -> None:
+    """Disconnect from Ray, and end it where it is a local one."""
+    ray.shutdown()
+
+
 def free_resources() -> Resources:
     """What no other job of the joined cluster has taken."""
     found = ray.available_resources()
@@ -92,6 +95,3 @@ def _quieten_ray() -> None:
     """Leave the terminal to our own progress; RAY_BACKEND_LOG_LEVEL set by the user stays as it is."""
     # Ray's core warns of every actor with arguments that it could be lost with its driver; ours should be.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # A run of a few chunks cannot keep a large pool busy; that is no news to anybody.
-    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")

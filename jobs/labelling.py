@@ -115,7 +115,8 @@ def _label(
     console: Console,
 ) -> list[ShardSummary]:
     """Do what is left to do, in view of a person."""
-    from actors.pipeline import LabellingRun, run_labelling, size_pools
+    from actors.pipeline import LabellingRun, run_labelling
+    from actors.pool import size_pool
     from actors.storage import Work
     from jobs.cluster import free_resources
     from jobs.progress import ProgressDisplay
@@ -130,7 +131,7 @@ def _label(
     )
     run = LabellingRun(work=work, config=arguments.labelling, image_size=image_size, device=device)
     free = free_resources()
-    pools = size_pools(free.cpus, free.gpus if device == "cuda" else 0)
+    size = size_pool(free.cpus, free.gpus if device == "cuda" else 0)
 
     def count_images_to_do() -> int:
         committed = version.committed()
@@ -138,7 +139,7 @@ def _label(
         return sum(1 for _ in islice(corpus.records(), arguments.limit)) - done
 
     with ProgressDisplay(console, count_images_to_do) as display:
-        return run_labelling(run, pools, display.show)
+        return run_labelling(run, size, display.show)
 
 
 @dataclass(frozen=True, kw_only=True)

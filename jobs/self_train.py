@@ -154,7 +154,8 @@ class SelfTraining:
 
     def predict(self, version: Version, networks: Sequence[str]) -> Version:
         """Label the images of a round by the networks that have learned it: the next round."""
-        from actors.pipeline import LabellingRun, run_labelling, size_pools
+        from actors.pipeline import LabellingRun, run_labelling
+        from actors.pool import size_pool
         from actors.storage import Work
         from jobs.progress import ProgressDisplay
 
@@ -184,14 +185,14 @@ class SelfTraining:
         work = Work(corpus=self._corpus, version=following, shard_size=1, chunk_size=arguments.chunk_size)
         run = LabellingRun(work=work, config=labelling, image_size=network.image_size, device=self._device)
         print(f"round {number + 1}: labelling {num_images} images by {networks[-1]}", flush=True)
-        pools = size_pools(self._cpus, self._gpus)
+        size = size_pool(self._cpus, self._gpus)
 
         def count_images_to_do() -> int:
             plans = following.plans()
             return sum(len(plan.records) for plan in plans if plan.index not in committed)
 
         with ProgressDisplay(Console(), count_images_to_do) as display:
-            run_labelling(run, pools, display.show)
+            run_labelling(run, size, display.show)
         return following
 
     def measure(self, version: Version, before: Version | None) -> RoundFigures:

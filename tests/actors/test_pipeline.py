@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.pipeline import Progress, size_pools
+from actors.pipeline import Progress
+from actors.pool import size_pool
 from actors.storage import Work
 from engine.corpora import FolderCorpus
 from engine.errors import ConfigurationError
@@ -17,27 +18,27 @@ from engine.types import ImageRecord, Outcome, Reason, Status
 
 @given(st.floats(1, 512), st.integers(0, 64))
 def test_pools_never_ask_for_more_than_there_is(num_cpus: float, num_gpus: int) -> None:
-    pools = size_pools(num_cpus, num_gpus)
-    assert pools.total_cpus <= num_cpus
-    assert pools.workers * pools.gpus_each <= num_gpus
-    assert min(pools.readers, pools.workers, pools.cpus_each) > 0
+    size = size_pool(num_cpus, num_gpus)
+    assert size.workers * size.cpus_each <= num_cpus
+    assert size.workers * size.gpus_each <= num_gpus
+    assert min(size.workers, size.cpus_each) > 0
 
 
 def test_small_and_large_clusters() -> None:
-    laptop, node, few_cpus = size_pools(2, 0), size_pools(96, 8), size_pools(12, 8)
-    assert (laptop.readers, laptop.workers, laptop.gpus_each) == (1, 2, 0)
+    laptop, node, few_cpus = size_pool(2, 0), size_pool(96, 8), size_pool(12, 8)
+    assert (laptop.workers, laptop.gpus_each) == (2, 0)
     assert (node.workers, node.gpus_each) == (64, 0.125)
-    assert node.total_cpus > 60
+    assert node.workers * node.cpus_each > 60
     assert (few_cpus.workers, few_cpus.gpus_each) == (8, 1.0)
     with pytest.raises(ConfigurationError, match="at least one"):
-        size_pools(0.5, 4)
+        size_pool(0.5, 4)
 
 
 def test_progress_counts_what_came() -> None:
     progress = Progress()
     record = ImageRecord(image_id="a", path="a")
-    progress.add((Outcome(record=record, status=Status.REJECTED, reason=Reason.CORRUPT),) * 2)
-    progress.add((Outcome(record=record, status=Status.LABELLED),))
+    progress.add([Outcome(record=record, status=Status.REJECTED, reason=Reason.CORRUPT)] * 2)
+    progress.add([Outcome(record=record, status=Status.LABELLED)])
     assert (progress.images, progress.instances, progress.reasons) == (3, 0, {Reason.CORRUPT: 2})
 
 

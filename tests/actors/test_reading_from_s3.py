@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 
 from actors import reader
-from actors.reader import Head, Reader, cell
+from actors.reader import ReadCrop, Reader
 from engine.corpora import Corpus, Sa1bCorpus, open_coco, open_corpus, open_hrsid
 from engine.errors import CorpusError
 from engine.planning import check_has_images
 from engine.preparation import PreparationConfig
 from engine.store import s3
 from engine.store.objects import MemoryObjects
-from engine.types import Chunk, ImageRecord, Reason
+from engine.types import Chunk, ImageRecord, Outcome, Reason
 
 
-def read_chunk(corpus: Corpus, records: list[ImageRecord]) -> list[Head]:
-    chunk = Chunk(shard=0, index=0, count=1, records=tuple(records))
-    reading = Reader(corpus, PreparationConfig(image_size=(16, 16)), 8)({"chunk": cell(chunk)})
-    return [head for row in reading for head in row["heads"][0].heads]
+def read_chunk(corpus: Corpus, records: list[ImageRecord]) -> list[ReadCrop | Outcome]:
+    reader = Reader(corpus, PreparationConfig(image_size=(16, 16)))
+    return list(reader.crops(Chunk(shard=0, records=tuple(records))))
 
 
 @pytest.fixture
@@ -67,22 +66,22 @@ def test_a_server_that_is_killed_in_mid_run_costs_time_alone(
 
     deaths: list[float] = []
     revival = threading.Timer(1, s3_server.start)
-    heads = read_chunk(Killer.open("s3://bucket/sa1b"), records)
+    crops = read_chunk(Killer.open("s3://bucket/sa1b"), records)
     assert time.monotonic() - deaths[0] > 1
     revival.join()
-    assert [head.rejected for head in heads] == [None] * 5
-    assert [head.size for head in heads] == [(48, 64)] * 5
+    assert [crop.crop.size for crop in crops if isinstance(crop, ReadCrop)] == [(48, 64)] * 5
 
 
 def test_an_image_that_is_not_there_is_a_row(s3_server: Any, photographs: dict[str, bytes]) -> None:
     (s3_server.root / "bucket/sa_1.jpg").write_bytes(photographs["sa_1.jpg"])
     records = [ImageRecord(image_id=name, path=name) for name in ("sa_1.jpg", "sa_2.jpg", "no.tar/sa_3.jpg")]
-    found, gone, gone_too = read_chunk(open_corpus("s3://bucket", "sa1b"), records)
-    assert found.rejected is None
-    for head in (gone, gone_too):
-        assert head.rejected is not None
-        assert head.rejected.reason == Reason.MISSING
-        assert "s3://" not in head.rejected.detail
+    found, *rejected = read_chunk(open_corpus("s3://bucket", "sa1b"), records)
+    assert isinstance(found, ReadCrop)
+    assert len(rejected) == 2
+    for row in rejected:
+        assert isinstance(row, Outcome)
+        assert row.reason == Reason.MISSING
+        assert "s3://" not in row.detail
 
 
 def open_with_list(uri: str) -> Corpus:

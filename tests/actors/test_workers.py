@@ -1,6 +1,7 @@
-"""The stages without Ray: plain classes that are given batches."""
+"""A worker without Ray: a plain class that is given chunks."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +11,14 @@ import torch
 from torch import nn
 
 from actors import reader, workers
-from actors.networks import NetworkWorker
-from actors.pipeline import is_whole_chunk, merge_parts
-from actors.reader import ChunkResult, Reader, cell
-from actors.workers import PatchWorker
+from actors.pool import CHUNKS_IN_HAND
+from actors.workers import Worker
 from engine.corpora import Corpus, FolderCorpus
 from engine.decoding import decode_image
 from engine.encoders import EncoderConfig, load_encoder
 from engine.errors import TransientError
 from engine.labelling import LabellingConfig, label_images
 from engine.masks import cross_ious
-from engine.preparation import PreparationConfig
 from engine.refine import CrfConfig
 from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
 from engine.solo.inference import find_instances
@@ -28,7 +26,7 @@ from engine.solo.network import build_network
 from engine.solo.weights import load_network, pack_network
 from engine.store.objects import MemoryObjects
 from engine.tiling import TilingConfig
-from engine.types import Chunk, Instances, Outcome, Reason, Status
+from engine.types import ImageRecord, Instances, Outcome, Reason, ShardPlan, Status
 
 CONFIG = LabellingConfig(refine="none", encoder=EncoderConfig(image_size=96, batch_size=2))
 SIZE = (96, 96)
@@ -57,32 +55,23 @@ def corpus(photograph: Callable[[int], np.ndarray], encode_image: Callable[..., 
     return FolderCorpus(objects)
 
 
-def run_stages(corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int = 5) -> tuple[Outcome, ...]:
-    """Every image of the corpus through the stages; each row of each stage is checked to be full."""
-    records = tuple(corpus.records())
-    chunk = Chunk(shard=7, index=1, count=3, records=records)
-    preparation = PreparationConfig(
-        image_size=SIZE,
-        keeps_aspect=config.method == "solo",
-        decoding=config.decoding,
-        tiling=config.tiling,
-    )
-    label = (NetworkWorker if config.method == "solo" else PatchWorker)(config, "cpu")
-    parts: dict[int, ChunkResult] = {}
-    for row in Reader(corpus, preparation, chunk_size)({"chunk": cell(chunk)}):
-        assert row["images"].shape == (1, chunk_size, *SIZE, 3)
-        assert not is_whole_chunk(parts)
-        result: ChunkResult = label(row)["result"][0]
-        assert result.chunk == chunk
-        parts[result.part] = result
-    assert is_whole_chunk(parts)
-    outcomes = merge_parts(parts, config.tiling)
-    assert [outcome.record for outcome in outcomes] == list(records)
-    return outcomes
+def label(corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int = 5) -> list[Outcome]:
+    """Every image of the corpus, in chunks through one worker, two of them at a time."""
+    plan = ShardPlan(index=7, records=tuple(corpus.records()), is_last=True)
+    worker = Worker(corpus, config, SIZE, "cpu")
+    worker.start()
+    rows: dict[ImageRecord, Outcome] = {}
+    with ThreadPoolExecutor(CHUNKS_IN_HAND) as threads:
+        chunks = list(plan.chunks(chunk_size))
+        for chunk, outcomes in zip(chunks, threads.map(worker.label, chunks), strict=True):
+            assert {row.record for row in outcomes} == set(chunk.records)
+            assert len(outcomes) == len(chunk.records)
+            rows.update((row.record, row) for row in outcomes)
+    return [rows[record] for record in plan.records]
 
 
 def test_every_image_of_a_chunk_becomes_a_row(corpus: FolderCorpus) -> None:
-    outcomes = run_stages(corpus)
+    outcomes = label(corpus)
     assert [outcome.reason for outcome in outcomes][2] == Reason.NOT_AN_IMAGE
     for outcome in (outcomes[0], outcomes[1], outcomes[3]):
         assert outcome.status in (Status.LABELLED, Status.NO_OBJECT)
@@ -90,7 +79,7 @@ def test_every_image_of_a_chunk_becomes_a_row(corpus: FolderCorpus) -> None:
 
 
 def test_rows_of_multicut_carry_objective_and_gap(corpus: FolderCorpus) -> None:
-    outcomes = run_stages(corpus, replace(CONFIG, method="multicut"))
+    outcomes = label(corpus, replace(CONFIG, method="multicut"))
     assert outcomes[2].optimality is None
     for outcome in (outcomes[0], outcomes[1], outcomes[3]):
         assert outcome.optimality is not None
@@ -100,7 +89,7 @@ def test_rows_of_multicut_carry_objective_and_gap(corpus: FolderCorpus) -> None:
 def test_masks_are_refined_by_torch_as_by_numba(corpus: FolderCorpus) -> None:
     refining = replace(CONFIG, refine="crf")
     by_numba, by_torch = (
-        run_stages(corpus, replace(refining, crf=CrfConfig(backend=backend))) for backend in ("auto", "torch")
+        label(corpus, replace(refining, crf=CrfConfig(backend=backend))) for backend in ("auto", "torch")
     )
     assert sum(outcome.instances is not None for outcome in by_numba) >= 2
     for one, other in zip(by_numba, by_torch, strict=True):
@@ -111,9 +100,9 @@ def test_masks_are_refined_by_torch_as_by_numba(corpus: FolderCorpus) -> None:
 
 
 def test_an_images_row_does_not_depend_on_its_neighbours(corpus: FolderCorpus) -> None:
-    together = run_stages(corpus)
+    together = label(corpus)
     lone = FolderCorpus(corpus._objects, ("3.png",))
-    (alone,) = run_stages(lone, chunk_size=1)
+    (alone,) = label(lone, chunk_size=1)
     assert alone.instances is not None
     assert together[3].instances is not None
     assert alone.instances.rles == together[3].instances.rles
@@ -125,11 +114,11 @@ def test_a_server_that_stumbles_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(reader.time, "sleep", waits.append)
     objects = FlakyObjects(failures=2)
     objects.write("a.png", b"")
-    (outcome,) = run_stages(FolderCorpus(objects))
+    (outcome,) = label(FolderCorpus(objects))
     assert outcome.reason == Reason.EMPTY_FILE
     assert waits == list(reader._RETRY_WAITS_S[:2])
     objects.failures = 100
-    (outcome,) = run_stages(FolderCorpus(objects))
+    (outcome,) = label(FolderCorpus(objects))
     assert (outcome.status, outcome.reason) == (Status.REJECTED, Reason.UNREACHABLE)
 
 
@@ -138,25 +127,25 @@ def test_what_nobody_foresaw_is_a_row_too(corpus: FolderCorpus, monkeypatch: pyt
         raise RuntimeError("surprise")
 
     monkeypatch.setattr(workers, "label_features", fail)
-    outcomes = run_stages(corpus)
+    outcomes = label(corpus)
     assert [o.reason for o in outcomes] == [Reason.FAILED, Reason.FAILED, Reason.NOT_AN_IMAGE, Reason.FAILED]
     assert "RuntimeError: surprise" in outcomes[0].detail
     monkeypatch.setattr(reader.DecodingProcess, "crops", fail)
-    assert {outcome.reason for outcome in run_stages(corpus)} == {Reason.FAILED}
+    assert {outcome.reason for outcome in label(corpus)} == {Reason.FAILED}
 
 
 def test_a_chunk_without_a_readable_image(corpus: FolderCorpus) -> None:
-    (outcome,) = run_stages(FolderCorpus(corpus._objects, ("2.png",)))
+    (outcome,) = label(FolderCorpus(corpus._objects, ("2.png",)))
     assert outcome.reason == Reason.NOT_AN_IMAGE
 
 
-def test_tiles_of_several_images_share_rows(corpus: FolderCorpus) -> None:
-    # A 48 x 64 image has 6 tiles of 32: with the whole that is 7 crops, in rows of 5.
+def test_tiles_of_several_images_share_batches(corpus: FolderCorpus) -> None:
+    # A 48 x 64 image has 6 tiles of 32: with the whole that is 7 crops, in batches of 2.
     config = replace(CONFIG, tiling=TilingConfig(tile=32))
     encoder = load_encoder(config.encoder, "cpu", 1)
-    rows = run_stages(corpus, config)
+    rows = label(corpus, config)
     assert rows[2].reason == Reason.NOT_AN_IMAGE
-    other_rows = run_stages(corpus, config, chunk_size=3)
+    other_rows = label(corpus, config, chunk_size=1)
     for i in (0, 1, 3):
         image = decode_image(corpus.read(rows[i].record), config.decoding)
         expected = label_images([image], encoder, config)[0].found
@@ -190,21 +179,21 @@ def by_network(tmp_path: Path) -> LabellingConfig:
 def test_a_network_labels_images_and_tiles(corpus: FolderCorpus, by_network: LabellingConfig) -> None:
     network, solo, _ = load_network(by_network.encoder.weights, torch.device("cpu"))
     solo = replace(solo, detection=by_network.detection)
-    rows = run_stages(corpus, by_network)
+    rows = label(corpus, by_network)
     assert rows[2].reason == Reason.NOT_AN_IMAGE
     tiled = replace(by_network, tiling=TilingConfig(tile=48, duplicate_iou=1, duplicate_ioa=1))
-    in_fives, in_threes = run_stages(corpus, tiled, chunk_size=5), run_stages(corpus, tiled, chunk_size=3)
+    together, alone = label(corpus, tiled), label(corpus, tiled, chunk_size=1)
     for i in (0, 1, 3):
         image = decode_image(corpus.read(rows[i].record), by_network.decoding)
         (expected,) = find_instances(network, [image], solo)
-        found, first, second = (row[i].instances for row in (rows, in_fives, in_threes))
+        found, first, second = (row[i].instances for row in (rows, together, alone))
         assert found is not None
         assert 0 < len(found) <= 7
         assert (found.rles, found.method) == (expected.rles, "solo")
         # Sums differ in their last bits between a batch of one and a batch filled up.
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
         assert rows[i].optimality is None
-        # Whole image and tiles together, whatever rows they travel in.
+        # Whole image and tiles together, whatever batches they are in.
         assert first is not None
         assert second is not None
         assert first.rles == second.rles
@@ -218,5 +207,5 @@ def test_an_image_that_a_network_fails_at_is_a_row(
         raise RuntimeError("surprise")
 
     monkeypatch.setattr("engine.solo.labelling.detect", fail)
-    rows = run_stages(corpus, by_network)
+    rows = label(corpus, by_network)
     assert [row.reason for row in rows] == [Reason.FAILED] * 2 + [Reason.NOT_AN_IMAGE, Reason.FAILED]

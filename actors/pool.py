@@ -1,0 +1,175 @@
+"""Workers that are handed chunks, each a little ahead, and replaced where they die.
+
+Ray moves one chunk's records to a worker and its rows back, nothing else: a worker that dies has lost only
+what it was at, and that is done again. No chunk waits for a worker that has not started.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from actors.reader import rejected_outcome
+from engine.errors import ConfigurationError, RunError
+from engine.types import Chunk, Outcome, Reason
+
+# Chunks that a worker has at one time: while it computes one, it reads the next.
+CHUNKS_IN_HAND = 2
+# Workers that share a GPU at most: each holds a network and its own share of the memory.
+_WORKERS_ON_A_GPU = 8
+# A chunk with which so many workers have died is taken apart, and an image given up; the last times it was
+# alone with its worker. A machine that was taken away does not count.
+_DEATHS_OF_A_CHUNK = 2
+_DEATHS_OF_AN_IMAGE = 3
+# So many workers in a row may die before they have started.
+_FAILED_STARTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSize:
+    """How many workers there are, and the CPUs and GPUs that Ray reserves for each of them."""
+
+    workers: int
+    cpus_each: float
+    gpus_each: float
+
+
+def size_pool(num_cpus: float, num_gpus: float) -> PoolSize:
+    """A pool that fills a cluster and never exceeds it: Ray waits for ever, in silence, for CPUs it has not.
+
+    Without GPUs there is one worker a core. Up to 8 share a GPU, as far as there are cores for them: while
+    some read, find proposals and pack masks on the CPU, it has work from others. Raises ConfigurationError
+    for less than one CPU.
+
+    >>> size_pool(2, 0).workers, size_pool(64, 8).workers
+    (2, 64)
+    """
+    whole_cpus, whole_gpus = math.floor(num_cpus), math.floor(num_gpus)
+    if whole_cpus < 1:
+        raise ConfigurationError(f"the cluster has {num_cpus} free CPUs; labelling needs at least one")
+    workers, each_gpu = whole_cpus, 1
+    if whole_gpus > 0:
+        # A power of two, whose share of a GPU Ray counts exactly.
+        while each_gpu < _WORKERS_ON_A_GPU and 2 * each_gpu * whole_gpus <= whole_cpus:
+            each_gpu *= 2
+        workers = each_gpu * whole_gpus
+    # Rounded down to what Ray can count, with a little left for what else runs there.
+    cpus_each = min(1.0, math.floor(0.9 * whole_cpus / workers * 100) / 100)
+    return PoolSize(workers=workers, cpus_each=cpus_each, gpus_each=1.0 / each_gpu if whole_gpus > 0 else 0.0)
+
+
+@dataclass(eq=False)
+class _Member:
+    """A worker of the pool, and the chunks it has in hand."""
+
+    actor: Any
+    has_started: bool = False
+    is_alone: bool = False
+    chunks: list[Chunk] = field(default_factory=list)
+
+
+class WorkerPool:
+    """Up to `size` actors with the methods of `actors.workers.Worker`, which `make_actor` makes."""
+
+    def __init__(self, make_actor: Callable[[], Any], size: int) -> None:
+        self._make_actor = make_actor
+        self._size = size
+        self._members: list[_Member] = []
+        # What a member was asked: to label a chunk, or to start.
+        self._asked: dict[ray.ObjectRef[Any], tuple[_Member, Chunk | None]] = {}
+        self._chunks: Iterator[Chunk] = iter(())
+        # What members died with: each is handed out alone.
+        self._returned: deque[Chunk] = deque()
+        self._deaths: Counter[Chunk] = Counter()
+        self._given_up: list[Outcome] = []
+        self._failed_starts = 0
+
+    def label(self, chunks: Iterator[Chunk]) -> Generator[list[Outcome]]:
+        """The rows of all chunks as they come, a list for each chunk or part of one.
+
+        Raises what starting a worker raises, and RunError where workers keep dying before they have started.
+        """
+        first = list(islice(chunks, self._size))
+        self._chunks = chain(first, chunks)
+        try:
+            for _ in first:
+                self._begin()
+            while self._asked:
+                ready, _ = ray.wait(list(self._asked))
+                yield from self._take(ready[0])
+        finally:
+            for member in self._members:
+                ray.kill(member.actor)
+
+    def _take(self, answer: ray.ObjectRef[Any]) -> Iterator[list[Outcome]]:
+        member, chunk = self._asked.pop(answer)
+        try:
+            rows = ray.get(answer)
+        except RayActorError as error:
+            self._replace(member, error)
+            yield from ([row] for row in self._given_up)
+            self._given_up.clear()
+            return
+        if chunk is None:
+            member.has_started, self._failed_starts = True, 0
+        else:
+            member.chunks.remove(chunk)
+            member.is_alone = False
+            yield rows
+        self._feed(member)
+
+    def _begin(self) -> None:
+        member = _Member(actor=self._make_actor())
+        self._members.append(member)
+        self._asked[member.actor.start.remote()] = (member, None)
+
+    def _feed(self, member: _Member) -> None:
+        """Hand a member what it has room for."""
+        if self._returned and not member.chunks:
+            member.is_alone = True
+            self._hand(member, self._returned.popleft())
+        while len(member.chunks) < CHUNKS_IN_HAND and not member.is_alone:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return
+            self._hand(member, chunk)
+
+    def _hand(self, member: _Member, chunk: Chunk) -> None:
+        member.chunks.append(chunk)
+        self._asked[member.actor.label.remote(chunk)] = (member, chunk)
+
+    def _replace(self, member: _Member, error: RayActorError) -> None:
+        self._members.remove(member)
+        self._asked = {answer: asked for answer, asked in self._asked.items() if asked[0] is not member}
+        ray.kill(member.actor)  # one that is only out of reach must not work on
+        if not member.has_started and not error.preempted:
+            self._failed_starts += 1
+            if self._failed_starts >= _FAILED_STARTS:
+                raise RunError(f"{self._failed_starts} workers in a row died while they started: {error}")
+        for chunk in member.chunks:
+            self._give_back(chunk, is_death=not error.preempted)
+        self._begin()
+        for other in self._members:
+            if other.has_started:
+                self._feed(other)
+
+    def _give_back(self, chunk: Chunk, is_death: bool) -> None:
+        self._deaths[chunk] += is_death
+        deaths = self._deaths[chunk]
+        if len(chunk.records) > 1 and deaths >= _DEATHS_OF_A_CHUNK:
+            parts = [Chunk(shard=chunk.shard, records=(record,)) for record in chunk.records]
+            self._deaths.update(parts)
+            self._returned.extend(parts)
+        elif deaths >= _DEATHS_OF_AN_IMAGE:
+            (record,) = chunk.records
+            detail = f"{deaths} workers died while they had this image"
+            self._given_up.append(rejected_outcome(record, Reason.FAILED, detail))
+        else:
+            self._returned.append(chunk)
