@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RaySystemError
 
 from engine.errors import ConfigurationError, UsageError
 
@@ -29,7 +30,6 @@ def join_cluster(address: str | None) -> Resources:
     starts a Ray of this machine's size on the loopback interface, which ends with this process; `auto` and
     HOST:PORT join a running cluster. Raises UsageError where there is no such cluster.
     """
-    _quieten_ray()
     if address is None:
         address = os.environ.get("RAY_ADDRESS", "local")
     if ":" in address:
@@ -40,7 +40,11 @@ def join_cluster(address: str | None) -> Resources:
             ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, RaySystemError) as error:
+        if address == "local":
+            raise UsageError(
+                f"a local Ray does not start ({error}); its logs are in /tmp/ray/session_latest/logs"
+            ) from error
         raise UsageError(
             f"cannot join Ray at {address!r} ({error}); start one with `ray start --head`, "
             "or leave --address out for a local one"
@@ -89,9 +93,3 @@ def _check_that_someone_listens(address: str) -> None:
         raise UsageError(
             f"no Ray at {address!r} ({error}): --address takes local, auto or HOST:PORT"
         ) from error
-
-
-def _quieten_ray() -> None:
-    """Leave the terminal to our own progress; RAY_BACKEND_LOG_LEVEL set by the user stays as it is."""
-    # Ray's core warns of every actor with arguments that it could be lost with its driver; ours should be.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -24,6 +24,7 @@ from engine.store.objects import open_objects
 from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version, VersionInfo
 from engine.store.schema import ShardSummary
 from engine.types import Status
+from jobs.progress import ProgressDisplay
 
 _LISTED_REJECTS = 20
 _PREVIEW_IMAGES = 24
@@ -119,7 +120,6 @@ def _label(
     from actors.pool import size_pool
     from actors.storage import Work
     from jobs.cluster import free_resources
-    from jobs.progress import ProgressDisplay
 
     work = Work(
         corpus=corpus,

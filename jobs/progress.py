@@ -1,21 +1,23 @@
-"""How a labelling run looks while it goes on: a live line on a terminal, plain lines in a log."""
+"""How labelling and training look while they go on: live on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from actors.pipeline import Progress
+if TYPE_CHECKING:
+    from actors.pipeline import Progress
 
-_SECONDS_BETWEEN_LOG_LINES = 10.0
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressDisplay:
@@ -51,7 +53,7 @@ class ProgressDisplay:
             self._first = (time.monotonic(), progress.images)
         if self._console.is_terminal:
             self._live.update(self._bar(progress))
-        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LOG_LINES:
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             print(progress_line(progress, self._total, self._rate(progress)), flush=True)
 
@@ -77,6 +79,7 @@ class ProgressDisplay:
 def progress_line(progress: Progress, total: int | None, images_per_s: float) -> str:
     """One line for people; a speed of 0 is one that is not known yet.
 
+    >>> from actors.pipeline import Progress
     >>> from engine.types import Reason
     >>> done = Progress(images=40, instances=100)
     >>> done.reasons[Reason.TRUNCATED] = 2
@@ -90,10 +93,48 @@ def progress_line(progress: Progress, total: int | None, images_per_s: float) ->
         *(f"{reason} {count}" for reason, count in sorted(progress.reasons.items())),
     ]
     if total is not None and images_per_s > 0:
-        parts.append(f"{_clock(max(total - progress.images, 0) / images_per_s)} left")
+        parts.append(f"{clock(max(total - progress.images, 0) / images_per_s)} left")
     return ", ".join(parts)
 
 
-def _clock(seconds: float) -> str:
+class TrainingDisplay:
+    """Figures as they come: every one on a terminal, one in ten seconds in a log, every AP."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._last_line = 0.0
+        self._first: tuple[float, int] | None = None
+
+    def show(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take notice of a step's figures."""
+        now = time.monotonic()
+        is_due = now - self._last_line >= _SECONDS_BETWEEN_LINES
+        if is_due or sys.stdout.isatty() or "loss" not in figures or step == self._num_steps:
+            self._last_line = now
+            print(figures_line(step, self._num_steps, figures, self._seconds_left(now, step)), flush=True)
+
+    def _seconds_left(self, now: float, step: int) -> float | None:
+        if self._first is None:
+            self._first = (now, step)
+        start, first = self._first
+        return (now - start) / (step - first) * (self._num_steps - step) if step > first else None
+
+
+def figures_line(step: int, num_steps: int, figures: Mapping[str, float], seconds_left: float | None) -> str:
+    """One line for people.
+
+    >>> figures_line(20, 100, {"loss": 1.23456, "images_per_s": 8.0}, 40.0)
+    'step 20/100, loss 1.235, images_per_s 8, 0:00:40 left'
+    """
+    parts = [f"step {step}/{num_steps}", *(f"{name} {value:.4g}" for name, value in figures.items())]
+    return ", ".join([*parts, *([] if seconds_left is None else [f"{clock(seconds_left)} left"])])
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> clock(3725.4)
+    '1:02:05'
+    """
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"

@@ -26,7 +26,8 @@ from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
 from jobs.console import run_job
 from jobs.labelling import describe_labelling, describe_network
-from jobs.train_solo import TrainingDisplay, plan_held_out
+from jobs.progress import ProgressDisplay, TrainingDisplay
+from jobs.train_solo import plan_held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,6 @@ class SelfTraining:
         from actors.pipeline import LabellingRun, run_labelling
         from actors.pool import size_pool
         from actors.storage import Work
-        from jobs.progress import ProgressDisplay
 
         arguments, number = self._arguments, version.info.round
         labelling = arguments.config.labelling(networks)

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,13 +18,12 @@ from engine.solo.training import RESULT_KEY, RunSettings, TrainingConfig, begin_
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
 from jobs.console import run_job
+from jobs.progress import TrainingDisplay
 
 if TYPE_CHECKING:
     from engine.corpora import Corpus
     from engine.solo.validation import Validation
     from engine.store.pseudo_labels import Version
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,31 +115,6 @@ def plan_held_out(
     validation = plan_validation(corpus, held_out, truths, training.samples.decoding)
     print(f"held out: {len(held_out)} images, {len(validation.images)} of them with ground truth")
     return validation
-
-
-class TrainingDisplay:
-    """Figures as they come: every one on a terminal, one in ten seconds in a log, every AP."""
-
-    def __init__(self, num_steps: int) -> None:
-        self._num_steps = num_steps
-        self._last_line = 0.0
-
-    def show(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take notice of a step's figures."""
-        is_due = time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES
-        if is_due or sys.stdout.isatty() or "loss" not in figures or step == self._num_steps:
-            self._last_line = time.monotonic()
-            print(figures_line(step, self._num_steps, figures), flush=True)
-
-
-def figures_line(step: int, num_steps: int, figures: Mapping[str, float]) -> str:
-    """One line for people.
-
-    >>> figures_line(20, 100, {"loss": 1.23456, "images_per_s": 8.0})
-    'step 20/100, loss 1.235, images_per_s 8'
-    """
-    parts = [f"step {step}/{num_steps}", *(f"{name} {value:.4g}" for name, value in figures.items())]
-    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ class _Loop:
                 if failure:
                     self._log.add_unread(step, image_id, failure)
             is_last = step == config.steps
-            if step % settings.log_every == 0 or is_last:
+            # The first step is taken down for whoever waits: on a CPU a step may take a minute.
+            if step % settings.log_every == 0 or step == 1 or is_last:
                 self._take_down(step, figures)
             if step in config.snapshot_steps and self._is_first:
                 data = pack_network(self._trainer.network.state_dict(), config.solo)

@@ -93,7 +93,7 @@ class RunSettings:
     processes: int = 2
     """Processes beside each worker that read images and make samples; 0 leaves that to the worker."""
     log_every: int = 10
-    """Steps between two lines of figures."""
+    """Steps between two lines of figures; the first step has one, too."""
     checkpoint_every: int = 500
     """Steps between two checkpoints, and two evaluations where there is something to evaluate on."""
 
