@@ -35,6 +35,7 @@ from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
 from engine.store.schema import encode_shard
 from engine.types import Chunk, Outcome, ShardPlan
 from jobs.console import run_job
+from jobs.flags import ClusterFlags
 
 # The steady part of a run leaves out so many chunks at either end, while the pipeline fills and empties.
 _EDGE_CHUNKS = 5
@@ -214,11 +215,10 @@ def time_pipeline(encoder: Encoder, arguments: BenchmarkArguments) -> PipelineFi
     from actors.pipeline import LabellingRun, Progress, run_labelling
     from actors.pool import size_pool
     from actors.storage import Work
-    from jobs.cluster import free_resources, join_cluster, leave_cluster
+    from jobs.cluster import join_cluster, leave_cluster
 
-    join_cluster("local")
-    free = free_resources()
-    size = size_pool(free.cpus, free.gpus if arguments.device == "cuda" else 0)
+    joined = join_cluster(ClusterFlags(device=arguments.device, address="local"))
+    size = size_pool(joined.cpus, joined.gpus)
     arrivals: list[tuple[float, int]] = []
 
     def note(progress: Progress) -> None:

@@ -6,32 +6,36 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from typing import Literal
 
 import ray
 from ray.exceptions import RaySystemError
 
 from engine.errors import ConfigurationError, UsageError
+from jobs.flags import ClusterFlags
 
 _CONNECT_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resources:
-    """CPUs and GPUs of a cluster, or what of them is free."""
+class Joined:
+    """What a job has of the cluster that it joined: the device that networks run on, and the CPUs and GPUs
+    that no other job has taken; no GPUs where the device is the CPU."""
 
+    device: Literal["cpu", "cuda"]
     cpus: float
     gpus: float
 
 
-def join_cluster(address: str | None) -> Resources:
+def join_cluster(flags: ClusterFlags) -> Joined:
     """Connect this process to Ray and say to what.
 
-    None joins the cluster of the submitted job that this process is, and is `local` elsewhere; `local`
-    starts a Ray of this machine's size on the loopback interface, which ends with this process; `auto` and
-    HOST:PORT join a running cluster. Raises UsageError where there is no such cluster.
+    Without an address this is the cluster of the submitted job that this process is, elsewhere as `local`,
+    which starts a Ray of this machine's size on the loopback interface that ends with this process; `auto`
+    and HOST:PORT join a running cluster. Raises UsageError where there is no such cluster, ConfigurationError
+    where it has not the device.
     """
-    if address is None:
-        address = os.environ.get("RAY_ADDRESS", "local")
+    address = flags.address or os.environ.get("RAY_ADDRESS", "local")
     if ":" in address:
         _check_that_someone_listens(address)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -49,14 +53,14 @@ def join_cluster(address: str | None) -> Resources:
             f"cannot join Ray at {address!r} ({error}); start one with `ray start --head`, "
             "or leave --address out for a local one"
         ) from error
-    found = ray.cluster_resources()
-    resources = Resources(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0))
+    found, free = ray.cluster_resources(), ray.available_resources()
     kind = "a local Ray" if address == "local" else f"Ray at {ray.get_runtime_context().gcs_address}"
-    print(
-        f"joined {kind}: {len(ray.nodes())} node(s), {resources.cpus:g} CPUs, {resources.gpus:g} GPUs",
-        flush=True,
+    cpus, gpus = found.get("CPU", 0.0), found.get("GPU", 0.0)
+    print(f"joined {kind}: {len(ray.nodes())} node(s), {cpus:g} CPUs, {gpus:g} GPUs", flush=True)
+    device = choose_device(flags.device, gpus)
+    return Joined(
+        device=device, cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0) if device == "cuda" else 0.0
     )
-    return resources
 
 
 def leave_cluster() -> None:
@@ -64,13 +68,7 @@ def leave_cluster() -> None:
     ray.shutdown()
 
 
-def free_resources() -> Resources:
-    """What no other job of the joined cluster has taken."""
-    found = ray.available_resources()
-    return Resources(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0))
-
-
-def choose_device(asked: str, num_gpus: float) -> str:
+def choose_device(asked: str, num_gpus: float) -> Literal["cpu", "cuda"]:
     """cpu or cuda, for what --device asked. Raises ConfigurationError where there is no GPU."""
     if asked == "cuda" and num_gpus < 1:
         raise ConfigurationError(

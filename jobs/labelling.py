@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -24,7 +24,11 @@ from engine.store.objects import open_objects
 from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version, VersionInfo
 from engine.store.schema import ShardSummary
 from engine.types import Status
+from jobs.flags import ClusterFlags
 from jobs.progress import ProgressDisplay
+
+if TYPE_CHECKING:
+    from jobs.cluster import Joined
 
 _LISTED_REJECTS = 20
 _PREVIEW_IMAGES = 24
@@ -56,11 +60,7 @@ class LabelArguments:
     """Replace the store's labels of another configuration, once the new ones are whole."""
     preview: Path | None = None
     """Also write pictures of the first labelled images into this folder."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks run; auto takes the cluster's GPUs where it has some."""
-    address: str | None = None
-    """Which Ray: local, auto (the running cluster), or HOST:PORT. Default: the cluster of a submitted job,
-    otherwise local."""
+    cluster: Annotated[ClusterFlags, tyro.conf.arg(name="")] = field(default_factory=ClusterFlags)
 
     def __post_init__(self) -> None:
         if self.extend and self.overwrite:
@@ -80,7 +80,7 @@ class LabelArguments:
 def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
     """Label `corpus` into the store. Raises UsageError where that cannot begin, RunError where it fails."""
     # Imported once the flags are known to be right, so that --help and mistakes answer at once.
-    from jobs.cluster import choose_device, join_cluster
+    from jobs.cluster import join_cluster
 
     store = PseudoLabelStore(open_objects(arguments.store))
     check_has_images(corpus)
@@ -94,11 +94,10 @@ def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
         print(f"nothing to do: {store.uri} holds these labels already (--extend adds images that are new)")
         summaries = version.summaries()
     else:
-        resources = join_cluster(arguments.address)
-        device = choose_device(arguments.device, resources.gpus)
-        version = store.begin(replace(info, device=device), arguments.mode)
+        joined = join_cluster(arguments.cluster)
+        version = store.begin(replace(info, device=joined.device), arguments.mode)
         check_same_corpus(corpus, version)
-        summaries = _label(corpus, version, network.image_size, device, arguments, console)
+        summaries = _label(corpus, version, network.image_size, joined, arguments, console)
     console.print(_summary_table(summaries))
     for line in _rejected_lines(version, summaries):
         print(line)
@@ -111,7 +110,7 @@ def _label(
     corpus: Corpus,
     version: Version,
     image_size: tuple[int, int],
-    device: str,
+    joined: Joined,
     arguments: LabelArguments,
     console: Console,
 ) -> list[ShardSummary]:
@@ -119,7 +118,6 @@ def _label(
     from actors.pipeline import LabellingRun, run_labelling
     from actors.pool import size_pool
     from actors.storage import Work
-    from jobs.cluster import free_resources
 
     work = Work(
         corpus=corpus,
@@ -129,9 +127,8 @@ def _label(
         limit=arguments.limit,
         extend=arguments.extend,
     )
-    run = LabellingRun(work=work, config=arguments.labelling, image_size=image_size, device=device)
-    free = free_resources()
-    size = size_pool(free.cpus, free.gpus if device == "cuda" else 0)
+    run = LabellingRun(work=work, config=arguments.labelling, image_size=image_size, device=joined.device)
+    size = size_pool(joined.cpus, joined.gpus)
 
     def count_images_to_do() -> int:
         committed = version.committed()

@@ -8,7 +8,7 @@ import math
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -20,6 +20,7 @@ from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.run import RunSettings, check_output, check_training
 from engine.store.objects import open_objects
 from jobs.console import run_job
+from jobs.flags import ClusterFlags
 
 # Below this spread all keys point the same way, and beyond these entropies the teacher says nothing.
 _COLLAPSED_SPREAD = 0.05
@@ -53,11 +54,7 @@ class PretrainingArguments:
     """Steps between two lines of losses.jsonl."""
     checkpoint_minutes: float = 5.0
     """Time between two checkpoints."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where training runs; auto takes the cluster's GPUs where it has some."""
-    address: str | None = None
-    """Which Ray: local, auto (the running cluster), or HOST:PORT. Default: the cluster of a submitted job,
-    otherwise local."""
+    cluster: Annotated[ClusterFlags, tyro.conf.arg(name="")] = field(default_factory=ClusterFlags)
 
     def __post_init__(self) -> None:
         if not self.corpus:
@@ -96,12 +93,11 @@ def train(corpora: tuple[FolderCorpus, ...], arguments: PretrainingArguments) ->
     import ray
 
     from actors.pretraining import PretrainingRun, Workers, run_pretraining
-    from jobs.cluster import choose_device, free_resources, join_cluster
+    from jobs.cluster import join_cluster
 
-    device = choose_device(arguments.device, join_cluster(arguments.address).gpus)
-    free = free_resources()
-    count = arguments.workers or (max(1, math.floor(free.gpus)) if device == "cuda" else 1)
-    cpus_each = share_cpus(free.cpus, count)
+    joined = join_cluster(arguments.cluster)
+    count = arguments.workers or (max(1, math.floor(joined.gpus)) if joined.device == "cuda" else 1)
+    cpus_each = share_cpus(joined.cpus, count)
     check_training(arguments.training, count)
     loaders = arguments.loaders if arguments.loaders is not None else math.floor(cpus_each) - 1
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +110,7 @@ def train(corpora: tuple[FolderCorpus, ...], arguments: PretrainingArguments) ->
                 config=arguments.training,
                 settings=arguments.settings(loaders),
             ),
-            Workers(count=count, cpus_each=cpus_each, uses_gpus=device == "cuda", storage=storage),
+            Workers(count=count, cpus_each=cpus_each, uses_gpus=joined.device == "cuda", storage=storage),
             show_line,
         )
 

@@ -7,8 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -21,10 +20,11 @@ from engine.ground_truth import AnnotatedImage, read_ground_truth
 from engine.planning import repeat_plans
 from engine.selftraining.figures import RoundFigures, measure_round
 from engine.selftraining.rounds import SelfTrainingConfig
-from engine.solo.training import RESULT_KEY, RunSettings, begin_output, snapshot_key
+from engine.solo.training import RESULT_KEY, begin_output, snapshot_key
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
 from jobs.console import run_job
+from jobs.flags import ClusterFlags, TrainingFlags
 from jobs.labelling import describe_labelling, describe_network
 from jobs.progress import ProgressDisplay, TrainingDisplay
 from jobs.train_solo import plan_held_out
@@ -47,22 +47,13 @@ class SelfTrainArguments:
     corpus: str
     """Where the images of the labels are now."""
     config: Annotated[SelfTrainingConfig, tyro.conf.arg(name="")] = field(default_factory=SelfTrainingConfig)
-    run: Annotated[RunSettings, tyro.conf.arg(name="")] = field(default_factory=RunSettings)
     ground_truth: str | None = None
     """What people drew in these images, as jobs/evaluate.py takes it: the labels of every round are measured,
     and the networks on the part that --held-out keeps from training. Nothing is learned from it."""
     chunk_size: int = 8
     """Images that travel and are labelled together."""
-    workers: int | None = None
-    """Workers that train together; by default one for each GPU, without GPUs one."""
-    cache: Path = Path("~/.cache/maskmill/superpixels")
-    """Folder on each node for images at the network's size and their superpixels; safe to delete between
-    runs."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks run; auto takes the cluster's GPUs where it has some."""
-    address: str | None = None
-    """Which Ray: local, auto (the running cluster), or HOST:PORT. Default: the cluster of a submitted job,
-    otherwise local."""
+    trainer: Annotated[TrainingFlags, tyro.conf.arg(name="")] = field(default_factory=TrainingFlags)
+    cluster: Annotated[ClusterFlags, tyro.conf.arg(name="")] = field(default_factory=ClusterFlags)
 
     def __post_init__(self) -> None:
         if self.config.training.held_out > 0 and self.ground_truth is None:
@@ -100,7 +91,7 @@ class SelfTraining:
     """The parts of a round. Each does what is left of it to do, and nothing where that is nothing."""
 
     def __init__(self, arguments: SelfTrainArguments) -> None:
-        from jobs.cluster import choose_device, free_resources, join_cluster
+        from jobs.cluster import join_cluster
 
         self._arguments = arguments
         labels = open_objects(arguments.store)
@@ -111,11 +102,8 @@ class SelfTraining:
         kind = version.info.corpus_kind
         self._corpus: Corpus = open_corpus(arguments.corpus, kind, kept_indexes=labels)
         self._output = open_objects(arguments.output)
-        joined = join_cluster(arguments.address)
-        self._device = choose_device(arguments.device, joined.gpus)
         # Counted once: trainings and labelling take turns.
-        free = free_resources()
-        self._cpus, self._gpus = free.cpus, free.gpus if self._device == "cuda" else 0.0
+        self._joined = join_cluster(arguments.cluster)
 
     def train(self, version: Version) -> list[str]:
         """Learn a round's labels; returns the URIs of the networks along the training, the result last."""
@@ -131,7 +119,9 @@ class SelfTraining:
         if begin_output(output, config, labels, resume=True):
             print(f"round {number}: {output.uri} holds the trained network already")
             return networks
-        sizes = size_workers(self._cpus, self._gpus, largest_node_cpus(), arguments.workers)
+        sizes = size_workers(
+            self._joined.cpus, self._joined.gpus, largest_node_cpus(), arguments.trainer.workers
+        )
         validation = None
         if config.held_out > 0:
             validation = plan_held_out(version, self._corpus, self._truths or (), config)
@@ -145,8 +135,8 @@ class SelfTraining:
             corpus=self._corpus,
             output=output,
             config=config,
-            settings=arguments.run,
-            cache=arguments.cache.expanduser(),
+            settings=arguments.trainer.run,
+            cache=arguments.trainer.cache.expanduser(),
             validation=validation,
             begins_from=begins_from,
         )
@@ -172,7 +162,7 @@ class SelfTraining:
             weights_digest=network.weights_digest,
             parent=version.name,
             code_version=__version__,
-            device=self._device,
+            device=self._joined.device,
             corpus_kind=version.info.corpus_kind,
         )
         following = self.store.begin(info, "resume")
@@ -183,9 +173,11 @@ class SelfTraining:
         # A round has the images of the one before it, in its shards: nothing is listed, nothing cut anew.
         num_images = repeat_plans(version, following)
         work = Work(corpus=self._corpus, version=following, shard_size=1, chunk_size=arguments.chunk_size)
-        run = LabellingRun(work=work, config=labelling, image_size=network.image_size, device=self._device)
+        run = LabellingRun(
+            work=work, config=labelling, image_size=network.image_size, device=self._joined.device
+        )
         print(f"round {number + 1}: labelling {num_images} images by {networks[-1]}", flush=True)
-        size = size_pool(self._cpus, self._gpus)
+        size = size_pool(self._joined.cpus, self._joined.gpus)
 
         def count_images_to_do() -> int:
             plans = following.plans()

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -14,10 +13,11 @@ from engine.corpora import open_corpus
 from engine.errors import ConfigurationError
 from engine.ground_truth import AnnotatedImage, read_ground_truth
 from engine.selection import check_stability
-from engine.solo.training import RESULT_KEY, RunSettings, TrainingConfig, begin_output
+from engine.solo.training import RESULT_KEY, TrainingConfig, begin_output
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
 from jobs.console import run_job
+from jobs.flags import ClusterFlags, TrainingFlags
 from jobs.progress import TrainingDisplay
 
 if TYPE_CHECKING:
@@ -44,20 +44,11 @@ class TrainArguments:
     resume: bool = False
     """Go on with the training that --output holds, from its last checkpoint."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
-    run: Annotated[RunSettings, tyro.conf.arg(name="")] = field(default_factory=RunSettings)
     ground_truth: str | None = None
     """What people drew in these images, as jobs/evaluate.py takes it: AP on the part that --held-out keeps
     from training is measured at every checkpoint."""
-    workers: int | None = None
-    """Workers that train together; by default one for each GPU, without GPUs one."""
-    cache: Path = Path("~/.cache/maskmill/superpixels")
-    """Folder on each node for images at the network's size and their superpixels; safe to delete between
-    runs."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks run; auto takes the cluster's GPUs where it has some."""
-    address: str | None = None
-    """Which Ray: local, auto (the running cluster), or HOST:PORT. Default: the cluster of a submitted job,
-    otherwise local."""
+    trainer: Annotated[TrainingFlags, tyro.conf.arg(name="")] = field(default_factory=TrainingFlags)
+    cluster: Annotated[ClusterFlags, tyro.conf.arg(name="")] = field(default_factory=ClusterFlags)
 
     def __post_init__(self) -> None:
         if (self.ground_truth is not None) != (self.training.held_out > 0):
@@ -69,7 +60,7 @@ class TrainArguments:
 def main(arguments: TrainArguments) -> None:
     # Imported once the flags are known to be right, so that mistakes answer at once.
     from actors.training import TrainingJob, run_training, size_workers
-    from jobs.cluster import free_resources, join_cluster, largest_node_cpus
+    from jobs.cluster import join_cluster, largest_node_cpus
 
     labels = open_objects(arguments.store)
     version = PseudoLabelStore(labels).version(arguments.round)
@@ -84,19 +75,15 @@ def main(arguments: TrainArguments) -> None:
     if begin_output(output, arguments.training, {"version": version.name}, arguments.resume):
         print(f"nothing to do: {output.uri} holds the trained network")
         return
-    join_cluster(arguments.address)
-    free = free_resources()
-    gpus = 0.0 if arguments.device == "cpu" else free.gpus
-    if arguments.device == "cuda" and gpus < 1:
-        raise ConfigurationError("--device cuda, but this Ray has no free GPU: leave --device out")
-    sizes = size_workers(free.cpus, gpus, largest_node_cpus(), arguments.workers)
+    joined = join_cluster(arguments.cluster)
+    sizes = size_workers(joined.cpus, joined.gpus, largest_node_cpus(), arguments.trainer.workers)
     job = TrainingJob(
         version=version,
         corpus=corpus,
         output=output,
         config=arguments.training,
-        settings=arguments.run,
-        cache=arguments.cache.expanduser(),
+        settings=arguments.trainer.run,
+        cache=arguments.trainer.cache.expanduser(),
         validation=validation,
     )
     print(f"training on {version.name} with {sizes.workers} worker(s) of {sizes.cpus_each} CPUs", flush=True)
