@@ -83,7 +83,10 @@ class ComparisonArguments:
     block_px: int = 16
     """Side of the blocks that training masks are brought to, in pixels of the image."""
     max_shift_px: int = 8
-    """Training masks are grown or shrunk by up to so many pixels."""
+    """Training masks are grown or shrunk by up to so many pixels, as often the one as the other."""
+    growth_px: int = 0
+    """Beside that, all are grown by so many pixels, or shrunk where it is negative: an error that does not
+    average out."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=small_training)
     """Everything else about the runs."""
     run: Annotated[RunSettings, tyro.conf.arg(name="")] = field(
@@ -160,7 +163,7 @@ def store_coarse_masks(
     outcomes = []
     for number, truth in enumerate(truths):
         rng = np.random.default_rng([seed, number])
-        masks = np.stack([coarsen(m, arguments.block_px, arguments.max_shift_px, rng) for m in truth.masks()])
+        masks = np.stack([coarsen(mask, arguments, rng) for mask in truth.masks()])
         instances = make_instances(masks, np.ones(len(masks), np.float32), truth.size, "coarse")
         height, width = truth.size
         outcomes.append(
@@ -172,7 +175,7 @@ def store_coarse_masks(
                 instances=instances,
             )
         )
-    names = ("num_train", "block_px", "max_shift_px")
+    names = ("num_train", "block_px", "max_shift_px", "growth_px")
     settings = {name: getattr(arguments, name) for name in names} | {"seed": seed}
     return store_version(objects, outcomes, settings, None)
 
@@ -203,15 +206,17 @@ def record_of(truth: AnnotatedImage) -> ImageRecord:
 
 
 def coarsen(
-    mask: NDArray[np.bool_], block_px: int, max_shift_px: int, rng: np.random.Generator
+    mask: NDArray[np.bool_], arguments: ComparisonArguments, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
     """A mask (H, W) grown or shrunk at random, then in blocks: those that it covers by half.
 
-    >>> coarse = coarsen(np.tri(4, dtype=bool), 2, 0, np.random.default_rng(0))
+    >>> blocks = ComparisonArguments(data=Path("data"), output=Path("out"), block_px=2, max_shift_px=0)
+    >>> coarse = coarsen(np.tri(4, dtype=bool), blocks, np.random.default_rng(0))
     >>> coarse.astype(int).tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
     """
-    shift_px = int(rng.integers(-max_shift_px, max_shift_px + 1))
+    block_px, most = arguments.block_px, arguments.max_shift_px
+    shift_px = arguments.growth_px + int(rng.integers(-most, most + 1))
     inside = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     outside = ndimage.distance_transform_edt(~mask)
     moved = inside > -shift_px if shift_px < 0 else outside <= shift_px

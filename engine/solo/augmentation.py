@@ -16,6 +16,7 @@ from engine.decoding import resize_image
 from engine.errors import ConfigurationError
 from engine.masks import resize_masks
 from engine.solo.batch import Scene
+from engine.superpixels.graph import resize_labels
 from engine.superpixels.hierarchy import number_by_first_pixel
 
 
@@ -122,12 +123,11 @@ def change_colours(
 def _resized(source: Source, size: tuple[int, int]) -> Source:
     if source.superpixels.shape == size:
         return source
-    labels = Image.fromarray(source.superpixels).resize(size[::-1], Image.Resampling.NEAREST)
     return Source(
         image_hwc=resize_image(source.image_hwc, size),
         masks=resize_masks(source.masks, size),
         weights=source.weights,
-        superpixels=np.asarray(labels),
+        superpixels=resize_labels(source.superpixels, size),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from PIL import Image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,6 +91,17 @@ def adjacent_pairs(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     num_labels = int(labels.max()) + 1
     keys = np.unique(low * num_labels + high)
     return np.stack([keys // num_labels, keys % num_labels], axis=1).astype(np.int32)
+
+
+def resize_labels(labels: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
+    """Labels int32 (H, W) at `size` = (height, width), each the one at its centre; some may be lost.
+
+    >>> resize_labels(np.int32([[0, 1]]), (2, 4)).tolist()
+    [[0, 0, 1, 1], [0, 0, 1, 1]]
+    """
+    if labels.shape == size:
+        return labels
+    return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def labels_at_stride(labels: NDArray[np.int32], stride: int) -> NDArray[np.int32]:

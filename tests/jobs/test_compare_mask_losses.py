@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,8 +60,15 @@ def test_losses_are_compared_once(arguments, capsys):
 def test_coarse_masks_are_blocks_that_grow_or_shrink():
     mask = np.zeros((30, 50), bool)
     mask[8:24, 10:40] = True
-    coarse = [coarsen(mask, 4, 6, np.random.default_rng(seed)) for seed in range(20)]
+    places = {"data": Path("data"), "output": Path("output")}
+    arguments = CompareArguments(**places, block_px=4, max_shift_px=6)
+    coarse = [coarsen(mask, arguments, np.random.default_rng(seed)) for seed in range(20)]
     assert len({one.sum() for one in coarse}) > 3
     assert min(one.sum() for one in coarse) < mask.sum() < max(one.sum() for one in coarse)
     for one in coarse:
         assert (one[:28, :48].reshape(7, 4, 12, 4) == one[:28:4, :48:4][:, None, :, None]).all()
+    grown = CompareArguments(**places, block_px=1, max_shift_px=0, growth_px=3)
+    larger = coarsen(mask, grown, np.random.default_rng(0))
+    assert larger[8:24].any(axis=0).nonzero()[0].tolist() == list(range(7, 43))
+    smaller = coarsen(mask, replace(grown, growth_px=-3), np.random.default_rng(0))
+    assert smaller.any(axis=0).nonzero()[0].tolist() == list(range(13, 37))

@@ -16,11 +16,19 @@ from engine.decoding import DecodingConfig
 from engine.errors import ConfigurationError, RunError, StoreError, WeightsError
 from engine.ground_truth import AnnotatedImage
 from engine.selection import SelectionConfig
+from engine.solo import samples
 from engine.solo.augmentation import AugmentationConfig, Source, paste_objects, place_scene
 from engine.solo.inference import find_instances
 from engine.solo.objective import ObjectiveConfig
 from engine.solo.run import Run, train_solo
-from engine.solo.samples import SampleConfig, SampleMaker, list_held_out, list_images, load_batches
+from engine.solo.samples import (
+    SampleConfig,
+    SampleMaker,
+    cut_superpixels,
+    list_held_out,
+    list_images,
+    load_batches,
+)
 from engine.solo.trainer import SoloTrainer
 from engine.solo.training import RunSettings, TrainingConfig, begin_output
 from engine.solo.validation import plan_validation
@@ -150,6 +158,19 @@ def test_without_augmentation_the_image_is_as_inference_sees_it(make_maker, tiny
     assert (sample.shown_chw[:, 48:] == 0).all()
     # A disc of radius 12 in an image that is shown at its own size.
     assert sample.masks.sum() * 16 == pytest.approx(np.pi * 144, rel=0.1)
+
+
+def test_superpixels_are_cut_at_the_images_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Stripes of 3 pixels, which are lost at a quarter of the size.
+    stripes = np.repeat(np.repeat(np.uint8([[0, 255] * 20]), 3, axis=1), 60, axis=0)
+    image = np.repeat(stripes[..., None], 3, axis=2)
+    config = SuperpixelConfig(num_segments=40, method="felzenszwalb")
+    labels = cut_superpixels(image, (15, 30), config)
+    assert labels.shape == (15, 30)
+    assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
+    assert labels.max() + 1 == 30
+    monkeypatch.setattr(samples, "_SUPERPIXEL_SIDE", 30)
+    assert cut_superpixels(image, (15, 30), config).max() < 20
 
 
 def test_an_image_that_is_gone_or_another_is_said_to_be(
