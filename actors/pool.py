@@ -102,11 +102,21 @@ class WorkerPool:
             for _ in first:
                 self._begin()
             while self._asked:
-                ready, _ = ray.wait(list(self._asked))
-                yield from self._take(ready[0])
+                for answer in self._answered():
+                    # The death of a worker takes back all that it was asked.
+                    if answer in self._asked:
+                        yield from self._take(answer)
         finally:
             for member in self._members:
                 ray.kill(member.actor)
+
+    def _answered(self) -> list[ray.ObjectRef[Any]]:
+        """Waits for an answer and returns all that are there: a wait takes time for every worker."""
+        asked = list(self._asked)
+        ray.wait(asked)
+        answered: list[ray.ObjectRef[Any]]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
+        return answered
 
     def _take(self, answer: ray.ObjectRef[Any]) -> Iterator[list[Outcome]]:
         member, chunk = self._asked.pop(answer)

@@ -30,10 +30,13 @@ class PlayedRay:
         self.actors.append(PlayedActor(self))
         return self.actors[-1]
 
-    def wait(self, answers: list["Answer"]) -> tuple[list["Answer"], list["Answer"]]:
+    def wait(
+        self, answers: list["Answer"], num_returns: int = 1, timeout: float | None = None
+    ) -> tuple[list["Answer"], list["Answer"]]:
+        # Some workers have answered what they were asked first, in any order.
         first_of = {id(answer.actor): answer for answer in reversed(answers)}
-        ready = self.rng.choice(list(first_of.values()))
-        return [ready], [answer for answer in answers if answer is not ready]
+        ready = self.rng.sample(list(first_of.values()), self.rng.randint(1, len(first_of)))[:num_returns]
+        return ready, [answer for answer in answers if answer not in ready]
 
     def get(self, answer: "Answer") -> list[Outcome] | None:
         actor = answer.actor
