@@ -13,13 +13,14 @@ from engine.solo.adaptive_targets import AdaptiveLossConfig
 from engine.solo.batch import Batch, ImageTargets
 from engine.solo.losses import focal_loss, pixel_mask_loss
 from engine.solo.superpixel_loss import (
+    MixedPixels,
     hard_loss,
     has_positive,
     soft_loss,
     soft_targets,
     superpixel_probabilities,
 )
-from engine.solo.superpixel_targets import SuperpixelLossConfig
+from engine.solo.superpixel_targets import IGNORED, SuperpixelLossConfig
 
 if TYPE_CHECKING:
     from engine.solo.network import SoloOutputs
@@ -130,15 +131,23 @@ def mask_losses(logits: torch.Tensor, targets: ImageTargets, config: ObjectiveCo
     mask_term, soft, weights, falls_back = none, none, torch.ones_like(none), none
     superpixels = targets.superpixels
     if superpixels is not None:
+        probabilities = logits.sigmoid()
         regions = superpixel_probabilities(
-            logits.sigmoid(), superpixels.labels, superpixels.weights, len(superpixels.affinities)
+            probabilities, superpixels.labels, superpixels.weights, len(superpixels.affinities)
         )
         if config.soft_weight > 0:
             soft = soft_loss(regions, soft_targets(regions, superpixels.affinities))
         if config.mask_term == "superpixel":
             states = superpixels.states[targets.owners]
             falls_back = (~has_positive(states)).float()
-            hard = hard_loss(regions, states, superpixels.areas)
+            mixed = None
+            if config.superpixel_loss.mixed == "pixels":
+                mixed = MixedPixels(
+                    probabilities=probabilities,
+                    targets=targets.masks[targets.owners],
+                    weights=(states == IGNORED)[:, superpixels.labels] * targets.on_image,
+                )
+            hard = hard_loss(regions, states, superpixels.areas, mixed)
             mask_term = _with_pixels(hard, falls_back, logits, targets)
     if config.mask_term == "pixel":
         mask_term = _pixel_term(logits, targets, slice(None))

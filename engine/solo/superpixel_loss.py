@@ -5,6 +5,8 @@ Source: "Unsupervised Instance Segmentation with Superpixels", arXiv 2509.05352,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from engine.solo.losses import dice_loss
@@ -27,7 +29,19 @@ def superpixel_probabilities(
     return sums.index_add(0, labels, weighted).T
 
 
-def hard_loss(superpixels: torch.Tensor, states: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MixedPixels:
+    """Pixels in superpixels that are neither labelled in nor out: `probabilities`, `targets` in {0, 1} and
+    `weights`, 1 there and 0 elsewhere, are float32 (N, P)."""
+
+    probabilities: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+
+
+def hard_loss(
+    superpixels: torch.Tensor, states: torch.Tensor, areas: torch.Tensor, mixed: MixedPixels | None = None
+) -> torch.Tensor:
     """Dice and mean cross-entropy of P_k (N, K) against the labelled superpixels of each of N masks, (N,).
 
     `states` (N, K) and `areas` (K,) are those of `SuperpixelTargets`; a superpixel counts by its area. Where
@@ -39,10 +53,15 @@ def hard_loss(superpixels: torch.Tensor, states: torch.Tensor, areas: torch.Tens
     """
     weights = areas * (states != IGNORED)
     targets = (states == POSITIVE).to(superpixels.dtype)
+    judged = superpixels
+    if mixed is not None:
+        judged = torch.cat([judged, mixed.probabilities], dim=1)
+        targets = torch.cat([targets, mixed.targets], dim=1)
+        weights = torch.cat([weights, mixed.weights], dim=1)
     # NaN stays NaN, so that it is noticed.
-    entropy = -torch.where(states == POSITIVE, superpixels, 1 - superpixels).clamp(min=1e-12).log()
+    entropy = -torch.where(targets > 0, judged, 1 - judged).clamp(min=1e-12).log()
     cross_entropy = (entropy * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-    return dice_loss(superpixels, targets, weights) + cross_entropy
+    return dice_loss(judged, targets, weights) + cross_entropy
 
 
 def soft_targets(superpixels: torch.Tensor, affinities: torch.Tensor) -> torch.Tensor:

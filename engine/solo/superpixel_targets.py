@@ -6,6 +6,7 @@ Nothing here depends on the network, so that a training step only has to average
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,9 @@ class SuperpixelLossConfig:
     at 192 pixels)."""
     purity: float = 0.75
     """Share of a superpixel that must lie in an object, or out of it, for the superpixel to be labelled."""
+
+    mixed: Literal["ignored", "pixels"] = "ignored"
+    """What judges superpixels that are not labelled: nothing, or their pixels."""
 
     def __post_init__(self) -> None:
         for name in ("alpha_1", "alpha_2"):

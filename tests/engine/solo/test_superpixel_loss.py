@@ -1,6 +1,7 @@
 """The superpixel-guided loss against the plain reading of its equations."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from engine.ground_truth import read_ground_truth
 from engine.solo.losses import pixel_mask_loss
 from engine.solo.superpixel_loss import (
+    MixedPixels,
     hard_loss,
     has_positive,
     soft_loss,
@@ -69,8 +71,9 @@ def reference_losses(probabilities, image, labels, masks):
     return np.array(hard), np.array(soft)
 
 
-def reference_hard(regions, coarse_labels, shares):
-    """Dice and cross-entropy over the superpixels of which a mask holds enough or little enough."""
+def reference_hard(regions, coarse_labels, shares, probabilities=None, coarse_mask=None):
+    """Dice and cross-entropy over the superpixels of which a mask holds enough or little enough, and over the
+    pixels of the others where those are given."""
     entropy = overlap = squares = total = 0.0
     for k, share in enumerate(shares):
         area = (coarse_labels == k).sum()
@@ -81,8 +84,14 @@ def reference_hard(regions, coarse_labels, shares):
         elif share <= 1 - PURITY:
             entropy -= area * math.log(1 - regions[k])
             squares += area * regions[k] ** 2
-        else:
+        elif probabilities is None:
             continue
+        else:
+            for y, x in zip(*np.nonzero(coarse_labels == k), strict=True):
+                p, is_in = probabilities[y, x], coarse_mask[y, x]
+                entropy -= math.log(p if is_in else 1 - p)
+                overlap += p * is_in
+                squares += p**2 + is_in
         total += area
     return 1 - 2 * overlap / squares + entropy / total
 
@@ -119,6 +128,37 @@ def test_values_are_those_of_the_equations(seed):
     assert {POSITIVE, NEGATIVE, IGNORED} == set(states.flatten().tolist())
     np.testing.assert_allclose(hard_loss(regions, states, torch.from_numpy(targets.areas)), hard, rtol=1e-5)
     np.testing.assert_allclose(soft_loss(regions, soft_targets(regions, affinities)), soft, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mixed_superpixels_are_judged_by_their_pixels(seed):
+    image, labels, masks = blocks_case(seed)
+    probabilities = torch.from_numpy(np.random.default_rng(seed).uniform(0.02, 0.98, (len(masks), 6, 8)))
+    targets = superpixel_targets(image, labels, masks, CONFIG)
+    coarse_masks, coarse_labels = masks[:, ::4, ::4], labels[::4, ::4]
+    pixels, states = torch.from_numpy(targets.labels), torch.from_numpy(targets.states)
+    on_image = torch.from_numpy(coarse_labels >= 0).flatten()
+    regions = superpixel_probabilities(
+        probabilities.flatten(1), pixels, torch.from_numpy(targets.weights).double(), states.shape[1]
+    )
+    mixed = MixedPixels(
+        probabilities=probabilities.flatten(1),
+        targets=torch.from_numpy(coarse_masks).flatten(1).double(),
+        weights=((states == IGNORED)[:, pixels] & on_image).double(),
+    )
+    found = hard_loss(regions, states, torch.from_numpy(targets.areas), mixed)
+    for n, mask in enumerate(masks):
+        shares = [mask[labels == k].mean() for k in range(states.shape[1])]
+        expected = reference_hard(
+            regions[n].tolist(), coarse_labels, shares, probabilities[n].numpy(), coarse_masks[n]
+        )
+        assert found[n].item() == pytest.approx(expected, rel=1e-5)
+    # Where nothing is labelled, this is the loss of pixels.
+    nothing = torch.full_like(states, IGNORED)
+    all_mixed = replace(mixed, weights=on_image.expand(len(masks), -1).double())
+    expected = pixel_mask_loss(mixed.probabilities.logit(), mixed.targets, on_image.double())
+    found = hard_loss(regions, nothing, torch.from_numpy(targets.areas), all_mixed)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_gradients_are_those_of_finite_differences():
