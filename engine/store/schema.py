@@ -25,7 +25,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,9 @@ from engine.types import ImageRecord, Instances, Optimality, Outcome, Reason, Sh
 
 FORMAT = 1
 _FOOTER_KEY = b"maskmill"
+_PARQUET_MAGIC = b"PAR1"
+# What of a file is read first for its footer, which mostly is all in it.
+_TAIL_BYTES = 1 << 16
 
 _INSTANCE = pa.struct(
     [
@@ -118,9 +121,22 @@ def decode_shard(data: bytes, name: str) -> tuple[ShardSummary, list[Outcome]]:
     return _summary(footer), [_row_outcome(row) for row in rows]
 
 
-def read_summary(data: bytes, name: str) -> ShardSummary:
-    """The footer of a shard file alone."""
-    return _summary(_decode(data, name)[1])
+def read_summary(read_range: Callable[[int, int], bytes], size: int, name: str) -> ShardSummary:
+    """The footer of a shard file of `size` bytes, of which little more than the footer is read.
+
+    `read_range(start, size)` gives a part of the file. Raises StoreError.
+    """
+    start = max(size - _TAIL_BYTES, 0)
+    tail = read_range(start, size - start)
+    # Parquet ends with its metadata, their length in 4 bytes, and the 4 letters that it begins with, too.
+    needed = int.from_bytes(tail[-8:-4], "little") + 8
+    if len(tail) < needed <= size:
+        tail = read_range(size - needed, needed)
+    try:
+        schema = pq.read_schema(pa.BufferReader(_PARQUET_MAGIC + tail[-needed:]))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _foreign_file(name, error) from error
+    return _summary(read_footer(schema, name))
 
 
 def read_footer(schema: pa.Schema, name: str) -> dict[str, Any]:
@@ -128,7 +144,7 @@ def read_footer(schema: pa.Schema, name: str) -> dict[str, Any]:
     try:
         footer: dict[str, Any] = json.loads((schema.metadata or {})[_FOOTER_KEY])
     except (KeyError, ValueError) as error:
-        raise StoreError(f"{name} is not a file of this store ({error}); remove it and run again") from error
+        raise _foreign_file(name, error) from error
     if footer["format"] != FORMAT:
         raise StoreError(f"{name} has format {footer['format']}, this program reads format {FORMAT}")
     return footer
@@ -172,8 +188,12 @@ def _decode(data: bytes, name: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
         table = pq.read_table(pa.BufferReader(data))
     except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"{name} is not a file of this store ({error}); remove it and run again") from error
+        raise _foreign_file(name, error) from error
     return table, read_footer(table.schema, name)
+
+
+def _foreign_file(name: str, error: Exception) -> StoreError:
+    return StoreError(f"{name} is not a file of this store ({error}); remove it and run again")
 
 
 def _digest(rows: Sequence[dict[str, Any]]) -> str:

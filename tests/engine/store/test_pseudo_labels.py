@@ -132,6 +132,40 @@ def test_the_manifest_says_what_the_footers_say() -> None:
     assert version.summaries() == footers
 
 
+def test_a_version_is_finished_by_the_ends_of_its_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(MemoryObjects):
+        bytes_read = 0
+
+        def read_range(self, key: str, start: int, size: int) -> bytes:
+            data = super().read_range(key, start, size)
+            self.bytes_read += len(data)
+            return data
+
+    objects = Counting()
+    version = begun(objects)
+    for shard in range(5):
+        version.commit(shard, [labelled(f"{shard}-{image:04d}") for image in range(2000)])
+    expected = version.finish()
+    assert [summary.shard for summary in expected] == list(range(5))
+    assert {summary.images for summary in expected} == {2000}
+    # A tail that does not hold the whole footer is followed by another read, of just that.
+    monkeypatch.setattr(schema, "_TAIL_BYTES", 16)
+    objects.bytes_read = 0
+    assert version.finish() == expected
+    assert objects.bytes_read < 0.5 * sum(objects.size(key) for key in objects.keys(f"{version.name}/shard-"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PAR1", b"x" * 100, b"PAR1" + bytes(100) + b"\xff\xff\xff\x7fPAR1"]
+)
+def test_a_shard_that_is_none_is_named(content: bytes) -> None:
+    objects = MemoryObjects()
+    version = begun(objects)
+    objects.write(f"{version.name}/shard-000000.parquet", content)
+    with pytest.raises(StoreError, match=r"shard-000000\.parquet is not a file of this store"):
+        version.finish()
+
+
 def test_plans_come_back_in_order() -> None:
     version = begun()
     plans = [
