@@ -46,7 +46,8 @@ def test_labelling_is_timed(
     assert result.returncode == 0, result.stdout + result.stderr
     assert "share of ideal" in result.stdout
     figures = json.loads(output.read_text())
-    assert figures["stages"]["images"] == 2 * figures["cores"]
+    # Before the pipeline and after it.
+    assert figures["stages"]["images"] == 2 * 2 * figures["cores"]
     shares = figures["stages"]["share"]
     assert {"read", "decode, resize", "encode", "propose", "refine", "write"} <= shares.keys()
     assert sum(shares.values()) == pytest.approx(1)

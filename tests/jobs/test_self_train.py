@@ -106,10 +106,10 @@ def train_and_predict_here(root: Path, given: list[str]) -> list[Outcome]:
     config, output = arguments.config.training_of(0), LocalObjects(root / "here")
     corpus = FolderCorpus.open(arguments.corpus)
     images = list_images(version_in(root, 0), config.selection)
-    maker = SampleMaker(images, corpus, arguments.cache, config.sample_task)
+    maker = SampleMaker(images, corpus, arguments.trainer.cache, config.sample_task)
     # Sums depend on the number of threads: the training's, and one for labelling.
     torch.set_num_threads(threads_in((root / "log").read_text()))
-    train_solo(Run(output=output, config=config, settings=arguments.run, place=Place()), maker)
+    train_solo(Run(output=output, config=config, settings=arguments.trainer.run, place=Place()), maker)
     torch.set_num_threads(1)
     networks = [f"{output.uri}/{key}" for key in output.keys("network-")]
     assert len(networks) == 3

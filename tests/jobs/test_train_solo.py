@@ -137,10 +137,10 @@ def train_here(given: list[str]) -> Path:
     maker = SampleMaker(
         list_images(version, config.selection),
         FolderCorpus.open(arguments.corpus),
-        arguments.cache,
+        arguments.trainer.cache,
         config.sample_task,
     )
-    train_solo(Run(output=output, config=config, settings=arguments.run, place=Place()), maker)
+    train_solo(Run(output=output, config=config, settings=arguments.trainer.run, place=Place()), maker)
     return Path(output.uri)
 
 

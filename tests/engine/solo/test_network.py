@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from engine.errors import WeightsError
-from engine.masks import decode_rles
+from engine.masks import cross_ious, decode_rles
 from engine.solo.config import DetectionConfig
 from engine.solo.inference import detect, find_instances, fit_image, fit_size, matrix_nms
 from engine.solo.layers import FrozenBatchNorm, with_coordinates
@@ -144,5 +144,7 @@ def test_images_of_any_size_are_answered_at_their_size(tiny_solo):
         assert decode_rles(instances.rles, instances.size).any(axis=(1, 2)).all()
         assert (np.diff(instances.scores) <= 0).all()
     assert find_instances(network, [], tiny_solo) == []
-    one = find_instances(network, images[:1], tiny_solo)[0]
-    assert one.rles == found[0].rles
+    # Sums differ in their last bits between a batch of one and a batch of three.
+    (one,) = find_instances(network, images[:1], tiny_solo)
+    np.testing.assert_allclose(one.scores, found[0].scores, rtol=1e-4)
+    assert np.diag(cross_ious(one.rles, found[0].rles, one.size)).min() > 0.95
