@@ -31,7 +31,8 @@ class LaterRoundsConfig:
     learning_rate: float | None = None
     """Peak of the learning rate; by default as in the first round."""
     selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(min_score=0.3))
-    """Which of the predicted instances are learned from; scores are the network's own, 0 to 1."""
+    """Which of the predicted instances are learned from; scores are the network's own, 0 to 1. After 300
+    steps on PennFudan 31 % of all masks are right (IoU of 0.5), and 75 % of those with 0.3 or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
