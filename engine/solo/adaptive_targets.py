@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,16 @@ class AdaptiveLossConfig:
 
     sigma: float = 2.0
     """How far from a mask's boundary pixels count less, in pixels at the mask stride."""
+    sigma_of_size: float = 0.03
+    """The same as a share of the mask's size, the square root of its area, where that is less: two pixels
+    from the boundary can be all of a small object. PennFudan's second round at 192 pixels ends with mask AP
+    6.1 at sigma 2 and 10.7 at 0.5, about what this makes of its people; without weights it is 10.6."""
     epsilon: float = 0.1
     """Added to stabilities so that the least stable instance of a store still counts; of stabilities that lie
     between 0 and the number of checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("sigma", "epsilon"):
+        for name in ("sigma", "sigma_of_size", "epsilon"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"adaptive_loss.{name} must be above 0, got {getattr(self, name)}")
 
@@ -41,25 +46,37 @@ class AdaptiveTargets:
     pixel_weights: NDArray[np.float32]
 
 
+def boundary_sigmas(masks: NDArray[np.bool_], config: AdaptiveLossConfig) -> NDArray[np.float64]:
+    """Sigma of each of masks (N, h, w) at the mask stride, (N,).
+
+    >>> boundary_sigmas(np.ones((1, 30, 30), bool), AdaptiveLossConfig(sigma_of_size=0.05)).tolist()
+    [1.5]
+    """
+    # An empty mask has no boundary; whatever its sigma is, it must not be 0.
+    sizes = np.sqrt(np.maximum(np.count_nonzero(masks, axis=(1, 2)), 1))
+    sigmas: NDArray[np.float64] = np.minimum(config.sigma, config.sigma_of_size * sizes)
+    return sigmas
+
+
 def boundary_weights(
-    masks: NDArray[np.bool_], on_image: NDArray[np.bool_], sigma: float
+    masks: NDArray[np.bool_], on_image: NDArray[np.bool_], sigmas: Sequence[float] | NDArray[np.floating]
 ) -> NDArray[np.float32]:
     """phi = 1 - exp(-d² / (2 sigma²)) of every pixel for each of masks (N, h, w), float32 (N, h, w).
 
-    d is the distance in pixels to the boundary of the mask, which runs half way between the pixels in it and
-    those out of it: 0.5 beside it. The edge of the image bounds nothing; off the image, where `on_image`
-    (h, w) is false, phi is 0.
+    `sigmas` (N,) are as `boundary_sigmas` gives them. d is the distance in pixels to the boundary of the
+    mask, which runs half way between the pixels in it and those out of it: 0.5 beside it. The edge of the
+    image bounds nothing; off the image, where `on_image` (h, w) is false, phi is 0.
 
     Source: arXiv 2509.05352, section 3.3.
 
-    >>> row = boundary_weights(np.array([[[1, 1, 0, 0]]], bool), np.array([[1, 1, 1, 0]], bool), sigma=1.0)
+    >>> row = boundary_weights(np.array([[[1, 1, 0, 0]]], bool), np.array([[1, 1, 1, 0]], bool), [1.0])
     >>> row.astype(float).round(4).tolist()  # 1 - exp(-1.5² / 2), 1 - exp(-0.5² / 2) twice
     [[[0.6753, 0.1175, 0.1175, 0.0]]]
     """
     weights = np.repeat(on_image[None].astype(np.float32), len(masks), axis=0)
-    reach = math.ceil(_REACH_SIGMAS * sigma)
     # Only around an object is anything computed: 300 small objects cost what one large one does.
-    for i, (x0, y0, x1, y1) in enumerate(mask_boxes_xyxy(masks)):
+    for i, ((x0, y0, x1, y1), sigma) in enumerate(zip(mask_boxes_xyxy(masks), sigmas, strict=True)):
+        reach = math.ceil(_REACH_SIGMAS * sigma)
         window = (slice(max(y0 - reach, 0), y1 + reach), slice(max(x0 - reach, 0), x1 + reach))
         inside = masks[i][window]
         distances = np.where(

@@ -10,7 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from engine.boxes import mask_boxes_xyxy
-from engine.solo.adaptive_targets import AdaptiveLossConfig, AdaptiveTargets, boundary_weights
+from engine.solo.adaptive_targets import (
+    AdaptiveLossConfig,
+    AdaptiveTargets,
+    boundary_sigmas,
+    boundary_weights,
+)
 from engine.solo.config import MASK_STRIDE, GridConfig
 from engine.solo.superpixel_targets import SuperpixelLossConfig, SuperpixelTargets, superpixel_targets
 from engine.solo.targets import CellTargets, assign_cells
@@ -149,7 +154,7 @@ def make_sample(
         targets = superpixel_targets(unit, scene.superpixels, scene.masks, superpixels)
     adaptive_targets = None
     if adaptive is not None:
-        phi = boundary_weights(masks, on_image, adaptive.sigma)
+        phi = boundary_weights(masks, on_image, boundary_sigmas(masks, adaptive))
         adaptive_targets = AdaptiveTargets(
             instance_weights=scene.weights, pixel_weights=phi.reshape(len(masks), on_image.size)
         )

@@ -51,7 +51,7 @@ def case(seed):
 def test_weights_are_those_of_the_equation(sigma):
     masks, on_image, _ = case(0)
     expected = [reference_weights(mask, on_image, sigma) for mask in masks]
-    np.testing.assert_allclose(boundary_weights(masks, on_image, sigma), expected, atol=1e-6)
+    np.testing.assert_allclose(boundary_weights(masks, on_image, [sigma] * len(masks)), expected, atol=1e-6)
 
 
 def test_without_a_boundary_all_pixels_count():
@@ -59,14 +59,14 @@ def test_without_a_boundary_all_pixels_count():
     on_image = np.ones((4, 6), bool)
     on_image[:, 5] = False
     masks[0] = on_image
-    assert (boundary_weights(masks, on_image, 2.0) == on_image).all()
-    assert boundary_weights(masks[:0], on_image, 2.0).shape == (0, 4, 6)
+    assert (boundary_weights(masks, on_image, [2.0] * len(masks)) == on_image).all()
+    assert boundary_weights(masks[:0], on_image, []).shape == (0, 4, 6)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_values_are_those_of_the_equation(seed):
     masks, on_image, logits = case(seed)
-    phi = boundary_weights(masks, on_image, 2.0).astype(np.float64)
+    phi = boundary_weights(masks, on_image, [2.0] * len(masks)).astype(np.float64)
     expected = [reference_loss(z, m, weight) for z, m, weight in zip(logits, masks, phi, strict=True)]
     tensors = [torch.from_numpy(values).double().flatten(1) for values in (logits, masks, phi)]
     np.testing.assert_allclose(adaptive_mask_loss(*tensors), expected, rtol=1e-6)
@@ -74,7 +74,7 @@ def test_values_are_those_of_the_equation(seed):
 
 def test_gradients_are_those_of_finite_differences():
     masks, on_image, logits = case(1)
-    phi = torch.from_numpy(boundary_weights(masks, on_image, 2.0)).double().flatten(1)
+    phi = torch.from_numpy(boundary_weights(masks, on_image, [2.0] * len(masks))).double().flatten(1)
     targets = torch.from_numpy(masks).double().flatten(1)
     values = torch.from_numpy(logits).flatten(1).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: adaptive_mask_loss(z, targets, phi), (values,))
