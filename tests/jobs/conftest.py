@@ -40,13 +40,6 @@ class Cluster:
         )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Ray notes in one place of a machine which cluster runs there: no two processes test with one.
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     for free in sockets:
