@@ -132,7 +132,10 @@ def _train_worker(settings: dict[str, Any]) -> None:
     )
     torch.set_num_threads(settings["threads"])
     _use_deterministic_algorithms(job.config.deterministic)
-    images = list_images(job.version, job.config.selection, job.config.keep_empty, job.config.held_out)
+    config = job.config
+    images = list_images(
+        job.version, config.selection, config.keep_empty, config.held_out, config.unsure_score
+    )
     maker = SampleMaker(images, job.corpus, job.cache, job.config.sample_task)
     run = Run(
         output=job.output,

@@ -263,7 +263,9 @@ def train_and_measure(run: Run, version: Version, arguments: ComparisonArguments
     begins_from = "nothing" if run.begins_from is None else "the round before"
     labels = {"version": version.name, "begins_from": begins_from}
     if not begin_output(run.output, run.config, labels, resume=True):
-        images = list_images(version, run.config.selection)
+        images = list_images(
+            version, run.config.selection, run.config.keep_empty, unsure_score=run.config.unsure_score
+        )
         cache = arguments.output / "cache"
         train_solo(run, SampleMaker(images, open_images(arguments), cache, run.config.sample_task))
     measured = [line for line in read_figures(run.output) if "mask_AP" in line]

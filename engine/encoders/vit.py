@@ -22,6 +22,7 @@ from engine.encoders.layout import IMAGENET_MEAN, IMAGENET_STD, Layout, Statisti
 from engine.encoders.weights import State, Weights, check_fit, digest_state, drop_heads, read_weights
 from engine.errors import WeightsError
 from engine.precision import autocast, reproducible
+from engine.transfer import upload_images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,10 +122,7 @@ class VitEncoder:
 
     @torch.inference_mode()
     def _encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
-        batch_bhwc = np.zeros((self._batch_size, *images[0].shape), np.uint8)
-        for index, image in enumerate(images):
-            batch_bhwc[index] = image
-        pixels = torch.from_numpy(batch_bhwc).to(self._device).float() / 255.0
+        pixels = upload_images(images, self._batch_size, self._device).float() / 255.0
         inputs = ((pixels - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
         with reproducible(self._device), autocast(self._device, self._precision):
             tokens = self._model.forward_features(inputs)

@@ -49,7 +49,7 @@ class AugmentationConfig:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
     """An image as it is kept: uint8 RGB (H, W, 3) with a longer side of at most the square's, masks bool
-    (N, H, W) and what each counts for, float32 (N,), superpixels int32 (H, W)."""
+    (N, H, W) and what each counts for, float32 (N,), as in `Scene`, superpixels int32 (H, W)."""
 
     image_hwc: NDArray[np.uint8]
     masks: NDArray[np.bool_]
@@ -85,11 +85,11 @@ def place_scene(source: Source, side: int, config: AugmentationConfig, rng: np.r
 
 
 def paste_objects(scene: Scene, other: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with some of the objects of the other in front of its own; both are of one size.
+    """The scene with some of the learned objects of the other in front of its own; both are of one size.
 
     Objects that are hidden altogether are no longer there.
     """
-    chosen = rng.random(len(other.masks)) < 0.5
+    chosen = (rng.random(len(other.masks)) < 0.5) & (other.weights > 0)
     front: NDArray[np.bool_] = np.any(other.masks[chosen], axis=0)
     if not front.any():
         return scene

@@ -18,7 +18,7 @@ from engine.solo.adaptive_targets import (
 )
 from engine.solo.config import MASK_STRIDE, GridConfig
 from engine.solo.superpixel_targets import SuperpixelLossConfig, SuperpixelTargets, superpixel_targets
-from engine.solo.targets import CellTargets, assign_cells
+from engine.solo.targets import CellTargets, assign_cells, leave_open
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,8 +26,8 @@ class Scene:
     """An image with its coarse masks, augmented: all of one size (H, W), multiples of the mask stride.
 
     `image_hwc` is uint8 RGB; `shown_hwc` the same with changed colours, which the network is shown; `masks`
-    are bool (N, H, W) and `weights` float32 (N,) what each counts for; `superpixels` int32 (H, W), -1 off the
-    image.
+    are bool (N, H, W) and `weights` float32 (N,) what each counts for: one with 0 is unsure, neither learned
+    nor background. `superpixels` are int32 (H, W), -1 off the image.
     """
 
     image_hwc: NDArray[np.uint8]
@@ -118,8 +118,9 @@ class ImageTargets:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """B samples as tensors: `images` uint8 (B, 3, H, W); `objectness` float32 (B, G), NaN for images that
-    could not be read; `targets` one per image. `image_ids` and `failures` are those of the samples."""
+    """B samples as tensors: `images` uint8 (B, 3, H, W); `objectness` float32 (B, G), NaN where it is not
+    known, as in all of an image that could not be read; `targets` one per image. `image_ids` and `failures`
+    are those of the samples."""
 
     image_ids: tuple[str, ...]
     failures: tuple[str, ...]
@@ -145,18 +146,20 @@ def make_sample(
     adaptive: AdaptiveLossConfig | None = None,
 ) -> Sample:
     """The targets of a scene; without `superpixels` or `adaptive`, those of a loss that does without."""
-    cells = assign_cells(scene.masks, grid)
+    is_learned = scene.weights > 0
+    learned = scene.masks[is_learned]
+    cells = leave_open(assign_cells(learned, grid), assign_cells(scene.masks[~is_learned], grid))
     on_image = masks_at_stride((scene.superpixels >= 0)[None])[0]
-    masks = masks_at_stride(scene.masks)
+    masks = masks_at_stride(learned)
     targets = None
     if superpixels is not None:
         unit = scene.image_hwc.astype(np.float32) / np.float32(255)
-        targets = superpixel_targets(unit, scene.superpixels, scene.masks, superpixels)
+        targets = superpixel_targets(unit, scene.superpixels, learned, superpixels)
     adaptive_targets = None
     if adaptive is not None:
         phi = boundary_weights(masks, on_image, boundary_sigmas(masks, adaptive))
         adaptive_targets = AdaptiveTargets(
-            instance_weights=scene.weights, pixel_weights=phi.reshape(len(masks), on_image.size)
+            instance_weights=scene.weights[is_learned], pixel_weights=phi.reshape(len(masks), on_image.size)
         )
     return Sample(
         image_id=image_id,

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from engine.decoding import fit_image, fit_size
 from engine.labelling import make_instances
 from engine.solo.config import DetectionConfig, SoloConfig
+from engine.transfer import upload_images
 from engine.types import Instances
 
 if TYPE_CHECKING:
@@ -54,15 +55,16 @@ def find_in_squares(
     config: SoloConfig,
 ) -> list[Instances]:
     """As `find_instances`, of images that `fit_image` has brought to (B, S, S, 3), from their `sizes`."""
-    outputs = network(to_inputs(squares_bhwc, next(network.parameters()).device))
+    device = next(network.parameters()).device
+    outputs = network(to_inputs(upload_images(squares_bhwc, len(squares_bhwc), device)))
     return [
         _instances(detect(outputs, image, config.detection), size, config) for image, size in enumerate(sizes)
     ]
 
 
-def to_inputs(squares_bhwc: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+def to_inputs(squares_bhwc: torch.Tensor) -> torch.Tensor:
     """RGB images uint8 (B, S, S, 3) as the network takes them."""
-    return torch.from_numpy(squares_bhwc).to(device).permute(0, 3, 1, 2).float() / 255
+    return squares_bhwc.permute(0, 3, 1, 2).float() / 255
 
 
 def detect(outputs: SoloOutputs, image: int, config: DetectionConfig) -> Detections:

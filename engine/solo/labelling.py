@@ -20,6 +20,7 @@ from engine.solo.network import SoloOutputs
 from engine.solo.weights import load_network
 from engine.stopwatch import stage
 from engine.tiling import Box, boxes_touch_inner_edges
+from engine.transfer import upload_images
 from engine.types import Instances, Reason
 
 
@@ -54,9 +55,7 @@ class SoloLabeller:
     @torch.inference_mode()
     def look_at(self, squares_bhwc: NDArray[np.uint8]) -> SoloOutputs:
         """What the network says of images uint8 (B, S, S, 3), at most a batch of them."""
-        padded = np.zeros((self._config.encoder.batch_size, *squares_bhwc.shape[1:]), np.uint8)
-        padded[: len(squares_bhwc)] = squares_bhwc
-        inputs = to_inputs(padded, self._device)
+        inputs = to_inputs(upload_images(squares_bhwc, self._config.encoder.batch_size, self._device))
         with reproducible(self._device), autocast(self._device, self._config.encoder.precision):
             outputs: SoloOutputs = self._network(inputs)
         return outputs

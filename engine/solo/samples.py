@@ -17,7 +17,7 @@ from engine.corpora import Corpus
 from engine.decoding import DecodingConfig, decode_image, fit_size, resize_image
 from engine.errors import ImageError, StoreError, TransientError
 from engine.masks import decode_rles, resize_masks
-from engine.selection import SelectionConfig, plan_selection, select_columns
+from engine.selection import SelectionConfig, kept_instances, plan_selection
 from engine.selftraining.stability import StabilityRange, stability_range, stability_weights
 from engine.solo.adaptive_targets import AdaptiveLossConfig
 from engine.solo.augmentation import AugmentationConfig, Source, change_colours, paste_objects, place_scene
@@ -42,10 +42,12 @@ class LabelledImages:
     """The images of a version that training takes, with their instances, as columns. Pickles whole."""
 
     shards: tuple[ShardColumns, ...]
+    learned: tuple[NDArray[np.bool_], ...]
+    """Of each shard's instances, which ones are learned, bool (M,); the others are unsure."""
     places: NDArray[np.int32]
     """(N, 2): the shard and the row of each image."""
     stabilities: StabilityRange | None
-    """Of all instances that `selection` takes, in whatever image; None where none was measured."""
+    """Of all instances that are learned, in whatever image; None where none was measured."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -68,37 +70,50 @@ class LabelledImages:
         texts = self.shards[shard].instances["rle"].slice(start, stop - start).to_pylist()
         return tuple(text.encode("ascii") for text in texts)
 
-    def weights(self, index: int, epsilon: float) -> NDArray[np.float32]:
-        """What each of the image's N instances counts for by its stability, (N,), see `stability_weights`.
+    def weights(self, index: int, adaptive: AdaptiveLossConfig | None) -> NDArray[np.float32]:
+        """What each of the image's N instances counts for, (N,): all alike, or by stability if there is an
+        adaptive loss, see `stability_weights`; 0 for those that are unsure.
 
-        Raises StoreError where stabilities were not measured.
+        Raises StoreError where stabilities are asked for and were not measured.
         """
+        shard, row = self.places[index]
+        start, stop = self.shards[shard].offsets[row : row + 2]
+        is_learned = self.learned[shard][start:stop].astype(np.float32)
+        if adaptive is None:
+            return is_learned
         if self.stabilities is None:
             raise StoreError(
                 "the adaptive loss needs labels whose stability was measured, and these have none: take a "
                 "round that jobs/self_train.py made, or another --objective.mask-term"
             )
-        shard, row = self.places[index]
-        start, stop = self.shards[shard].offsets[row : row + 2]
-        return stability_weights(self.shards[shard].stabilities[start:stop], self.stabilities, epsilon)
+        stabilities = self.shards[shard].stabilities[start:stop]
+        return is_learned * stability_weights(stabilities, self.stabilities, adaptive.epsilon)
 
 
 def list_images(
-    version: Version, selection: SelectionConfig, keep_empty: bool = False, held_out: float = 0.0
+    version: Version,
+    selection: SelectionConfig,
+    keep_empty: bool = False,
+    held_out: float = 0.0,
+    unsure_score: float | None = None,
 ) -> LabelledImages:
     """The images of a version with at least one instance that `selection` takes.
 
+    Instances that it leaves out come along as unsure if they have the score `unsure_score` at least.
     `keep_empty` takes those without as well: an image in which the method found nothing, which teaches that
     nothing is there. Rejected images never come, nor does the share `held_out`, see `is_held_out`. Raises
     StoreError where nothing is left.
     """
     plan = plan_selection(version, selection)
     shards: list[ShardColumns] = []
+    learned: list[NDArray[np.bool_]] = []
     places: list[NDArray[np.int32]] = []
     for columns in version.columns():
-        selected = select_columns(columns, plan)
+        is_learned = kept_instances(plan, columns.offsets, columns.scores, columns.stabilities)
+        is_kept = is_learned if unsure_score is None else is_learned | (columns.scores >= unsure_score)
+        selected = columns.keep_instances(is_kept)
         statuses = np.asarray(selected.images["status"].to_pylist())
-        taken = selected.counts > 0
+        taken = np.bincount(columns.owners[is_learned], minlength=columns.num_images) > 0
         if keep_empty:
             taken |= statuses != Status.REJECTED.value
         if held_out > 0:
@@ -107,10 +122,14 @@ def list_images(
         rows = np.flatnonzero(taken)
         places.append(np.stack([np.full(len(rows), len(shards)), rows], axis=1).astype(np.int32))
         shards.append(selected)
+        learned.append(is_learned[is_kept])
     images = LabelledImages(
         shards=tuple(shards),
+        learned=tuple(learned),
         places=np.concatenate([np.zeros((0, 2), np.int32), *places]),
-        stabilities=stability_range(columns.stabilities for columns in shards),
+        stabilities=stability_range(
+            columns.stabilities[those] for columns, those in zip(shards, learned, strict=True)
+        ),
     )
     if len(images) == 0:
         raise StoreError(
@@ -222,15 +241,8 @@ class SampleMaker(Dataset[Sample]):
                 Reason.FAILED, f"the image is {read_size} now and was {size} when it was labelled"
             )
         masks = resize_masks(decode_rles(self._images.rles(index), size), labels.shape)
-        return Source(
-            image_hwc=image, masks=masks, weights=self._weights(index, len(masks)), superpixels=labels
-        )
-
-    def _weights(self, index: int, count: int) -> NDArray[np.float32]:
-        adaptive = self._task.adaptive_loss
-        return (
-            np.ones(count, np.float32) if adaptive is None else self._images.weights(index, adaptive.epsilon)
-        )
+        weights = self._images.weights(index, self._task.adaptive_loss)
+        return Source(image_hwc=image, masks=masks, weights=weights, superpixels=labels)
 
     def _keep(self, path: Path, record: ImageRecord) -> None:
         image = decode_image(self._corpus.read(record), self._task.config.decoding)

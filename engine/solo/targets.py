@@ -8,7 +8,7 @@ Where objects compete for a cell the smaller one gets it (ours), since it has fe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,9 @@ from engine.solo.config import GridConfig
 class CellTargets:
     """The positive cells of one image.
 
-    `objectness` is float32 (G,), 1 where a cell is positive. `cells` and `owners` are int64 (M,): the cells
-    whose masks are learned, in ascending order, and the instance of each; M may be less than the number of
-    positive cells, see `GridConfig.max_cells_per_image`.
+    `objectness` is float32 (G,), 1 where a cell is positive and NaN where that is not known. `cells` and
+    `owners` are int64 (M,): the cells whose masks are learned, in ascending order, and the instance of each;
+    M may be less than the number of positive cells, see `GridConfig.max_cells_per_image`.
     """
 
     objectness: NDArray[np.float32]
@@ -59,6 +59,19 @@ def assign_cells(masks: NDArray[np.bool_], config: GridConfig) -> CellTargets:
     return CellTargets(
         objectness=(owner_of_cell >= 0).astype(np.float32), cells=cells[chosen], owners=owners[chosen]
     )
+
+
+def leave_open(targets: CellTargets, unsure: CellTargets) -> CellTargets:
+    """The targets of some objects where cells of others, of which it is not sure that they are objects, are
+    no background either.
+
+    >>> def targets_of(*objectness):
+    ...     return CellTargets(objectness=np.float32(objectness), cells=np.arange(0), owners=np.arange(0))
+    >>> leave_open(targets_of(1, 0, 0), targets_of(1, 1, 0)).objectness.tolist()
+    [1.0, nan, 0.0]
+    """
+    is_open = (unsure.objectness == 1) & (targets.objectness == 0)
+    return replace(targets, objectness=np.where(is_open, np.float32(np.nan), targets.objectness))
 
 
 def _object_cells(

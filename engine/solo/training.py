@@ -52,6 +52,9 @@ class TrainingConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+    unsure_score: float | None = None
+    """Instances that `selection` leaves out are neither learned nor background where they have this score at
+    least; without it, all that is not taken is background."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "snapshots"):

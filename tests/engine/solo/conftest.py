@@ -1,15 +1,25 @@
-"""A network so small that a step takes milliseconds, and scenes for it."""
+"""A network so small that a step takes milliseconds, with scenes, labels and a training for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from engine.corpora import FolderCorpus
+from engine.selection import SelectionConfig
 from engine.solo.batch import Scene
 from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
+from engine.solo.samples import SampleConfig, SampleMaker, list_images
+from engine.solo.training import TrainingConfig
+from engine.store.local import LocalObjects
+from engine.store.objects import MemoryObjects
+from engine.store.pseudo_labels import PseudoLabelStore
+from engine.superpixels import SuperpixelConfig
 from engine.superpixels.hierarchy import number_by_first_pixel
+from engine.training.schedule import OptimiserConfig
 
 
 @pytest.fixture
@@ -47,3 +57,49 @@ def make_scene() -> Callable[..., Scene]:
         return Scene(image_hwc=image, shown_hwc=image, masks=masks, weights=weights, superpixels=labels)
 
     return make
+
+
+@pytest.fixture
+def labelled_folder(labelled_discs):
+    """The corpus and the version of `labelled_discs`."""
+    images, store = labelled_discs
+    return FolderCorpus.open(str(images)), PseudoLabelStore(LocalObjects(store)).version()
+
+
+@pytest.fixture
+def tiny_training(tiny_solo):
+    return TrainingConfig(
+        steps=6,
+        batch_size=2,
+        solo=tiny_solo,
+        optimiser=OptimiserConfig(kind="adamw", learning_rate=2e-3, warmup_steps=2, schedule="cosine"),
+        samples=SampleConfig(superpixels=SuperpixelConfig(num_segments=40)),
+        snapshots=2,
+    )
+
+
+@pytest.fixture
+def make_maker(labelled_folder, tmp_path):
+    corpus, version = labelled_folder
+
+    def make(config, **selection):
+        images = list_images(version, SelectionConfig(**selection), config.keep_empty)
+        return SampleMaker(images, corpus, tmp_path / "cache", config.sample_task)
+
+    return make
+
+
+@pytest.fixture
+def stable_version(labelled_folder):
+    """The version of `labelled_discs`, with the stability 2, 2.5 and so on of one disc after the other."""
+    _, version = labelled_folder
+    stabilities = iter(np.arange(2, 5, 0.5, dtype=np.float32))
+    outcomes = [
+        outcome
+        if outcome.instances is None
+        else replace(outcome, instances=replace(outcome.instances, stabilities=next(stabilities)[None]))
+        for outcome in version.outcomes()
+    ]
+    measured = PseudoLabelStore(MemoryObjects()).begin(version.info, "resume")
+    measured.commit(0, outcomes)
+    return measured

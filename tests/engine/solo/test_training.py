@@ -1,4 +1,4 @@
-"""Training on one process: what a sample is, that a run learns, goes on exactly, and stops where it must."""
+"""Training on one process: that a run learns, goes on exactly, and stops where it must."""
 
 from __future__ import annotations
 
@@ -11,21 +11,16 @@ import pytest
 import torch
 
 from engine.boxes import xyxy_to_xywh
-from engine.corpora import FolderCorpus
 from engine.decoding import DecodingConfig
 from engine.errors import ConfigurationError, RunError, StoreError, WeightsError
 from engine.ground_truth import AnnotatedImage
 from engine.selection import SelectionConfig
-from engine.solo import samples
-from engine.solo.augmentation import AugmentationConfig, Source, paste_objects, place_scene
+from engine.solo.augmentation import AugmentationConfig
 from engine.solo.inference import find_instances
 from engine.solo.objective import ObjectiveConfig
 from engine.solo.run import Run, train_solo
 from engine.solo.samples import (
-    SampleConfig,
     SampleMaker,
-    cut_superpixels,
-    list_held_out,
     list_images,
     load_batches,
 )
@@ -35,59 +30,10 @@ from engine.solo.validation import plan_validation
 from engine.solo.weights import load_network
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
-from engine.store.pseudo_labels import PseudoLabelStore
-from engine.superpixels import SuperpixelConfig
-from engine.superpixels.hierarchy import number_by_first_pixel
 from engine.training.distribution import Place
 from engine.training.log import read_figures
 from engine.training.order import SampleNumber, batch_numbers
 from engine.training.schedule import OptimiserConfig
-
-
-@pytest.fixture
-def labelled_folder(labelled_discs):
-    """The corpus and the version of `labelled_discs`."""
-    images, store = labelled_discs
-    return FolderCorpus.open(str(images)), PseudoLabelStore(LocalObjects(store)).version()
-
-
-@pytest.fixture
-def tiny_training(tiny_solo):
-    return TrainingConfig(
-        steps=6,
-        batch_size=2,
-        solo=tiny_solo,
-        optimiser=OptimiserConfig(kind="adamw", learning_rate=2e-3, warmup_steps=2, schedule="cosine"),
-        samples=SampleConfig(superpixels=SuperpixelConfig(num_segments=40)),
-        snapshots=2,
-    )
-
-
-@pytest.fixture
-def make_maker(labelled_folder, tmp_path):
-    corpus, version = labelled_folder
-
-    def make(config, **selection):
-        images = list_images(version, SelectionConfig(**selection), config.keep_empty)
-        return SampleMaker(images, corpus, tmp_path / "cache", config.sample_task)
-
-    return make
-
-
-@pytest.fixture
-def stable_version(labelled_folder):
-    """The version of `labelled_discs`, with the stability 2, 2.5 and so on of one disc after the other."""
-    _, version = labelled_folder
-    stabilities = iter(np.arange(2, 5, 0.5, dtype=np.float32))
-    outcomes = [
-        outcome
-        if outcome.instances is None
-        else replace(outcome, instances=replace(outcome.instances, stabilities=next(stabilities)[None]))
-        for outcome in version.outcomes()
-    ]
-    measured = PseudoLabelStore(MemoryObjects()).begin(version.info, "resume")
-    measured.commit(0, outcomes)
-    return measured
 
 
 def true_annotation(outcome):
@@ -106,71 +52,6 @@ def true_annotation(outcome):
 def run_of(output, config, **settings):
     settings = RunSettings(processes=0, log_every=1, checkpoint_every=2, **settings)
     return Run(output=output, config=config, settings=settings, place=Place())
-
-
-def equal_samples(one, other):
-    return (
-        np.array_equal(one.shown_chw, other.shown_chw)
-        and np.array_equal(one.masks, other.masks)
-        and np.array_equal(one.superpixels.states, other.superpixels.states)
-    )
-
-
-def test_rejected_and_empty_images_are_left_out(labelled_folder, make_maker, tiny_training):
-    _, version = labelled_folder
-    images = list_images(version, SelectionConfig())
-    assert [images.record(i).image_id for i in range(len(images))] == [
-        "1.png",
-        "3.png",
-        "4.png",
-        "6.png",
-        "7.png",
-    ]
-    assert len(list_images(version, SelectionConfig(min_score=0.35))) == 3
-    trained = list_images(version, SelectionConfig(), held_out=0.5)
-    held_out = {record.image_id for record in list_held_out(version, 0.5)}
-    assert held_out.isdisjoint(trained.record(i).image_id for i in range(len(trained)))
-    # But for the image in which nothing was found.
-    assert len(trained) + len(held_out - {"0.png"}) == 5
-    with_empty = replace(tiny_training, keep_empty=True)
-    assert len(make_maker(with_empty)) == 6
-    assert make_maker(with_empty)[SampleNumber(0, 0)].masks.shape == (0, 256)
-    with pytest.raises(StoreError, match="no image with an instance"):
-        list_images(version, SelectionConfig(min_score=5))
-
-
-def test_a_sample_is_a_function_of_its_number(make_maker, tiny_training):
-    maker, again = make_maker(tiny_training), make_maker(tiny_training)
-    first = maker[SampleNumber(0, 1)]
-    assert equal_samples(first, again[SampleNumber(0, 1)])
-    assert not equal_samples(first, maker[SampleNumber(1, 1)])
-    assert not equal_samples(first, make_maker(replace(tiny_training, seed=1))[SampleNumber(0, 1)])
-
-
-def test_without_augmentation_the_image_is_as_inference_sees_it(make_maker, tiny_training):
-    plain = replace(
-        tiny_training, samples=replace(tiny_training.samples, augmentation=AugmentationConfig.none())
-    )
-    sample = make_maker(plain)[SampleNumber(3, 0)]
-    on_image = sample.on_image.reshape(16, 16)
-    assert on_image[:12].all()
-    assert not on_image[12:].any()
-    assert (sample.shown_chw[:, 48:] == 0).all()
-    # A disc of radius 12 in an image that is shown at its own size.
-    assert sample.masks.sum() * 16 == pytest.approx(np.pi * 144, rel=0.1)
-
-
-def test_superpixels_are_cut_at_the_images_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Stripes of 3 pixels, which are lost at a quarter of the size.
-    stripes = np.repeat(np.repeat(np.uint8([[0, 255] * 20]), 3, axis=1), 60, axis=0)
-    image = np.repeat(stripes[..., None], 3, axis=2)
-    config = SuperpixelConfig(num_segments=40, method="felzenszwalb")
-    labels = cut_superpixels(image, (15, 30), config)
-    assert labels.shape == (15, 30)
-    assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
-    assert labels.max() + 1 == 30
-    monkeypatch.setattr(samples, "_SUPERPIXEL_SIDE", 30)
-    assert cut_superpixels(image, (15, 30), config).max() < 20
 
 
 def test_an_image_that_is_gone_or_another_is_said_to_be(
@@ -198,39 +79,6 @@ def test_an_image_that_is_gone_or_another_is_said_to_be(
     ]
     assert {line["image_id"] for line in unread} == {"1.png", "3.png"}
     assert len(unread) == sum(line["unread"] for line in figures)
-
-
-def test_pasting_keeps_what_is_in_front(make_scene):
-    behind = make_scene(0, [(0, 0, 30, 30), (40, 40, 44, 44)])
-    front = make_scene(1, [(20, 20, 50, 50)])
-    rng = np.random.default_rng(0)
-    pasted = behind
-    while pasted is behind:
-        pasted = paste_objects(behind, front, rng)
-    # The small object is hidden; the large one lost its corner.
-    assert len(pasted.masks) == 2
-    assert not (pasted.masks[0] & pasted.masks[1]).any()
-    assert np.array_equal(pasted.masks[1], front.masks[0])
-    assert pasted.weights.tolist() == [behind.weights[0], front.weights[0]]
-    assert (pasted.image_hwc[front.masks[0]] == front.image_hwc[front.masks[0]]).all()
-    on_image = pasted.superpixels >= 0
-    assert np.array_equal(np.unique(pasted.superpixels[on_image]), np.arange(pasted.superpixels.max() + 1))
-
-
-@pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
-def test_scaled_scenes_keep_to_the_square(scale):
-    rng = np.random.default_rng(2)
-    labels = number_by_first_pixel(rng.integers(0, 9, (40, 64)))
-    source = Source(
-        image_hwc=rng.integers(0, 255, (40, 64, 3)).astype(np.uint8),
-        masks=np.ones((1, 40, 64), bool),
-        weights=np.ones(1, np.float32),
-        superpixels=labels,
-    )
-    scene = place_scene(source, 64, AugmentationConfig(scales=(scale, scale)), rng)
-    assert scene.image_hwc.shape == (64, 64, 3)
-    assert np.array_equal(scene.masks[0], scene.superpixels >= 0)
-    assert scene.masks[0].sum() == min(round(40 * scale), 64) * min(round(64 * scale), 64)
 
 
 def test_a_run_that_goes_on_ends_with_the_same_bytes(make_maker, tiny_training, tmp_path):

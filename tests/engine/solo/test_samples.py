@@ -1,0 +1,154 @@
+"""What a sample is: a function of its number, the labels and the image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engine.errors import StoreError
+from engine.selection import SelectionConfig
+from engine.solo import samples
+from engine.solo.augmentation import AugmentationConfig, Source, paste_objects, place_scene
+from engine.solo.samples import SampleMaker, cut_superpixels, list_held_out, list_images
+from engine.superpixels import SuperpixelConfig
+from engine.superpixels.hierarchy import number_by_first_pixel
+from engine.training.order import SampleNumber
+
+
+def equal_samples(one, other):
+    return (
+        np.array_equal(one.shown_chw, other.shown_chw)
+        and np.array_equal(one.masks, other.masks)
+        and np.array_equal(one.superpixels.states, other.superpixels.states)
+    )
+
+
+def test_rejected_and_empty_images_are_left_out(labelled_folder, make_maker, tiny_training):
+    _, version = labelled_folder
+    images = list_images(version, SelectionConfig())
+    assert [images.record(i).image_id for i in range(len(images))] == [
+        "1.png",
+        "3.png",
+        "4.png",
+        "6.png",
+        "7.png",
+    ]
+    assert len(list_images(version, SelectionConfig(min_score=0.35))) == 3
+    trained = list_images(version, SelectionConfig(), held_out=0.5)
+    held_out = {record.image_id for record in list_held_out(version, 0.5)}
+    assert held_out.isdisjoint(trained.record(i).image_id for i in range(len(trained)))
+    # But for the image in which nothing was found.
+    assert len(trained) + len(held_out - {"0.png"}) == 5
+    with_empty = replace(tiny_training, keep_empty=True)
+    assert len(make_maker(with_empty)) == 6
+    assert make_maker(with_empty)[SampleNumber(0, 0)].masks.shape == (0, 256)
+    with pytest.raises(StoreError, match="no image with an instance"):
+        list_images(version, SelectionConfig(min_score=5))
+
+
+def test_a_sample_is_a_function_of_its_number(make_maker, tiny_training):
+    maker, again = make_maker(tiny_training), make_maker(tiny_training)
+    first = maker[SampleNumber(0, 1)]
+    assert equal_samples(first, again[SampleNumber(0, 1)])
+    assert not equal_samples(first, maker[SampleNumber(1, 1)])
+    assert not equal_samples(first, make_maker(replace(tiny_training, seed=1))[SampleNumber(0, 1)])
+
+
+def test_without_augmentation_the_image_is_as_inference_sees_it(make_maker, tiny_training):
+    plain = replace(
+        tiny_training, samples=replace(tiny_training.samples, augmentation=AugmentationConfig.none())
+    )
+    sample = make_maker(plain)[SampleNumber(3, 0)]
+    on_image = sample.on_image.reshape(16, 16)
+    assert on_image[:12].all()
+    assert not on_image[12:].any()
+    assert (sample.shown_chw[:, 48:] == 0).all()
+    # A disc of radius 12 in an image that is shown at its own size.
+    assert sample.masks.sum() * 16 == pytest.approx(np.pi * 144, rel=0.1)
+
+
+def test_superpixels_are_cut_at_the_images_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Stripes of 3 pixels, which are lost at a quarter of the size.
+    stripes = np.repeat(np.repeat(np.uint8([[0, 255] * 20]), 3, axis=1), 60, axis=0)
+    image = np.repeat(stripes[..., None], 3, axis=2)
+    config = SuperpixelConfig(num_segments=40, method="felzenszwalb")
+    labels = cut_superpixels(image, (15, 30), config)
+    assert labels.shape == (15, 30)
+    assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
+    assert labels.max() + 1 == 30
+    monkeypatch.setattr(samples, "_SUPERPIXEL_SIDE", 30)
+    assert cut_superpixels(image, (15, 30), config).max() < 20
+
+
+def test_pasting_keeps_what_is_in_front(make_scene):
+    behind = make_scene(0, [(0, 0, 30, 30), (40, 40, 44, 44)])
+    front = make_scene(1, [(20, 20, 50, 50)])
+    rng = np.random.default_rng(0)
+    pasted = behind
+    while pasted is behind:
+        pasted = paste_objects(behind, front, rng)
+    # The small object is hidden; the large one lost its corner.
+    assert len(pasted.masks) == 2
+    assert not (pasted.masks[0] & pasted.masks[1]).any()
+    assert np.array_equal(pasted.masks[1], front.masks[0])
+    assert pasted.weights.tolist() == [behind.weights[0], front.weights[0]]
+    assert (pasted.image_hwc[front.masks[0]] == front.image_hwc[front.masks[0]]).all()
+    on_image = pasted.superpixels >= 0
+    assert np.array_equal(np.unique(pasted.superpixels[on_image]), np.arange(pasted.superpixels.max() + 1))
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
+def test_scaled_scenes_keep_to_the_square(scale):
+    rng = np.random.default_rng(2)
+    labels = number_by_first_pixel(rng.integers(0, 9, (40, 64)))
+    source = Source(
+        image_hwc=rng.integers(0, 255, (40, 64, 3)).astype(np.uint8),
+        masks=np.ones((1, 40, 64), bool),
+        weights=np.ones(1, np.float32),
+        superpixels=labels,
+    )
+    scene = place_scene(source, 64, AugmentationConfig(scales=(scale, scale)), rng)
+    assert scene.image_hwc.shape == (64, 64, 3)
+    assert np.array_equal(scene.masks[0], scene.superpixels >= 0)
+    assert scene.masks[0].sum() == min(round(40 * scale), 64) * min(round(64 * scale), 64)
+
+
+def test_what_is_unsure_is_neither_learned_nor_background(labelled_folder, tiny_training, tmp_path):
+    corpus, version = labelled_folder
+    plain = replace(
+        tiny_training, samples=replace(tiny_training.samples, augmentation=AugmentationConfig.none())
+    )
+
+    def make(**arguments):
+        images = list_images(version, **arguments)
+        return images, SampleMaker(images, corpus, tmp_path / "cache", plain.sample_task)
+
+    everything, whole = make(selection=SelectionConfig())
+    # No disc has so high a score: all are unsure, and only those images are seen that have others as well.
+    strict = SelectionConfig(min_score=0.35)
+    images, maker = make(selection=strict, keep_empty=True, unsure_score=0.0)
+    names = [images.record(index).image_id for index in range(len(images))]
+    num_unsure = 0
+    for index in range(len(everything)):
+        sample = whole[SampleNumber(0, index)]
+        other = names.index(everything.record(index).image_id)
+        open_sample = maker[SampleNumber(0, other)]
+        if images.weights(other, None).tolist() == [1.0]:
+            assert equal_samples(open_sample, sample)
+            assert np.array_equal(open_sample.cells.objectness, sample.cells.objectness)
+        else:
+            num_unsure += 1
+            assert len(open_sample.masks) == len(open_sample.cells.cells) == 0
+            assert np.array_equal(np.isnan(open_sample.cells.objectness), sample.cells.objectness == 1)
+    assert num_unsure == 2
+    # Below the score that unsure instances need, they are background as before.
+    _, closed = make(selection=strict, keep_empty=True, unsure_score=0.3499)
+    assert all(np.isfinite(closed[SampleNumber(0, i)].cells.objectness).all() for i in range(len(images)))
+
+
+def test_unsure_objects_are_not_pasted(make_scene):
+    behind, front = make_scene(0, [(0, 0, 30, 30)]), make_scene(1, [(20, 20, 50, 50)])
+    unsure = replace(front, weights=np.zeros(1, np.float32))
+    assert all(paste_objects(behind, unsure, np.random.default_rng(seed)) is behind for seed in range(8))
