@@ -18,9 +18,10 @@ from engine.store.pseudo_labels import PseudoLabelStore
 from engine.types import Outcome
 from jobs.console import run_job
 
-Fault = Literal["phantom", "half"]
+Fault = Literal["phantom", "half", "missing"]
 # Where the phantom is, in shares of the image's height and width: it is no object and in every image.
 _PHANTOM_ROWS, _PHANTOM_COLUMNS = (0.7, 0.9), (0.1, 0.3)
+_MISSING_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class SpoilArguments:
     round: int | None = None
     """The round of labels; the latest by default. The copy is round 0 of its store."""
     fault: Fault = "phantom"
-    """One more object in the same place of every image (phantom), or all objects without their lower half."""
+    """One more object in the same place of every image (phantom), all objects without their lower half, or
+    half of all objects missing, here and there, but for one in each image."""
     share: float = 1.0
     """Share of the images that are spoilt, chosen by their names."""
 
@@ -76,6 +78,11 @@ def spoil(outcome: Outcome, fault: Fault) -> Outcome:
     """A labelled image with the fault."""
     instances = outcome.instances
     assert instances is not None
+    if fault == "missing":
+        names = (f"missing {outcome.record.image_id} {number}" for number in range(len(instances)))
+        is_kept = np.array([not is_held_out(name, _MISSING_SHARE) for name in names])
+        is_kept[0] |= not is_kept.any()
+        return replace(outcome, instances=instances.keep(is_kept))
     height, width = instances.size
     masks, scores = decode_rles(instances.rles, instances.size), instances.scores
     if fault == "half":

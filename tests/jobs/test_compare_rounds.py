@@ -10,6 +10,7 @@ import pytest
 
 from engine.errors import ConfigurationError
 from engine.ground_truth import read_ground_truth
+from engine.labelling import make_instances
 from engine.selection import SelectionConfig
 from engine.selftraining.rounds import LaterRoundsConfig
 from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
@@ -20,6 +21,7 @@ from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.superpixels import SuperpixelConfig
 from engine.training.schedule import OptimiserConfig
+from engine.types import ImageRecord, Outcome, Status
 from jobs import compare_rounds, spoil_labels
 
 TINY = TrainingConfig(
@@ -95,7 +97,7 @@ def test_losses_of_a_second_round(discs: Path, tmp_path: Path, capsys: pytest.Ca
         compare_rounds.main(replace(arguments, training=replace(TINY, batch_size=1)))
 
 
-@pytest.mark.parametrize(("fault", "areas"), [("phantom", [452, 143]), ("half", [226])])
+@pytest.mark.parametrize(("fault", "areas"), [("phantom", [452, 143]), ("half", [226]), ("missing", [452])])
 def test_labels_are_spoilt(
     labelled_discs: tuple[Path, Path], tmp_path: Path, fault: str, areas: list[int]
 ) -> None:
@@ -120,6 +122,23 @@ def test_labels_are_spoilt(
             assert (new.instances.scores == old.instances.scores[0]).all()
     with pytest.raises(ConfigurationError, match="--share"):
         replace(arguments, share=0)
+
+
+def test_half_of_all_objects_go_missing_but_never_all_of_an_image() -> None:
+    masks = np.eye(64, dtype=bool).reshape(64, 8, 8)
+    kept = []
+    for name in "abcdefgh":
+        outcome = Outcome(
+            record=ImageRecord(image_id=name, path=name),
+            status=Status.LABELLED,
+            instances=make_instances(masks, np.ones(64, np.float32), (8, 8), "promerge"),
+        )
+        kept.append(spoil_labels.spoil(outcome, "missing").instances.rles)
+        assert set(kept[-1]) < set(outcome.instances.rles)
+        lone = replace(outcome, instances=outcome.instances.keep(np.arange(64) == 5))
+        assert len(spoil_labels.spoil(lone, "missing").instances) == 1
+    assert 0.4 < sum(map(len, kept)) / 512 < 0.6
+    assert len(set(kept)) == 8
 
 
 def test_spoilt_labels_are_compared_as_well(discs: Path, tmp_path: Path) -> None:
