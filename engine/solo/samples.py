@@ -78,16 +78,17 @@ class LabelledImages:
         """
         shard, row = self.places[index]
         start, stop = self.shards[shard].offsets[row : row + 2]
-        is_learned = self.learned[shard][start:stop].astype(np.float32)
+        weights: NDArray[np.float32] = self.learned[shard][start:stop].astype(np.float32)
         if adaptive is None:
-            return is_learned
+            return weights
         if self.stabilities is None:
             raise StoreError(
                 "the adaptive loss needs labels whose stability was measured, and these have none: take a "
                 "round that jobs/self_train.py made, or another --objective.mask-term"
             )
         stabilities = self.shards[shard].stabilities[start:stop]
-        return is_learned * stability_weights(stabilities, self.stabilities, adaptive.epsilon)
+        weights *= stability_weights(stabilities, self.stabilities, adaptive.epsilon)
+        return weights
 
 
 def list_images(
