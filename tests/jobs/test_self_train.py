@@ -251,5 +251,6 @@ def test_what_the_later_rounds_learn_with() -> None:
     assert (first.steps, later.steps, later.optimiser.learning_rate) == (90, 70, 0.5)
     assert (later.objective.mask_term, later.objective.needs_superpixels) == ("adaptive", False)
     assert later.solo == first.solo
+    assert (first.unsure_score, later.unsure_score) == (None, 0.1)
     again = replace(config, later=replace(config.later, loss="superpixel")).training_of(4)
     assert again.objective == first.objective
