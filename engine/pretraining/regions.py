@@ -84,40 +84,54 @@ def contrast_regions(keys: torch.Tensor, labels: torch.Tensor, config: RegionCon
 
 def _contrast(directions: torch.Tensor, labels: torch.Tensor, config: RegionConfig, view: int) -> Contrast:
     """The patches of `view` against the regions of the other."""
-    num_images = labels.shape[1]
-    names = (labels + _MOST_REGIONS * torch.arange(num_images, device=labels.device)[:, None]).flatten(1)
-    own, others = names[view], names[1 - view]
-    num_names = num_images * _MOST_REGIONS
-    sums = directions.new_zeros(num_names, directions.shape[-1])
-    sums = sums.index_add(0, others, directions[1 - view].flatten(0, 1))
-    shown = torch.bincount(others, minlength=num_names) >= config.min_patches
-    regions = functional.normalize(sums[shown], dim=-1)
-    numbers = shown.cumsum(0) - 1
-    matched = shown[own]
-    if not matched.any():
+    patches, own, others = directions[view], labels[view], labels[1 - view]
+    # A region has a place for each name that it could have, whether it is there or not.
+    places = _MOST_REGIONS * torch.arange(len(own), device=own.device)[:, None]
+    counts = torch.bincount((others + places).flatten(), minlength=len(own) * _MOST_REGIONS)
+    is_shown = counts >= config.min_patches
+    is_matched = is_shown[own + places]
+    if not is_matched.any():
         return Contrast(loss=directions.sum() * 0.0, accuracy=directions.new_zeros(()))
-    logits = directions[view].flatten(0, 1)[matched] @ regions.T / config.temperature
-    targets = numbers[own[matched]]
-    image_of_patch, image_of_region = own[matched] // _MOST_REGIONS, shown.nonzero()[:, 0] // _MOST_REGIONS
-    is_within = image_of_patch[:, None] == image_of_region
-    within = _contrast_within(logits - config.same_cosine / config.temperature, targets, is_within)
-    among_all = functional.cross_entropy(logits, targets)
-    found = logits.masked_fill(~is_within, float("-inf")).argmax(dim=1)
+    sums = directions.new_zeros(len(is_shown), directions.shape[-1])
+    sums = sums.index_add(0, (others + places).flatten(), directions[1 - view].flatten(0, 1))
+    regions = functional.normalize(sums[is_shown], dim=-1)
+    # Numbers among the regions of the whole batch, and among those of the region's image.
+    in_batch = is_shown.cumsum(0) - 1
+    in_image = is_shown.reshape(len(own), _MOST_REGIONS).cumsum(1) - 1
+    among_all = functional.cross_entropy(
+        patches[is_matched] @ (regions / config.temperature).T, in_batch[own + places][is_matched]
+    )
+    image_of_region = is_shown.nonzero()[:, 0] // _MOST_REGIONS
+    most = int(in_image.max()) + 1
+    place_of_region = most * image_of_region + in_image.flatten()[is_shown]
+    by_image = regions.new_zeros(len(own) * most, regions.shape[-1]).index_copy(0, place_of_region, regions)
+    cosines = patches @ by_image.reshape(len(own), most, -1).mT
+    exists = torch.arange(most, device=own.device) <= in_image[:, -1:]
+    is_own = functional.one_hot(in_image.gather(1, own).clamp(min=0), most).bool()
+    within = _contrast_within(cosines, is_own, exists[:, None], is_matched, config)
+    found = cosines.masked_fill(~exists[:, None], -torch.inf).argmax(dim=2, keepdim=True)
     return Contrast(
         loss=(1 - config.within_share) * among_all + config.within_share * within,
-        accuracy=(found == targets).float().mean(),
+        accuracy=is_own.gather(2, found)[is_matched].float().mean(),
     )
 
 
-def _contrast_within(margins: torch.Tensor, targets: torch.Tensor, is_within: torch.Tensor) -> torch.Tensor:
-    """Logistic loss of patches (P,) against regions (R,) by how far they are above the line, half for the own
-    region and half for the others of the image.
+def _contrast_within(
+    cosines: torch.Tensor,
+    is_own: torch.Tensor,
+    exists: torch.Tensor,
+    is_matched: torch.Tensor,
+    config: RegionConfig,
+) -> torch.Tensor:
+    """Logistic loss of patches against the regions of their image by how far `cosines` (B, N, R) are above
+    the line, half for the own region and half for the others.
 
-    A softmax would not do: it is blind to what all cosines have in common, and proposals compare them with
-    fixed numbers.
+    `is_own` (B, N, R) is a patch's region, `exists` (B, 1, R) says which there are, and `is_matched` (B, N)
+    whether the patch's is among them. A softmax would not do: it is blind to what all cosines have in common,
+    and proposals compare them with fixed numbers.
     """
-    is_own = functional.one_hot(targets, margins.shape[1]).bool()
-    others = is_within & ~is_own
-    pull = functional.softplus(-margins[is_own]).mean()
-    push = (functional.softplus(margins) * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
-    return (pull + push.mean()) / 2
+    margins = (cosines - config.same_cosine) / config.temperature
+    pull = (functional.softplus(-margins) * is_own).sum(dim=2)
+    others = exists & ~is_own
+    push = (functional.softplus(margins) * others).sum(dim=2) / others.sum(dim=2).clamp(min=1)
+    return (pull + push)[is_matched].mean() / 2
