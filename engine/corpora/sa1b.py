@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
+from threading import Lock
 from typing import Any, Literal
 
 from engine.corpora.files import as_key, as_text, is_image, open_corpus_objects, read_file
@@ -33,6 +34,7 @@ class Sa1bCorpus:
         self._objects = objects
         self._kept_indexes = kept_indexes
         self._indexes: OrderedDict[str, TarIndex] = OrderedDict()
+        self._lock = Lock()
 
     @classmethod
     def open(cls, uri: str, kept_indexes: ObjectStore | None = None) -> Sa1bCorpus:
@@ -40,7 +42,10 @@ class Sa1bCorpus:
         return cls(open_corpus_objects(uri), kept_indexes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_indexes": OrderedDict()}
+        return {**self.__dict__, "_indexes": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=Lock())
 
     @property
     def uri(self) -> str:
@@ -89,12 +94,14 @@ class Sa1bCorpus:
             yield _record(f"{as_text(key)}/{member.name}")
 
     def _index(self, key: str) -> TarIndex:
-        if key not in self._indexes:
-            self._indexes[key] = TarIndex(self._objects, key, self._kept_indexes)
-        self._indexes.move_to_end(key)
-        while len(self._indexes) > _HELD_INDEXES:
-            self._indexes.popitem(last=False)
-        return self._indexes[key]
+        # One thread may count what another one plans.
+        with self._lock:
+            if key not in self._indexes:
+                self._indexes[key] = TarIndex(self._objects, key, self._kept_indexes)
+            self._indexes.move_to_end(key)
+            while len(self._indexes) > _HELD_INDEXES:
+                self._indexes.popitem(last=False)
+            return self._indexes[key]
 
 
 def _record(path: str) -> ImageRecord:

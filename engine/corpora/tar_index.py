@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -36,7 +37,10 @@ _SCHEMA = pa.schema(
 
 
 class TarIndex:
-    """The images of one tar, by place and by name; no more of it is walked than is asked for."""
+    """The images of one tar, by place and by name; no more of it is walked than is asked for.
+
+    Threads may share it.
+    """
 
     def __init__(self, objects: ObjectStore, key: str, kept: ObjectStore | None) -> None:
         """`kept` is where segments are read from and written to; without it the index is this process's.
@@ -50,6 +54,7 @@ class TarIndex:
         self._members: list[TarMember] = []
         self._by_name: dict[str, TarMember] = {}
         self._num_segments = 0
+        self._growing = Lock()
 
     def members(self, after: str | None = None) -> Iterator[TarMember]:
         """The images in the tar's order, from the one behind the member called `after` on, as they are found.
@@ -64,23 +69,27 @@ class TarIndex:
                     "restore the tar, or use --overwrite"
                 )
             position = 1 + next(i for i, member in enumerate(self._members) if member.name == after)
-        while position < len(self._members) or self._grow():
+        while position < len(self._members) or self._grow(position):
             yield from self._members[position : (position := len(self._members))]
 
     def find(self, name: str) -> TarMember | None:
         """The image of this name, or None where the whole tar has none."""
-        while name not in self._by_name and self._grow():
+        while name not in self._by_name and self._grow(len(self._members)):
             pass
         return self._by_name.get(name)
 
-    def _grow(self) -> bool:
-        """Add the next segment, kept or new; False at the end."""
-        if self._scan.is_at_end:
-            return False
-        if not self._load_segment():
-            self._scan_segment()
-        self._num_segments += 1
-        return True
+    def _grow(self, num_known: int) -> bool:
+        """Add the next segment, kept or new, unless there are more members than `num_known` already; False at
+        the end."""
+        with self._growing:
+            if len(self._members) > num_known:
+                return True
+            if self._scan.is_at_end:
+                return False
+            if not self._load_segment():
+                self._scan_segment()
+            self._num_segments += 1
+            return True
 
     def _scan_segment(self) -> None:
         names = set(self._by_name)

@@ -1,6 +1,8 @@
 import pickle
 import tarfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +205,30 @@ def test_tars_on_s3_are_those_on_disk(s3_server: Any, make_tar: MakeTar, tmp_pat
         ["tar-index/sa_000020.tar/000.parquet", "tar-index/sa_000021.tar/000.parquet"]
     ] * 2
     assert stores[0]._objects == stores[1]._objects
+
+
+class SlowObjects(MemoryObjects):
+    """Answers as late as a server does."""
+
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        time.sleep(0.002)
+        return super().read_range(key, start, size)
+
+
+def test_threads_that_list_and_read_at_once_see_the_same(
+    make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a job does: one thread plans, one counts what is to do, and both know the tars by one corpus.
+    monkeypatch.setattr(tar_index, "_FIRST_SEGMENT", 1)
+    objects = SlowObjects()
+    for number in range(3):
+        files = {f"sa_{number}{n:02d}.jpg": bytes([n]) * 10_000 for n in range(30)}
+        objects.write(f"sa_{number:06d}.tar", make_tar(files))
+    expected = list(Sa1bCorpus(objects).records())
+    assert len(expected) == 90
+    corpus = Sa1bCorpus(objects, MemoryObjects())
+    with ThreadPoolExecutor(4) as threads:
+        listings = [threads.submit(lambda: list(corpus.records())) for _ in range(3)]
+        last = threads.submit(corpus.read, expected[-1])
+        assert all(listing.result() == expected for listing in listings)
+        assert last.result() == bytes([29]) * 10_000
