@@ -130,16 +130,16 @@ def _train_worker(settings: dict[str, Any]) -> None:
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
     )
-    torch.set_num_threads(settings["threads"])
-    _use_deterministic_algorithms(job.config.deterministic)
     config = job.config
+    torch.set_num_threads(settings["threads"])
+    _use_deterministic_algorithms(config.deterministic)
     images = list_images(
         job.version, config.selection, config.keep_empty, config.held_out, config.unsure_score
     )
-    maker = SampleMaker(images, job.corpus, job.cache, job.config.sample_task)
+    maker = SampleMaker(images, job.corpus, job.cache, config.sample_task)
     run = Run(
         output=job.output,
-        config=job.config,
+        config=config,
         settings=job.settings,
         place=place,
         report=mailbox.leave_figures.remote,
