@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make labels wrong on purpose, all in the same way: what becomes of them in self-training?"""
+"""Make labels wrong on purpose, in a way that is known: what becomes of them in self-training?"""
 
 from __future__ import annotations
 
