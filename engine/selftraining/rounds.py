@@ -35,8 +35,8 @@ class LaterRoundsConfig:
     steps on PennFudan 31 % of all masks are right (IoU of 0.5), and 75 % of those with 0.3 or more."""
     unsure_score: float | None = 0.1
     """What is left out and has this score at least is not taught as background either: a young network finds
-    less than half of the objects with a score of 0.3. Where all objects had masks to begin with, a second
-    round on PennFudan is neither better nor worse for it (mask AP 12.3, and 12.5 without)."""
+    less than half of the objects with a score of 0.3. A second round on PennFudan, half of whose masks were
+    missing, ends with mask AP 16.6, and 15.9 without; 12.3 and 12.5 where all were there."""
 
 
 @dataclass(frozen=True, kw_only=True)
