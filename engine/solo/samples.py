@@ -65,9 +65,8 @@ class LabelledImages:
 
     def rles(self, index: int) -> tuple[bytes, ...]:
         """Run lengths of the image's instances."""
-        shard, row = self.places[index]
-        start, stop = self.shards[shard].offsets[row : row + 2]
-        texts = self.shards[shard].instances["rle"].slice(start, stop - start).to_pylist()
+        shard, rows = self._instances(index)
+        texts = self.shards[shard].instances["rle"][rows].to_pylist()
         return tuple(text.encode("ascii") for text in texts)
 
     def weights(self, index: int, adaptive: AdaptiveLossConfig | None) -> NDArray[np.float32]:
@@ -76,9 +75,8 @@ class LabelledImages:
 
         Raises StoreError where stabilities are asked for and were not measured.
         """
-        shard, row = self.places[index]
-        start, stop = self.shards[shard].offsets[row : row + 2]
-        weights: NDArray[np.float32] = self.learned[shard][start:stop].astype(np.float32)
+        shard, rows = self._instances(index)
+        weights: NDArray[np.float32] = self.learned[shard][rows].astype(np.float32)
         if adaptive is None:
             return weights
         if self.stabilities is None:
@@ -86,9 +84,15 @@ class LabelledImages:
                 "the adaptive loss needs labels whose stability was measured, and these have none: take a "
                 "round that jobs/self_train.py made, or another --objective.mask-term"
             )
-        stabilities = self.shards[shard].stabilities[start:stop]
+        stabilities = self.shards[shard].stabilities[rows]
         weights *= stability_weights(stabilities, self.stabilities, adaptive.epsilon)
         return weights
+
+    def _instances(self, index: int) -> tuple[int, slice]:
+        """The image's shard, and where its instances are in there."""
+        shard, row = self.places[index]
+        start, stop = self.shards[shard].offsets[row : row + 2]
+        return shard, slice(int(start), int(stop))
 
 
 def list_images(

@@ -126,7 +126,7 @@ def test_what_is_unsure_is_neither_learned_nor_background(labelled_folder, tiny_
         return images, SampleMaker(images, corpus, tmp_path / "cache", plain.sample_task)
 
     everything, whole = make(selection=SelectionConfig())
-    # No disc has so high a score: all are unsure, and only those images are seen that have others as well.
+    # Each image has one disc: three are learned, and two have too low a score and are unsure.
     strict = SelectionConfig(min_score=0.35)
     images, maker = make(selection=strict, keep_empty=True, unsure_score=0.0)
     names = [images.record(index).image_id for index in range(len(images))]
