@@ -6,10 +6,9 @@ One process does it all, on its network's device: only records come in, and only
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +18,16 @@ from actors.reader import ReadCrop, Reader, rejected_outcome
 from engine.corpora import Corpus
 from engine.encoders import Encoder, load_encoder
 from engine.labelling import (
+    Candidates,
     LabellingConfig,
     Labels,
     Tile,
+    find_candidates,
     find_tile_background,
-    label_features,
+    group_candidates,
+    make_labels,
     make_outcome,
+    refine_candidates,
     warm_up,
 )
 from engine.preparation import Crop, PreparationConfig
@@ -36,6 +39,9 @@ from engine.types import Chunk, ImageRecord, Outcome, Reason
 if TYPE_CHECKING:
     from engine.solo.network import SoloOutputs
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 # Batches of crops that wait in memory while another one is computed.
 _BATCHES_AHEAD = 2
 
@@ -43,8 +49,8 @@ _BATCHES_AHEAD = 2
 class Labeller(Protocol):
     """What finds the instances of a chunk's crops."""
 
-    def look_at(self, crops: Sequence[Crop]) -> list[Callable[[], Labels]]:
-        """Pass a batch through the network; what is returned labels each crop when it is called, in order."""
+    def label(self, crops: Sequence[Crop]) -> list[Labels | Exception]:
+        """Labels of each crop of a batch, or why there are none of it."""
 
 
 class Worker:
@@ -100,20 +106,26 @@ class Worker:
         while batch := list(islice(remaining, self._config.encoder.batch_size)):
             seen = [item for item in batch if isinstance(item, ReadCrop)]
             rows = [item for item in batch if isinstance(item, Outcome)]
-            labels = self._labeller.look_at([item.crop for item in seen]) if seen else []
-            rows += [_make_row(item, find) for item, find in zip(seen, labels, strict=True)]
+            labels = self._labeller.label([item.crop for item in seen]) if seen else []
+            rows += [_make_row(item, found) for item, found in zip(seen, labels, strict=True)]
             for row in rows:
                 by_image.setdefault(row.record, []).append(row)
         return [merge_outcomes(rows, self._config.tiling) for rows in by_image.values()]
 
 
-def _make_row(read: ReadCrop, find_labels: Callable[[], Labels]) -> Outcome:
-    try:
-        labels = find_labels()
-    except Exception as error:  # as in Reader
-        detail = f"while labelling: {type(error).__name__}: {error}"
+def _make_row(read: ReadCrop, labels: Labels | Exception) -> Outcome:
+    if isinstance(labels, Exception):
+        detail = f"while labelling: {type(labels).__name__}: {labels}"
         return rejected_outcome(read.record, Reason.FAILED, detail)
     return make_outcome(read.record, read.crop.size, read.sha256, labels)
+
+
+def _attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Exception:
+    """What the function returns, or the error that it raises: one image's must not cost another its row."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:  # as in Reader
+        return error
 
 
 class PatchLabeller:
@@ -125,12 +137,18 @@ class PatchLabeller:
         # Of the image whose tiles come now; its whole has come before them.
         self._background: NDArray[np.bool_] | None = None
 
-    def look_at(self, crops: Sequence[Crop]) -> list[Callable[[], Labels]]:
+    def label(self, crops: Sequence[Crop]) -> list[Labels | Exception]:
         with stage("encode"):
             features = self._encoder.encode([crop.resized_hwc for crop in crops])
-        return [partial(self._label, crop, found) for crop, found in zip(crops, features, strict=True)]
+        found = [
+            _attempt(self._find, crop, features_hwc)
+            for crop, features_hwc in zip(crops, features, strict=True)
+        ]
+        groups = group_candidates([item for item in found if isinstance(item, Candidates)])
+        labels = (item for group in groups for item in self._refine(group))
+        return [next(labels) if isinstance(item, Candidates) else item for item in found]
 
-    def _label(self, crop: Crop, features_hwc: torch.Tensor) -> Labels:
+    def _find(self, crop: Crop, features_hwc: torch.Tensor) -> Candidates | Labels:
         tile = None
         if crop.is_whole:
             self._background = None
@@ -139,7 +157,19 @@ class PatchLabeller:
             return Labels(found=Reason.NO_BACKGROUND)
         else:
             tile = Tile(box_xyxy=crop.box_xyxy, background=self._background)
-        return label_features(features_hwc, crop.resized_hwc, crop.size, self._config, tile)
+        return find_candidates(features_hwc, crop.resized_hwc, crop.size, self._config, tile)
+
+    def _refine(self, group: Sequence[Candidates]) -> Iterator[Labels | Exception]:
+        refined = _attempt(refine_candidates, group, self._config)
+        if isinstance(refined, Exception) and len(group) > 1:
+            # Whose error that was, each by itself tells.
+            for candidates in group:
+                yield from self._refine([candidates])
+        elif isinstance(refined, Exception):
+            yield refined
+        else:
+            for candidates in refined:
+                yield _attempt(make_labels, candidates, self._config)
 
 
 class NetworkLabeller:
@@ -151,10 +181,10 @@ class NetworkLabeller:
 
         self._labeller = CheckpointLabeller(config, device)
 
-    def look_at(self, crops: Sequence[Crop]) -> list[Callable[[], Labels]]:
+    def label(self, crops: Sequence[Crop]) -> list[Labels | Exception]:
         with stage("network"):
             outputs = self._labeller.look_at(np.stack([crop.resized_hwc for crop in crops]))
-        return [partial(self._label, outputs, number, crop) for number, crop in enumerate(crops)]
+        return [_attempt(self._label, outputs, number, crop) for number, crop in enumerate(crops)]
 
     def _label(self, outputs: Sequence[SoloOutputs], number: int, crop: Crop) -> Labels:
         box_xyxy = None if crop.is_whole else crop.box_xyxy

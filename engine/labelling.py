@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Annotated, Literal, get_args
@@ -22,7 +23,7 @@ from engine.proposals.duplicates import merge_results
 from engine.proposals.mask_filter import MaskFilterConfig, score_masks
 from engine.proposals.multicut import MultiCutConfig, run_multicut
 from engine.proposals.promerge import ProMergeConfig, find_background, run_promerge
-from engine.refine import CrfConfig, refine_masks
+from engine.refine import CrfConfig, refine_images, refine_masks
 from engine.solo.config import DetectionConfig
 from engine.stopwatch import stage
 from engine.tiling import Box, TilingConfig, cut_mask, touch_inner_edges
@@ -30,6 +31,9 @@ from engine.types import ImageRecord, Instances, Optimality, Outcome, Reason, St
 
 PatchMethod = Literal["promerge", "multicut"]
 """The methods that group the patches of an encoder."""
+
+# Pixels of masks that are refined together: the torch backend takes 20 bytes for each, the host one.
+_MOST_MASK_PIXELS = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,24 @@ class Labels:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Candidates:
+    """Masks that were found in a crop and may become its instances: bool (N, h, w) over its patches, or, once
+    refined, (N, H, W) at the encoder's size.
+
+    `scores` (N,) are theirs; `resized_hwc`, `size` and `tile` are as in `label_features`; `device` is where
+    the features are, and where masks are refined.
+    """
+
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    resized_hwc: NDArray[np.uint8]
+    size: tuple[int, int]
+    tile: Tile | None
+    device: str
+    optimality: Optimality | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Proposals:
     """Masks over patches, bool (N, h, w), before scores and refinement; `skipped` says why N is 0."""
 
@@ -169,28 +191,89 @@ def label_features(
     device.
     Instances are ordered by score, area and first pixel (METHODS 3).
     """
-    if not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
+    found = find_candidates(features_hwc, resized_hwc, size, config, tile)
+    if isinstance(found, Labels):
+        return found
+    (refined,) = refine_candidates([found], config)
+    return make_labels(refined, config)
+
+
+def find_candidates(
+    features_hwc: NDArray[np.floating] | torch.Tensor,
+    resized_hwc: NDArray[np.uint8],
+    size: tuple[int, int],
+    config: LabellingConfig,
+    tile: Tile | None = None,
+) -> Candidates | Labels:
+    """The first part of `label_features`, up to refinement; labels where there is nothing to refine."""
+    features = torch.as_tensor(features_hwc)
+    if not bool(torch.isfinite(features).all()):
         return Labels(found=Reason.NON_FINITE)
     with stage("propose"):
-        proposed = propose_masks(features_hwc, size, config, tile)
+        proposed = propose_masks(features, size, config, tile)
     if proposed.skipped is not None:
         return Labels(found=proposed.skipped, optimality=proposed.optimality)
     masks = proposed.masks
     if tile is not None:
         masks = masks[np.count_nonzero(masks, axis=(1, 2)) >= config.tiling.tile_min_patches]
     with stage("score"):
-        scores = score_masks(features_hwc, masks, config.mask_filter)
+        scores = score_masks(features, masks, config.mask_filter)
     masks, scores = drop_cut_masks(masks, scores, size, tile)
-    masks = resize_masks(masks, (resized_hwc.shape[0], resized_hwc.shape[1]))
-    if config.uses_crf:
-        with stage("refine"):
-            device = str(features_hwc.device) if isinstance(features_hwc, torch.Tensor) else "cpu"
-            masks, scores = refine_proposals(resized_hwc, masks, scores, config, device)
-        masks, scores = drop_cut_masks(masks, scores, size, tile)
+    return Candidates(
+        masks=masks,
+        scores=scores,
+        resized_hwc=resized_hwc,
+        size=size,
+        tile=tile,
+        device=str(features.device),
+        optimality=proposed.optimality,
+    )
+
+
+def group_candidates(found: Sequence[Candidates]) -> Iterator[list[Candidates]]:
+    """Candidates of crops of one size, in order, by groups whose refinement fits into a gigabyte or two,
+    where one crop's does."""
+    group: list[Candidates] = []
+    for candidates in found:
+        # Every image of a group takes the room of the one with most masks.
+        most = max(len(other.masks) for other in (*group, candidates))
+        num_pixels = math.prod(candidates.resized_hwc.shape[:2])
+        if group and (len(group) + 1) * most * num_pixels > _MOST_MASK_PIXELS:
+            yield group
+            group = []
+        group.append(candidates)
+    if group:
+        yield group
+
+
+def refine_candidates(found: Sequence[Candidates], config: LabellingConfig) -> list[Candidates]:
+    """Bring the masks of several crops, all of one size and on one device, to the encoder's size, and to the
+    images' edges where `config` asks for it; a mask that is no longer what it was goes."""
+    coarse = [
+        resize_masks(item.masks, (item.resized_hwc.shape[0], item.resized_hwc.shape[1])) for item in found
+    ]
+    if not config.uses_crf or not found:
+        return [replace(item, masks=masks) for item, masks in zip(found, coarse, strict=True)]
+    results = []
+    with stage("refine"):
+        images = [item.resized_hwc for item in found]
+        refined = refine_images(images, coarse, config.crf, device=found[0].device)
+        for item, before, after in zip(found, coarse, refined, strict=True):
+            masks, scores = settle_masks(before, after, item.scores, config)
+            masks, scores = drop_cut_masks(masks, scores, item.size, item.tile)
+            results.append(replace(item, masks=masks, scores=scores))
+    return results
+
+
+def make_labels(candidates: Candidates, config: LabellingConfig) -> Labels:
+    """The last part of `label_features`: instances of candidates that need no more refinement."""
+    box_xyxy = candidates.tile.box_xyxy if candidates.tile else None
     with stage("resize masks, run lengths"):
-        instances = make_instances(masks, scores, size, config.method, tile.box_xyxy if tile else None)
+        instances = make_instances(
+            candidates.masks, candidates.scores, candidates.size, config.method, box_xyxy
+        )
     found = instances if len(instances) > 0 else Reason.REFINED_AWAY
-    return Labels(found=found, optimality=proposed.optimality)
+    return Labels(found=found, optimality=candidates.optimality)
 
 
 def propose_masks(
@@ -221,23 +304,17 @@ def drop_cut_masks(
     return masks[kept], scores[kept]
 
 
-def refine_proposals(
-    image_hwc: NDArray[np.uint8],
-    masks: NDArray[np.bool_],
+def settle_masks(
+    coarse: NDArray[np.bool_],
+    refined: NDArray[np.bool_],
     scores: NDArray[np.float32],
     config: LabellingConfig,
-    device: str = "cpu",
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """CRF, large components, holes, and out with masks (N, H, W) that are no longer themselves (METHODS 2.7).
-
-    Returns those that stay, with their scores (N,). `image_hwc` is uint8 RGB of the masks' size; `device` is
-    where the CRF is computed.
-    """
-    refined = refine_masks(image_hwc, masks, config.crf, device=device)
-    refined = keep_large_components(refined, config.component_fraction)
-    refined = fill_holes(refined)
-    kept = paired_ious(masks, refined) >= config.min_refined_iou
-    return refined[kept], scores[kept]
+    """What is left of masks (N, H, W) behind the CRF: their large components, holes filled, without those
+    that are no longer what they were (METHODS 2.7); with the scores (N,) of those that stay."""
+    settled = fill_holes(keep_large_components(refined, config.component_fraction))
+    kept = paired_ious(coarse, settled) >= config.min_refined_iou
+    return settled[kept], scores[kept]
 
 
 def warm_up(config: LabellingConfig, device: str = "cpu") -> None:

@@ -1,4 +1,4 @@
-"""From images on the host to a batch on the device that computes with them."""
+"""Between the host and the device that computes: images on the way there, masks both ways."""
 
 from __future__ import annotations
 
@@ -26,3 +26,33 @@ def upload_images(
     for index, image in enumerate(images):
         batch_bhwc[index] = image
     return batch.to(device, non_blocking=True)
+
+
+def upload_masks(masks: NDArray[np.bool_], device: torch.device) -> torch.Tensor:
+    """Masks bool (N, H, W) on `device`, which they reach packed, eight pixels in a byte.
+
+    >>> upload_masks(np.array([[[1, 0, 1]]], dtype=bool), torch.device("cpu")).tolist()
+    [[[True, False, True]]]
+    """
+    packed = torch.from_numpy(np.packbits(masks))
+    if device.type == "cuda":
+        packed = packed.pin_memory().to(device, non_blocking=True)
+    bits = (packed[:, None] & _bit_values(device)) > 0
+    return bits.flatten()[: masks.size].reshape(masks.shape)
+
+
+def download_masks(masks: torch.Tensor) -> NDArray[np.bool_]:
+    """Masks bool (N, H, W) on the host, which they reach packed, eight pixels in a byte.
+
+    >>> download_masks(torch.tensor([[[True, False, True]]])).tolist()
+    [[[True, False, True]]]
+    """
+    bits = torch.nn.functional.pad(masks.flatten(), (0, -masks.numel() % 8)).reshape(-1, 8)
+    packed = (bits * _bit_values(masks.device)).sum(dim=1, dtype=torch.uint8).cpu().numpy()
+    unpacked = np.unpackbits(packed, count=masks.numel())
+    return unpacked.view(np.bool_).reshape(tuple(masks.shape))
+
+
+def _bit_values(device: torch.device) -> torch.Tensor:
+    """Of a byte's bits, in numpy's order."""
+    return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)

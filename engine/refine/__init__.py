@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.refine.config import CrfConfig
 
-__all__ = ["CrfConfig", "refine_masks"]
+__all__ = ["CrfConfig", "refine_images", "refine_masks"]
 
 _DEFAULT_CONFIG = CrfConfig()
 
@@ -35,29 +37,51 @@ def refine_masks(
     >>> refine_masks(grey, np.array([[[0, 0, 0], [0, 1, 0]], [[1, 1, 1], [1, 1, 1]]], bool)).any(axis=(1, 2))
     array([False,  True])
     """
-    _check_arguments(image_hwc, masks, num_threads)
-    if masks.size == 0:
-        return masks.copy()
+    return refine_images([image_hwc], [masks], config, num_threads=num_threads, device=device)[0]
+
+
+def refine_images(
+    images: Sequence[NDArray[np.uint8]],
+    masks: Sequence[NDArray[np.bool_]],
+    config: CrfConfig = _DEFAULT_CONFIG,
+    *,
+    num_threads: int = 1,
+    device: str = "cpu",
+) -> list[NDArray[np.bool_]]:
+    """What `refine_masks` makes of each of B images of one size (H, W, 3) and its masks (N, H, W).
+
+    "torch" computes them all at once, in the memory that `refine_batch` states; masks go to the device and
+    come back packed, eight pixels in a byte. The other backends take one image after the other.
+    """
+    for image_hwc, some in zip(images, masks, strict=True):
+        _check_arguments(image_hwc, some, num_threads)
+    if len({image_hwc.shape for image_hwc in images}) > 1:
+        raise ValueError("images must be of one size to be refined together")
+    refined = [some.copy() for some in masks]
+    with_masks = [i for i, some in enumerate(masks) if some.size > 0]
     backend = config.backend
     if backend == "auto":
         backend = "numba" if device == "cpu" else "torch"
     # Backends are imported when first used: each needs a heavy library that the others do without.
-    if backend == "numba":
+    if backend == "torch" and with_masks:
+        from engine.refine.tensor_mean_field import refine_on_device
+
+        chosen = refine_on_device(
+            [images[i] for i in with_masks], [masks[i] for i in with_masks], config, device
+        )
+        for i, some in zip(with_masks, chosen, strict=True):
+            refined[i] = some
+    elif backend == "numba":
         from engine.refine import mean_field
 
-        return mean_field.refine_masks(image_hwc, masks, config, num_threads)
-    if backend == "torch":
-        import torch
+        for i in with_masks:
+            refined[i] = mean_field.refine_masks(images[i], masks[i], config, num_threads)
+    elif backend == "pydensecrf":
+        from engine.refine import reference
 
-        from engine.refine.tensor_mean_field import refine_batch
-
-        # Copies: torch warns of arrays that may not be written.
-        image, flags = (torch.tensor(array.copy(), device=device) for array in (image_hwc, masks))
-        refined: NDArray[np.bool_] = refine_batch(image[None], flags, (len(masks),), config).cpu().numpy()
-        return refined
-    from engine.refine import reference
-
-    return reference.refine_masks(image_hwc, masks, config)
+        for i in with_masks:
+            refined[i] = reference.refine_masks(images[i], masks[i], config)
+    return refined
 
 
 def _check_arguments(image_hwc: NDArray[np.uint8], masks: NDArray[np.bool_], num_threads: int) -> None:

@@ -9,11 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.refine.config import CrfConfig
 from engine.refine.tensor_lattice import TensorKernel, make_kernel
+from engine.transfer import download_masks, upload_images, upload_masks
+
+
+def refine_on_device(
+    images: Sequence[NDArray[np.uint8]], masks: Sequence[NDArray[np.bool_]], config: CrfConfig, device: str
+) -> list[NDArray[np.bool_]]:
+    """`refine_batch` for images (H, W, 3) of one size and their masks (N, H, W) on the host."""
+    target = torch.device(device)
+    num_masks = [len(some) for some in masks]
+    images_bhwc = upload_images(images, len(images), target)
+    uploaded = upload_masks(np.concatenate(masks), target)
+    refined = download_masks(refine_batch(images_bhwc, uploaded, num_masks, config))
+    return np.split(refined, np.cumsum(num_masks)[:-1])
 
 
 @torch.no_grad()

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from engine.decoding import fit_size
 from engine.errors import WeightsError
-from engine.labelling import LabellingConfig, Labels, make_instances, refine_proposals
+from engine.labelling import LabellingConfig, Labels, make_instances, settle_masks
 from engine.precision import autocast, reproducible
+from engine.refine import refine_masks
 from engine.selftraining.stability import with_stability
 from engine.solo.inference import METHOD, detect, fitted_masks, full_masks, to_inputs
 from engine.solo.network import SoloOutputs
@@ -87,7 +88,8 @@ class SoloLabeller:
             part_hwc = np.ascontiguousarray(square_hwc[:height, :width])
             fitted = fitted_masks(detections, (height, width), self._solo)
             with stage("refine"):
-                masks, scores = refine_proposals(part_hwc, fitted, scores, self._config, str(self._device))
+                refined = refine_masks(part_hwc, fitted, self._config.crf, device=str(self._device))
+                masks, scores = settle_masks(fitted, refined, scores, self._config)
         with stage("resize masks, run lengths"):
             instances = make_instances(masks, scores, size, METHOD, box_xyxy)
         if box_xyxy is not None:

@@ -1,9 +1,10 @@
 """A worker without Ray: a plain class that is given chunks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from actors import reader, workers
 from actors.pool import CHUNKS_IN_HAND
 from actors.workers import Worker
 from engine.corpora import Corpus, FolderCorpus
-from engine.decoding import decode_image
+from engine.decoding import decode_image, resize_image
 from engine.encoders import EncoderConfig, load_encoder
 from engine.errors import TransientError
 from engine.labelling import LabellingConfig, label_images
 from engine.masks import cross_ious
-from engine.refine import CrfConfig
+from engine.refine import CrfConfig, refine_images
 from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
 from engine.solo.inference import find_instances
 from engine.solo.network import build_network
@@ -126,12 +127,40 @@ def test_what_nobody_foresaw_is_a_row_too(corpus: FolderCorpus, monkeypatch: pyt
     def fail(*_: object) -> None:
         raise RuntimeError("surprise")
 
-    monkeypatch.setattr(workers, "label_features", fail)
+    monkeypatch.setattr(workers, "find_candidates", fail)
     outcomes = label(corpus)
     assert [o.reason for o in outcomes] == [Reason.FAILED, Reason.FAILED, Reason.NOT_AN_IMAGE, Reason.FAILED]
     assert "RuntimeError: surprise" in outcomes[0].detail
     monkeypatch.setattr(reader.DecodingProcess, "crops", fail)
     assert {outcome.reason for outcome in label(corpus)} == {Reason.FAILED}
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_an_image_that_refinement_fails_at_does_not_take_its_batch_along(
+    corpus: FolderCorpus, backend: Literal["numba", "torch"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(
+        CONFIG, refine="crf", crf=CrfConfig(backend=backend), encoder=replace(CONFIG.encoder, batch_size=4)
+    )
+    expected = label(corpus, config)
+    bad = resize_image(decode_image(corpus.read(expected[1].record), config.decoding), SIZE)
+    sizes = []
+
+    def refine_or_fail(images: Sequence[np.ndarray], *arguments: Any, **keywords: Any) -> list[np.ndarray]:
+        sizes.append(len(images))
+        if any(np.array_equal(image, bad) for image in images):
+            raise RuntimeError("surprise")
+        return refine_images(images, *arguments, **keywords)
+
+    monkeypatch.setattr("engine.labelling.refine_images", refine_or_fail)
+    rows = label(corpus, config)
+    assert (rows[1].reason, rows[1].detail) == (Reason.FAILED, "while labelling: RuntimeError: surprise")
+    for i in (0, 2, 3):
+        assert rows[i].reason == expected[i].reason
+        assert (rows[i].instances is None) == (expected[i].instances is None)
+        if rows[i].instances is not None:
+            assert rows[i].instances.rles == expected[i].instances.rles
+    assert sizes == [3, 1, 1, 1]
 
 
 def test_a_chunk_without_a_readable_image(corpus: FolderCorpus) -> None:

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from engine import labelling
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
 from engine.labelling import (
+    Candidates,
     LabellingConfig,
     Labels,
     Tile,
+    group_candidates,
     label_features,
     label_images,
     make_instances,
@@ -86,6 +89,27 @@ def test_refinement_finds_the_edge() -> None:
     fine = masks_of(label_features(features, image, (48, 64), LabellingConfig(promerge=EVERY_PATCH)))[0]
     truth = image[..., 0] > 0
     assert np.count_nonzero(fine ^ truth) < np.count_nonzero(coarse ^ truth)
+
+
+def test_refinement_takes_crops_by_groups_that_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelling, "_MOST_MASK_PIXELS", 12 * 48 * 64)
+    image = disc_image((48, 64))
+    found = [
+        Candidates(
+            masks=np.zeros((count, 6, 8), bool),
+            scores=np.zeros(count, np.float32),
+            resized_hwc=image,
+            size=(48, 64),
+            tile=None,
+            device="cpu",
+            optimality=None,
+        )
+        for count in (2, 3, 4, 5, 0, 20, 1, 1)
+    ]
+    groups = list(group_candidates(found))
+    assert [item for group in groups for item in group] == found
+    assert [[len(item.masks) for item in group] for group in groups] == [[2, 3, 4], [5, 0], [20], [1, 1]]
+    assert list(group_candidates([])) == []
 
 
 def test_a_mask_that_refinement_changes_too_much_is_dropped() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.transfer import upload_images
+from engine.transfer import download_masks, upload_images, upload_masks
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 16, 3)).astype(np.uint8)
 
@@ -22,6 +22,27 @@ def test_a_batch_is_filled_up_with_black(images):
 def test_too_many_images_are_refused():
     with pytest.raises(IndexError):
         upload_images(IMAGES, 4, torch.device("cpu"))
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+    ),
+]
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (1, 8, 8), (0, 4, 4)])
+@pytest.mark.parametrize("device", DEVICES)
+def test_masks_arrive_as_they_left(shape, device):
+    masks = np.random.default_rng(1).random(shape) < 0.5
+    there = upload_masks(masks, torch.device(device))
+    assert there.device.type == device
+    assert np.array_equal(there.cpu().numpy(), masks)
+    back = download_masks(there)
+    assert (back.dtype, back.shape) == (np.bool_, masks.shape)
+    assert np.array_equal(back, masks)
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from PIL import Image
 from skimage import data
 
 from engine.masks import paired_ious
-from engine.refine import CrfConfig, refine_masks
+from engine.refine import CrfConfig, refine_images, refine_masks
 from engine.refine.tensor_mean_field import refine_batch
 
 NUMBA = CrfConfig(backend="numba")
@@ -56,6 +56,20 @@ def test_torch_refines_several_images_at_once_as_each_alone() -> None:
     assert 0 < (together ^ masks).sum() < masks.sum()
     with pytest.raises(ValueError, match="share 4 masks out"):
         refine_batch(torch.tensor(images), torch.tensor(masks), (3, 2), TORCH)
+
+
+@pytest.mark.parametrize("config", [NUMBA, TORCH, REFERENCE], ids=lambda config: config.backend)
+def test_images_with_and_without_masks_are_refined_together(config: CrfConfig) -> None:
+    image = np.ascontiguousarray(data.astronaut()[:160:2, :192:2])
+    masks = coarse_boxes(80, 96, [(40, 10, 70, 60), (0, 0, 60, 40), (20, 30, 90, 70)])
+    shares = [masks[:1], masks[:0], masks[1:], masks[:0]]
+    together = refine_images([image, image, 255 - image, image], shares, config)
+    assert [some.shape for some in together] == [some.shape for some in shares]
+    assert np.array_equal(together[0], refine_masks(image, shares[0], config))
+    assert np.array_equal(together[2], refine_masks(255 - image, shares[2], config))
+    assert [some.shape for some in refine_images([image], [masks[:0]], config)] == [(0, 80, 96)]
+    with pytest.raises(ValueError, match="one size"):
+        refine_images([image, image[:40]], [masks, masks[:, :40]], config)
 
 
 @pytest.mark.gpu
