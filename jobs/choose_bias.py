@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Choose the bias of MultiCut for a corpus, without ground truth."""
+"""Choose the biases of MultiCut for a corpus, without ground truth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.corpora import Corpus, FolderCorpus
 from engine.decoding import DecodingConfig, decode_image, resize_image
 from engine.encoders import Encoder, EncoderConfig, load_encoder
 from engine.errors import ConfigurationError, ImageError
-from engine.proposals.bias import BiasScore, choose_bias, score_biases
+from engine.proposals.bias import BiasScore, choose_biases, score_biases
 from engine.proposals.mask_filter import MaskFilterConfig
 from engine.proposals.multicut import MultiCutConfig
 from jobs.console import run_job
@@ -30,7 +30,8 @@ class BiasArguments:
     """Try biases on some images of a corpus and print the flags of the best for the label jobs.
 
     Needs no ground truth: the best partitions have parts that are many and stand out, measured by the mean of
-    entropy times contrast. One process, without Ray; images are encoded once. Give --encoder, --weights and
+    entropy times contrast. The biases of all distances rise and fall together, from where --multicut.biases
+    has them. One process, without Ray; images are encoded once. Give --encoder, --weights and
     --multicut as the label job will have them.
     """
 
@@ -69,8 +70,8 @@ def main(arguments: BiasArguments) -> None:
         for score in score_biases(features, list(images), config, arguments.mask_filter):
             scores.append(score)
             live.update(_table(scores))
-    biases = (choose_bias(scores),) * len(config.distances)
-    print(f"\nbest of {len(images)} images: --multicut.biases {' '.join(f'{bias:g}' for bias in biases)}")
+    biases = choose_biases(scores)
+    print(f"\nbest of {len(images)} images: --multicut.biases {_format(biases)}")
     if arguments.output is not None:
         figures = {"images": list(images), "biases": biases, "scores": [asdict(score) for score in scores]}
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
@@ -100,15 +101,19 @@ def encode_images(images: list[NDArray[np.uint8]], encoder: Encoder, batch_size:
 
 
 def _table(scores: list[BiasScore]) -> Table:
-    table = Table("bias", "entropy", "contrast", "masks/image", "entropy x contrast")
+    table = Table("biases", "entropy", "contrast", "masks/image", "entropy x contrast")
     for column in table.columns:
         column.justify = "right"
-    best = choose_bias(scores) if scores else None
+    best = choose_biases(scores) if scores else None
     for score in scores:
         figures = (score.entropy, score.contrast, score.num_masks, score.criterion)
-        style = "bold" if score.bias == best else None
-        table.add_row(f"{score.bias:.2f}", *(f"{figure:.2f}" for figure in figures), style=style)
+        style = "bold" if score.biases == best else None
+        table.add_row(_format(score.biases), *(f"{figure:.2f}" for figure in figures), style=style)
     return table
+
+
+def _format(biases: tuple[float, ...]) -> str:
+    return " ".join(f"{bias:g}" for bias in biases)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Choose MultiCut's bias for a new domain from a few dozen of its images, without any ground truth.
+"""Choose MultiCut's biases for a new domain from a few dozen of its images, without any ground truth.
 
-A low bias leaves the image in one piece, a high one shatters it. In between is where parts are many and still
-stand out from what is around them, and the criterion is the product of the two: entropy times contrast.
+One number is chosen, by which the biases of all distances rise or fall together. Low ones leave the image
+in one piece, high ones shatter it. In between is where parts are many and still stand out from what is around
+them, and the criterion is the product of the two: entropy times contrast.
 
 - Entropy of the parts, in nats: H = -sum_k p_k ln p_k, p_k = the share of the patches in part k. It is what
   the partition tells about where a patch is; it is 0 for one part, and highest for equal parts.
@@ -25,49 +26,53 @@ from engine.proposals.affinity_graph import edge_affinities, grid_edges
 from engine.proposals.mask_filter import MaskFilterConfig, score_masks
 from engine.proposals.multicut import MultiCutConfig, part_masks, solve_multicut
 
-# Shares of the edges that should be cut: the biases tried are the affinities that they lie below.
+# Shares of the edges that should be cut: they say which biases are tried.
 _QUANTILES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BiasScore:
-    """What partitions at one bias are like, means over the images: entropy in nats, contrast R(M), candidates
-    an image, and the criterion, entropy times contrast."""
+    """What partitions at some biases, one for each distance, are like, means over the images: entropy in
+    nats, contrast R(M), candidates an image, and the criterion, entropy times contrast."""
 
-    bias: float
+    biases: tuple[float, ...]
     entropy: float
     contrast: float
     num_masks: float
     criterion: float
 
 
-def choose_bias(scores: Sequence[BiasScore]) -> float:
-    """The bias with the highest criterion, the lowest of equals; `scores` are not empty."""
-    return min(scores, key=lambda score: (-score.criterion, score.bias)).bias
+def choose_biases(scores: Sequence[BiasScore]) -> tuple[float, ...]:
+    """The biases with the highest criterion, the lowest of equals; `scores` are not empty."""
+    return min(scores, key=lambda score: (-score.criterion, score.biases)).biases
 
 
 def score_biases(
     features_bhwc: torch.Tensor, names: Sequence[str], config: MultiCutConfig, mask_filter: MaskFilterConfig
 ) -> Iterator[BiasScore]:
-    """Scores of a dozen biases, the same for all distances, rising; they span where the affinities lie.
+    """Scores of a dozen biases, rising; they span where the affinities lie.
 
-    `features_bhwc` (B, h, w, C) are those of B images with `names`. The biases of `config` do not count.
+    All differ from those of `config` by one number: what these are to each other stays.
+    `features_bhwc` (B, h, w, C) are those of B images with `names`.
     Raises ImageError, with the image's name, where features are NaN or infinite.
     """
     affinities = [
         edge_affinities(features_bhwc[i : i + 1], config.offsets, names[i : i + 1])[0].cpu().numpy()
         for i in range(len(features_bhwc))
     ]
+    _, classes = grid_edges((features_bhwc.shape[1], features_bhwc.shape[2]), config.offsets)
+    costs = affinities - config.offset_biases[classes]
     # Two digits are what a person copies.
-    for bias in np.unique(np.quantile(affinities, _QUANTILES).round(2)):
-        cut = replace(config, biases=(float(bias),) * len(config.distances))
+    for shift in np.unique(np.quantile(costs, _QUANTILES).round(2)):
+        biases = tuple(round(bias + float(shift), 4) for bias in config.biases)
+        cut = replace(config, biases=biases)
         rows = [
             _score_partition(features, affinity, cut, mask_filter)
             for features, affinity in zip(features_bhwc, affinities, strict=True)
         ]
         means = np.mean([(*row, row[0] * row[1]) for row in rows], axis=0)
         yield BiasScore(
-            bias=float(bias),
+            biases=biases,
             entropy=float(means[0]),
             contrast=float(means[1]),
             num_masks=float(means[2]),

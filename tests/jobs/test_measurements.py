@@ -69,15 +69,16 @@ def test_a_bias_is_chosen_without_ground_truth(
         num_images=3,
         stride=2,
         encoder=EncoderConfig(image_size=96, batch_size=2),
-        multicut=MultiCutConfig(distances=(1, 3), biases=(0.1, 0.1)),
+        multicut=MultiCutConfig(distances=(1, 3), biases=(0.1, 0.3)),
         output=output,
     )
     choose_bias.main(arguments)
     figures = json.loads(output.read_text())
     best = max(figures["scores"], key=lambda score: score["criterion"])
-    assert figures["biases"] == [best["bias"], best["bias"]]
+    assert figures["biases"] == best["biases"]
+    assert best["biases"][1] - best["biases"][0] == pytest.approx(0.2)
     printed = capsys.readouterr().out
-    assert f"--multicut.biases {best['bias']:g} {best['bias']:g}" in printed
+    assert "--multicut.biases {:g} {:g}".format(*best["biases"]) in printed
     assert len(figures["images"]) + printed.count("left out") == 3
     with pytest.raises(ConfigurationError, match="--stride"):
         choose_bias.BiasArguments(corpus=str(folder), stride=0)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from engine.errors import ImageError
-from engine.proposals.bias import BiasScore, choose_bias, score_biases
+from engine.proposals.bias import BiasScore, choose_biases, score_biases
 from engine.proposals.mask_filter import MaskFilterConfig
 from engine.proposals.multicut import MultiCutConfig, run_multicut
 
@@ -27,11 +27,13 @@ def noisy_scenes() -> tuple[torch.Tensor, np.ndarray]:
 def test_the_chosen_bias_finds_the_objects() -> None:
     features, objects = noisy_scenes()
     scores = list(score_biases(features, NAMES, CONFIG, MaskFilterConfig()))
-    biases = [score.bias for score in scores]
-    assert biases == sorted(set(biases))
-    bias = choose_bias(scores)
-    assert biases[0] < bias < biases[-1]
-    found = run_multicut(features[0], MultiCutConfig(biases=(bias,) * 3)).masks
+    tried = [score.biases for score in scores]
+    assert tried == sorted(set(tried))
+    steps = np.diff(np.array(tried) - CONFIG.biases, axis=1)
+    assert np.abs(steps).max() < 1e-9
+    biases = choose_biases(scores)
+    assert tried[0] < biases < tried[-1]
+    found = run_multicut(features[0], MultiCutConfig(biases=biases)).masks
     ious = [max((mask & other).sum() / (mask | other).sum() for other in found) for mask in objects]
     assert min(ious) > 0.9
     assert sum(score.num_masks for score in scores[-1:]) > 4  # the highest bias shatters
@@ -39,15 +41,16 @@ def test_the_chosen_bias_finds_the_objects() -> None:
 
 def test_of_equals_the_lowest_bias_is_chosen() -> None:
     scores = [
-        BiasScore(bias=bias, entropy=1, contrast=1, num_masks=1, criterion=criterion)
+        BiasScore(biases=(bias, 0.5), entropy=1, contrast=1, num_masks=1, criterion=criterion)
         for bias, criterion in [(0.5, 0.3), (0.2, 0.7), (0.1, 0.7), (0.9, 0.1)]
     ]
-    assert choose_bias(scores) == 0.1
+    assert choose_biases(scores) == (0.1, 0.5)
 
 
 def test_flat_images_have_nothing_to_choose_from() -> None:
-    (score,) = score_biases(torch.eye(3)[:1].expand(2, 6, 9, 3), NAMES, CONFIG, MaskFilterConfig())
-    assert (score.bias, score.contrast, score.num_masks, score.criterion) == (1, 0, 0, 0)
+    config = MultiCutConfig(starts=1, biases=(0.8, 0.8, 0.8))
+    (score,) = score_biases(torch.eye(3)[:1].expand(2, 6, 9, 3), NAMES, config, MaskFilterConfig())
+    assert (score.biases, score.contrast, score.num_masks, score.criterion) == ((1, 1, 1), 0, 0, 0)
 
 
 def test_features_that_are_not_finite_name_the_image() -> None:
