@@ -29,10 +29,10 @@ from jobs.console import run_job
 class BiasArguments:
     """Try biases on some images of a corpus and print the flags of the best for the label jobs.
 
-    Needs no ground truth: the best partitions have parts that are many and stand out, measured by the mean of
-    entropy times contrast. The biases of all distances rise and fall together, from where --multicut.biases
-    has them. One process, without Ray; images are encoded once. Give --encoder, --weights and
-    --multicut as the label job will have them.
+    Needs no ground truth: the best partitions have parts that are many, stand out and are no splinters, by
+    the mean of entropy times contrast times wholeness. The biases of all distances rise and fall together,
+    from where --multicut.biases has them. One process, without Ray; images are encoded once. Give --encoder,
+    --weights and --multicut as the label job will have them.
     """
 
     corpus: str
@@ -101,12 +101,12 @@ def encode_images(images: list[NDArray[np.uint8]], encoder: Encoder, batch_size:
 
 
 def _table(scores: list[BiasScore]) -> Table:
-    table = Table("biases", "entropy", "contrast", "masks/image", "entropy x contrast")
+    table = Table("biases", "entropy", "contrast", "wholeness", "masks/image", "product")
     for column in table.columns:
         column.justify = "right"
     best = choose_biases(scores) if scores else None
     for score in scores:
-        figures = (score.entropy, score.contrast, score.num_masks, score.criterion)
+        figures = (score.entropy, score.contrast, score.wholeness, score.num_masks, score.criterion)
         style = "bold" if score.biases == best else None
         table.add_row(_format(score.biases), *(f"{figure:.2f}" for figure in figures), style=style)
     return table

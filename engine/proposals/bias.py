@@ -2,14 +2,16 @@
 
 One number is chosen, by which the biases of all distances rise or fall together. Low ones leave the image
 in one piece, high ones shatter it. In between is where parts are many and still stand out from what is around
-them, and the criterion is the product of the two: entropy times contrast.
+them, and the criterion is a product: entropy times contrast times wholeness.
 
 - Entropy of the parts, in nats: H = -sum_k p_k ln p_k, p_k = the share of the patches in part k. It is what
   the partition tells about where a patch is; it is 0 for one part, and highest for equal parts.
-- Contrast: the mean of R(M) over the candidates (engine.proposals.mask_filter). It falls once borders are
-  drawn where nothing changes.
+- Contrast: the mean of R(M) over the candidates (engine.proposals.mask_filter), each with the root of its
+  patches as its weight. It falls once borders are drawn where nothing changes.
+- Wholeness: the share of the parts that are more than a single patch. It falls once textures splinter, whose
+  splinters stand out well.
 
-Either alone is highest at one of the extremes. The criterion is ours.
+Each alone is highest at one of the extremes. The criterion is ours.
 """
 
 from __future__ import annotations
@@ -33,11 +35,12 @@ _QUANTILES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
 @dataclass(frozen=True, kw_only=True)
 class BiasScore:
     """What partitions at some biases, one for each distance, are like, means over the images: entropy in
-    nats, contrast R(M), candidates an image, and the criterion, entropy times contrast."""
+    nats, contrast R(M), wholeness, candidates an image, and the criterion, the product of the first three."""
 
     biases: tuple[float, ...]
     entropy: float
     contrast: float
+    wholeness: float
     num_masks: float
     criterion: float
 
@@ -70,13 +73,14 @@ def score_biases(
             _score_partition(features, affinity, cut, mask_filter)
             for features, affinity in zip(features_bhwc, affinities, strict=True)
         ]
-        means = np.mean([(*row, row[0] * row[1]) for row in rows], axis=0)
+        means = np.mean([(*row, np.prod(row[:3])) for row in rows], axis=0)
         yield BiasScore(
             biases=biases,
             entropy=float(means[0]),
             contrast=float(means[1]),
-            num_masks=float(means[2]),
-            criterion=float(means[3]),
+            wholeness=float(means[2]),
+            num_masks=float(means[3]),
+            criterion=float(means[4]),
         )
 
 
@@ -85,12 +89,16 @@ def _score_partition(
     affinities: NDArray[np.float32],
     config: MultiCutConfig,
     mask_filter: MaskFilterConfig,
-) -> tuple[float, float, int]:
-    """Entropy, contrast and number of candidates of one image's partition."""
+) -> tuple[float, float, float, int]:
+    """Entropy, contrast, wholeness and number of candidates of one image's partition."""
     size = (features_hwc.shape[0], features_hwc.shape[1])
     uv, classes = grid_edges(size, config.offsets)
     cost = affinities - config.offset_biases[classes]
     labels = solve_multicut(size[0] * size[1], uv, cost, config.starts, config.seed)
+    areas = np.bincount(labels)
     masks = part_masks(labels.reshape(size), config)
-    contrast = float(score_masks(features_hwc, masks, mask_filter).mean()) if len(masks) > 0 else 0.0
-    return float(entropy(np.bincount(labels))), contrast, len(masks)
+    contrast = 0.0
+    if len(masks) > 0:
+        weights = np.sqrt(np.count_nonzero(masks, axis=(1, 2)))
+        contrast = float(np.average(score_masks(features_hwc, masks, mask_filter), weights=weights))
+    return float(entropy(areas)), contrast, float((areas > 1).mean()), len(masks)

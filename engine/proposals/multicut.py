@@ -32,7 +32,7 @@ class MultiCutConfig:
 
     distances: tuple[int, ...] = (1, 3, 9)
     """Edges join each patch to the eight patches at each of these distances."""
-    biases: tuple[float, ...] = (0.3, 0.5, 0.9)
+    biases: tuple[float, ...] = (0.2, 0.4, 0.9)
     """For each distance, the cosine above which patches belong together; higher gives more and smaller parts.
     It depends on the encoder and on the images: jobs/choose_bias.py finds it without ground truth."""
     starts: int = 3

@@ -7,7 +7,7 @@ from engine.proposals.bias import BiasScore, choose_biases, score_biases
 from engine.proposals.mask_filter import MaskFilterConfig
 from engine.proposals.multicut import MultiCutConfig, run_multicut
 
-CONFIG = MultiCutConfig(starts=1)
+CONFIG = MultiCutConfig(starts=1, biases=(0.8, 0.8, 0.9))
 NAMES = ("a", "b")
 
 
@@ -41,16 +41,16 @@ def test_the_chosen_bias_finds_the_objects() -> None:
 
 def test_of_equals_the_lowest_bias_is_chosen() -> None:
     scores = [
-        BiasScore(biases=(bias, 0.5), entropy=1, contrast=1, num_masks=1, criterion=criterion)
+        BiasScore(biases=(bias, 0.5), entropy=1, contrast=1, wholeness=1, num_masks=1, criterion=criterion)
         for bias, criterion in [(0.5, 0.3), (0.2, 0.7), (0.1, 0.7), (0.9, 0.1)]
     ]
     assert choose_biases(scores) == (0.1, 0.5)
 
 
 def test_flat_images_have_nothing_to_choose_from() -> None:
-    config = MultiCutConfig(starts=1, biases=(0.8, 0.8, 0.8))
-    (score,) = score_biases(torch.eye(3)[:1].expand(2, 6, 9, 3), NAMES, config, MaskFilterConfig())
-    assert (score.biases, score.contrast, score.num_masks, score.criterion) == ((1, 1, 1), 0, 0, 0)
+    (score,) = score_biases(torch.eye(3)[:1].expand(2, 6, 9, 3), NAMES, CONFIG, MaskFilterConfig())
+    assert score.biases == pytest.approx((1, 1, 1.1))
+    assert (score.contrast, score.num_masks, score.criterion) == (0, 0, 0)
 
 
 def test_features_that_are_not_finite_name_the_image() -> None:
