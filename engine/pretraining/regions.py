@@ -35,8 +35,10 @@ class RegionConfig:
     """Sharpness of the contrast between regions."""
     within_share: float = 0.5
     """Share of the part of the loss that compares a patch with the regions of its own image alone."""
-    same_cosine: float = 0.2
-    """In that part: the cosine above which patch and region are to be one, as in proposals (tau_b)."""
+    same_cosine: float = -0.15
+    """In that part: the cosine above which patch and region are to be one. Lower than what proposals compare
+    cosines with (tau_b, 0.2): patches of whole images, never seen before, are more alike than those of
+    views."""
     min_patches: int = 2
     """A region counts in a view where it covers so many patches."""
 

@@ -15,7 +15,7 @@ ONE_HOT = torch.eye(4)[torch.tensor([[0, 0, 1, 1], [2, 2, 3, 3]])]
 
 
 def test_patches_that_agree_with_their_region_alone_cost_what_the_softmax_leaves():
-    config = RegionConfig(temperature=1.0, within_share=0.25)
+    config = RegionConfig(temperature=1.0, within_share=0.25, same_cosine=0.2)
     contrast = contrast_regions(torch.stack([ONE_HOT, ONE_HOT]), LABELS, config)
     # Cosine 1 with the own region, 0 with three others in the batch and one other in the image.
     among_all = math.log(math.e + 3) - 1
