@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.encoders.encoder import Encoder, EncoderConfig, finite_rows
+from engine.encoders.encoder import DESCRIPTOR, Encoder, EncoderConfig, finite_rows
 from engine.errors import ConfigurationError
 
 __all__ = ["Encoder", "EncoderConfig", "finite_rows", "load_encoder"]
@@ -14,12 +14,11 @@ def load_encoder(config: EncoderConfig, device: str, num_threads: int | None = N
     `num_threads` is the number of CPU threads that torch may use in this **process** from now on; None leaves
     it as it is.
 
-    Raises: ConfigurationError for a device that is not there, an image smaller than a patch or a descriptor
-    with weights; WeightsError for an unknown architecture and for weights that are missing, broken or of
-    another network.
+    Raises: ConfigurationError for a device that is not there, an image smaller than a patch or weights for an
+    encoder that takes none; WeightsError for an unknown architecture and for weights that are missing, broken
+    or of another network.
     """
-    if config.is_descriptor:
-        config.check_descriptor()
+    config.check_fixed_weights()
     import torch
 
     if num_threads is not None:
@@ -35,7 +34,7 @@ def load_encoder(config: EncoderConfig, device: str, num_threads: int | None = N
             f"no device {device!r} here: torch sees {torch.cuda.device_count()} CUDA devices; give cpu"
         )
     # timm takes seconds to import, and the descriptor does without.
-    if config.is_descriptor:
+    if config.name == DESCRIPTOR:
         from engine.encoders.descriptor import DescriptorEncoder
 
         return DescriptorEncoder(config, torch_device)

@@ -15,8 +15,8 @@ from engine.errors import ConfigurationError
 if TYPE_CHECKING:
     import torch
 
-# "embedded" is the descriptor until a trained encoder travels with the package.
-DESCRIPTOR_NAMES = ("embedded", "descriptor")
+# The small ViT that travels with the package, and the encoder that has no weights at all.
+EMBEDDED, DESCRIPTOR = "embedded", "descriptor"
 DEFAULT_WEIGHTS = "hub"
 
 
@@ -24,9 +24,9 @@ DEFAULT_WEIGHTS = "hub"
 class EncoderConfig:
     """Which encoder, with which weights, on images of which size."""
 
-    name: Annotated[str, tyro.conf.arg(aliases=("--encoder",))] = "embedded"
-    """embedded or descriptor (no weights, no download), or a Vision Transformer of timm, with or without a
-    tag: vit_base_patch8_224.dino."""
+    name: Annotated[str, tyro.conf.arg(aliases=("--encoder",))] = EMBEDDED
+    """embedded (a small ViT that comes with maskmill), descriptor (colour and texture, no network), or a
+    Vision Transformer of timm, with or without a tag: vit_base_patch8_224.dino."""
     weights: Annotated[str, tyro.conf.arg(aliases=("--weights",))] = DEFAULT_WEIGHTS
     """hub (what timm publishes), random (drawn from the seed), a .safetensors, .pth, .pt or .bin file, or its
     s3://bucket/key. With method solo: of the trained network."""
@@ -56,21 +56,16 @@ class EncoderConfig:
         if not 0 <= self.seed < 2**63:
             raise ConfigurationError(f"seed must be in [0, 2^63), got {self.seed}")
 
-    @property
-    def is_descriptor(self) -> bool:
-        """Whether the encoder is the one that needs neither weights nor a network."""
-        return self.name in DESCRIPTOR_NAMES
-
-    def check_descriptor(self) -> None:
-        """Raise ConfigurationError where settings contradict that the encoder is a descriptor."""
-        if self.weights != DEFAULT_WEIGHTS:
+    def check_fixed_weights(self) -> None:
+        """Raise ConfigurationError where settings contradict that an encoder's weights, if any, are given."""
+        if self.name in (EMBEDDED, DESCRIPTOR) and self.weights != DEFAULT_WEIGHTS:
             raise ConfigurationError(
-                f"the encoder {self.name!r} has no weights to load from {self.weights!r}: leave weights out, "
-                "or name a timm ViT as encoder"
+                f"the encoder {self.name!r} takes no weights, here {self.weights!r}: leave weights out, or "
+                "name a timm ViT as encoder"
             )
-        if self.precision != "float32":
+        if self.name == DESCRIPTOR and self.precision != "float32":
             raise ConfigurationError(
-                f"the encoder {self.name!r} computes in float32 only: leave precision out, or name a timm ViT"
+                f"the encoder {self.name!r} computes in float32 only: leave precision out, or name another"
             )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import timm
@@ -16,13 +17,16 @@ from numpy.typing import NDArray
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
-from engine.encoders.encoder import EncoderConfig, check_images, patch_grid
+from engine.encoders.encoder import EMBEDDED, EncoderConfig, check_images, patch_grid
 from engine.encoders.keys import Transformer, keep_keys_only
 from engine.encoders.layout import IMAGENET_MEAN, IMAGENET_STD, Layout, Statistics
 from engine.encoders.weights import State, Weights, check_fit, digest_state, drop_heads, read_weights
 from engine.errors import WeightsError
 from engine.precision import autocast, reproducible
 from engine.transfer import upload_images
+
+# Made by jobs/pretrain_encoder.py; embedded.md beside it says from what.
+EMBEDDED_FILE = Path(__file__).with_name("embedded.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +56,8 @@ def load_backbone(config: EncoderConfig) -> Backbone:
     (`vit_base_patch8_224.dino`); and ImageNet's, as in the DINO release, otherwise: an architecture alone
     says nothing about how the weights in a file were trained.
     """
+    if config.name == EMBEDDED:
+        return _load_embedded(config)
     outline = _outline(config.name)
     if config.weights == "hub":
         model = _from_hub(config, outline)
@@ -203,6 +209,14 @@ def _from_file(config: EncoderConfig, outline: Transformer) -> Backbone:
         statistics = layout.mean, layout.std
     _load(model, weights, config)
     return _backbone(model, config, statistics)
+
+
+def _load_embedded(config: EncoderConfig) -> Backbone:
+    """The model that travels with the package; its file says what it is."""
+    layout = read_weights(str(EMBEDDED_FILE)).layout
+    assert layout is not None
+    config = replace(config, name=layout.architecture, weights=str(EMBEDDED_FILE))
+    return _from_file(config, _outline(layout.architecture))
 
 
 def _check_architecture(layout: Layout, config: EncoderConfig) -> None:

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from engine import __version__
+from engine.encoders.encoder import EMBEDDED
 from engine.encoders.layout import Layout, add_layout
 from engine.encoders.weights import State
 from engine.pretraining.config import PretrainingConfig
@@ -57,7 +58,7 @@ def write_card(card: Card) -> str:
             "",
             f"- Images: {card.num_images} of {', '.join(card.corpora)}; no labels were used",
             *_rejected_lines(card.rejected),
-            f"- Started from: {card.config.weights} weights",
+            f"- Started from: {EMBEDDED if card.config.name == EMBEDDED else card.config.weights} weights",
             f"- Learned by: {', '.join(losses)}",
             f"- Steps: {card.steps} of {card.config.batch_size} images, {seen / card.num_images:.1f} epochs, "
             f"{card.minutes:.1f} minutes on {card.device}",

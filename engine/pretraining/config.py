@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from engine.decoding import DecodingConfig
+from engine.encoders.encoder import EMBEDDED
 from engine.errors import ConfigurationError
 from engine.pretraining.dino import DinoConfig
 from engine.pretraining.regions import RegionConfig
@@ -20,9 +21,11 @@ class PretrainingConfig:
     """Which network learns from which views by which losses, and for how long."""
 
     name: Annotated[str, tyro.conf.arg(name="encoder")] = "vit_small_patch8_224"
-    """A Vision Transformer of timm; with a tag (vit_small_patch8_224.dino) its published weights exist."""
+    """A Vision Transformer of timm; with a tag (vit_small_patch8_224.dino) its published weights exist. Or
+    embedded, to go on from the small ViT that comes with maskmill."""
     weights: str = "random"
-    """Where training starts: random, hub, a .safetensors, .pth, .pt or .bin file, or its s3://bucket/key."""
+    """Where training starts: random, hub, a .safetensors, .pth, .pt or .bin file, or its s3://bucket/key.
+    Leave it out with embedded."""
     patch_size: int | None = None
     """Side of a patch in pixels, where it is to differ from the architecture's; with random weights only."""
     depth: int | None = None
@@ -46,7 +49,11 @@ class PretrainingConfig:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def __post_init__(self) -> None:
-        if (self.patch_size is not None or self.depth is not None) and self.weights != "random":
+        if self.name == EMBEDDED and self.weights != "random":
+            raise ConfigurationError(
+                f"the encoder {EMBEDDED!r} brings its own weights: leave weights out, or name a timm ViT"
+            )
+        if (self.patch_size is not None or self.depth is not None) and not self.is_fresh:
             raise ConfigurationError(
                 "patch_size and depth shape a new network, and weights bring their own: leave one of them out"
             )
@@ -60,3 +67,8 @@ class PretrainingConfig:
             raise ConfigurationError(f"seed must be in [0, 2^63), got {self.seed}")
         if self.dino.weight == 0 and self.regions.weight == 0:
             raise ConfigurationError("dino.weight and regions.weight are both 0: nothing would be learned")
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether training starts from random weights."""
+        return self.weights == "random" and self.name != EMBEDDED

@@ -95,7 +95,7 @@ def build_network(config: PretrainingConfig) -> Network:
     """A network that starts as the configuration says; a function of it alone. Raises WeightsError."""
     encoder = EncoderConfig(name=config.name, weights=config.weights, seed=config.seed)
     backbone = load_backbone(encoder)
-    if config.weights == "random":
+    if config.is_fresh:
         shape = {"patch_size": config.patch_size, "depth": config.depth}
         arguments = {name: value for name, value in shape.items() if value is not None}
         # Position embeddings for the grid that the global views have.

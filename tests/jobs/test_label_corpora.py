@@ -23,7 +23,7 @@ from jobs.label_hrsid import HrsidArguments
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 LabelsIn = Callable[[Path], dict[str, bytes]]
-QUICK = ("--refine", "none", "--encoder.image-size", "96")
+QUICK = ("--refine", "none", "--encoder", "descriptor", "--encoder.image-size", "96")
 
 
 def version_at(uri: Path | str) -> Version:

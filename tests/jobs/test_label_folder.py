@@ -17,7 +17,7 @@ from engine.types import Reason, Status
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 LabelsIn = Callable[[Path], dict[str, bytes]]
 # Small images need no more than this, and what is tested here is not what is in the labels.
-QUICK = ("--refine", "none", "--encoder.image-size", "96")
+QUICK = ("--refine", "none", "--encoder", "descriptor", "--encoder.image-size", "96")
 
 
 def store_at(uri: Path | str) -> PseudoLabelStore:

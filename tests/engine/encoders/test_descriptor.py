@@ -79,13 +79,3 @@ def test_neighbours_in_a_batch_do_not_matter():
     together = encoder.encode(images)
     assert torch.equal(together[1:2], encoder.encode([images[1]]))
     assert torch.equal(together.flip(0), encoder.encode(images[::-1]))
-
-
-def test_embedded_is_the_descriptor():
-    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    embedded, descriptor = (
-        load_encoder(EncoderConfig(name=name), "cpu") for name in ("embedded", "descriptor")
-    )
-    assert embedded.weights_digest == descriptor.weights_digest
-    assert embedded.grid == descriptor.grid == (60, 60)
-    assert torch.equal(embedded.encode([image]), descriptor.encode([image]))

@@ -7,7 +7,8 @@ from engine.encoders.encoder import patch_grid
 from engine.errors import ConfigurationError
 
 SHARED_CONTRACT = [
-    EncoderConfig(image_size=100),
+    EncoderConfig(name="descriptor", image_size=100),
+    EncoderConfig(image_size=100, batch_size=2),
     EncoderConfig(name="test_vit", weights="random", image_size=70, batch_size=2),
 ]
 
@@ -31,12 +32,12 @@ def test_configuration_is_checked(fields, complaint):
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"weights": "dino.pth"}, "no weights to load"),
-        ({"name": "descriptor", "weights": "random"}, "no weights to load"),
-        ({"precision": "bfloat16"}, "float32 only"),
+        ({"weights": "dino.pth"}, "'embedded' takes no weights"),
+        ({"name": "descriptor", "weights": "random"}, "'descriptor' takes no weights"),
+        ({"name": "descriptor", "precision": "bfloat16"}, "float32 only"),
     ],
 )
-def test_a_descriptor_has_nothing_to_load(fields, complaint):
+def test_encoders_that_need_no_weights_take_none(fields, complaint):
     with pytest.raises(ConfigurationError, match=complaint):
         load_encoder(EncoderConfig(**fields), "cpu")
 

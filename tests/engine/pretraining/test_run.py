@@ -7,6 +7,8 @@ import torch
 
 from engine.corpora import FolderCorpus
 from engine.encoders import EncoderConfig, load_encoder
+from engine.encoders.vit import EMBEDDED_FILE
+from engine.encoders.weights import digest_state, read_weights
 from engine.errors import ConfigurationError, CorpusError, RunError, StoreError, WeightsError
 from engine.pretraining.card import CARD_KEY, ENCODER_KEY
 from engine.pretraining.config import PretrainingConfig
@@ -108,6 +110,19 @@ def test_the_encoder_loads_by_its_name_and_file(corpus, settings, tmp_path):
     assert torch.equal(
         build_network(onwards).transformer.cls_token, network.transformer.cls_token.half().float()
     )
+
+
+def test_training_goes_on_from_the_embedded_encoder():
+    config = PretrainingConfig(name="embedded")
+    network = build_network(config)
+    weights = read_weights(str(EMBEDDED_FILE))
+    assert network.layout == weights.layout
+    state = network.encoder_state()
+    assert digest_state(state) == load_encoder(EncoderConfig(image_size=64), "cpu").weights_digest
+    with pytest.raises(ConfigurationError, match="brings its own weights"):
+        PretrainingConfig(name="embedded", weights="encoder.safetensors")
+    with pytest.raises(ConfigurationError, match="leave one of them out"):
+        PretrainingConfig(name="embedded", depth=3)
 
 
 def test_without_the_image_level_loss_nothing_behind_the_keys_moves(corpus, settings):
