@@ -124,7 +124,7 @@ def main(arguments: BenchmarkArguments) -> None:
     if "stages" in arguments.parts:
         stages += time_stages_on_all_cores(encoder.image_size, cores, arguments)
     if "encoder" in arguments.parts:
-        figures["encoder_images_per_s"] = time_encoder(encoder, arguments)
+        figures["encoder_images_per_s"] = time_encoder(arguments)
     if "pipeline" in arguments.parts:
         figures["pipeline"] = asdict(time_pipeline(encoder, arguments))
         # A machine does not stay equally fast: the pipeline is compared with what was before and after it.
@@ -195,11 +195,14 @@ def summarise_stages(processes: Sequence[StageFigures]) -> dict[str, Any]:
     }
 
 
-def time_encoder(encoder: Encoder, arguments: BenchmarkArguments) -> dict[str, float]:
+def time_encoder(arguments: BenchmarkArguments) -> dict[str, float]:
     """Images a second of the encoder alone, with all threads, by the number of images in a batch."""
-    image = np.random.default_rng(0).integers(0, 256, (*encoder.image_size, 3), np.uint8)
     rates = {}
     for batch_size in _BATCH_SIZES[arguments.device]:
+        # One for each size: an encoder fills its batches up.
+        config = replace(arguments.labelling.encoder, batch_size=batch_size)
+        encoder = load_encoder(config, arguments.device)
+        image = np.random.default_rng(0).integers(0, 256, (*encoder.image_size, 3), np.uint8)
         batch = [image] * batch_size
         encoder.encode(batch).cpu()
         start, batches = time.perf_counter(), 0
