@@ -34,7 +34,8 @@ class Run:
     def start(cls, corpus: Path, store: Path, *more: str, **environment: str) -> "Run":
         command = [
             sys.executable, str(_JOB), "--corpus", str(corpus), "--store", str(store), "--refine", "none",
-            "--encoder", "descriptor", "--encoder.image-size", "96", "--shard-size", "4", "--chunk-size", "2", *more,
+            "--encoder", "descriptor", "--encoder.image-size", "96",
+            "--shard-size", "4", "--chunk-size", "2", *more,
         ]  # fmt: skip
         log = store.with_suffix(".log")
         with log.open("wb") as output:

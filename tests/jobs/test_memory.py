@@ -34,7 +34,8 @@ def test_memory_does_not_grow_with_the_corpus(
         store = tmp_path / f"store-{count}"
         command = [
             sys.executable, str(_JOB), "--corpus", str(corpus), "--store", str(store), "--limit", str(count),
-            "--refine", "none", "--encoder", "descriptor", "--shard-size", "100", "--address", roomy_cluster.address,
+            "--refine", "none", "--encoder", "descriptor",
+            "--shard-size", "100", "--address", roomy_cluster.address,
         ]  # fmt: skip
         job = psutil.Popen(command, env=roomy_cluster.environment, stdout=subprocess.DEVNULL)
         peaks[count] = 0
