@@ -18,7 +18,7 @@ from actors.pool import CHUNKS_IN_HAND, PoolSize, WorkerPool
 from actors.storage import Work, commit_shard
 from actors.workers import Worker
 from engine.errors import RunError, TransientError
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 from engine.read_ahead import read_ahead
 from engine.store.runs import RunRecord
 from engine.store.schema import ShardSummary

@@ -15,21 +15,19 @@ import torch
 from numpy.typing import NDArray
 
 from actors.reader import ReadCrop, Reader, rejected_outcome
-from engine.corpora import Corpus
-from engine.encoders import Encoder, load_encoder
-from engine.labelling import (
+from engine.candidates import (
     Candidates,
-    LabellingConfig,
-    Labels,
     Tile,
     find_candidates,
-    find_tile_background,
     group_candidates,
     make_labels,
-    make_outcome,
     refine_candidates,
-    warm_up,
 )
+from engine.corpora import Corpus
+from engine.encoders import Encoder, load_encoder
+from engine.instances import Labels, make_outcome
+from engine.labelling import find_tile_background, warm_up
+from engine.labelling_config import LabellingConfig
 from engine.preparation import Crop, PreparationConfig
 from engine.proposals.duplicates import merge_outcomes
 from engine.read_ahead import read_ahead

@@ -24,7 +24,7 @@ from engine.corpora import Corpus
 from engine.decoding import decode_image, resize_image
 from engine.encoders import Encoder
 from engine.errors import ImageError, StoreError
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 from engine.store.objects import ObjectStore
 from engine.types import ImageRecord
 

@@ -17,7 +17,8 @@ from engine.errors import ConfigurationError
 from engine.evaluation import EvaluatedImage, EvaluationProtocol, evaluate
 from engine.feature_cache import FeatureCache
 from engine.ground_truth import AnnotatedImage
-from engine.labelling import LabellingConfig, label_features, warm_up
+from engine.labelling import label_features, warm_up
+from engine.labelling_config import LabellingConfig
 from engine.selection import Selection, score_cut, select_instances
 from engine.types import Instances
 

@@ -27,7 +27,7 @@ from engine.corpora import Corpus, CorpusKind, open_corpus
 from engine.corpora.repeated import RepeatedCorpus
 from engine.encoders import Encoder, load_encoder
 from engine.errors import ConfigurationError
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 from engine.planning import check_has_images
 from engine.stopwatch import stage, timed_stages
 from engine.store.objects import open_objects

@@ -18,7 +18,7 @@ from scipy import ndimage
 from engine.corpora import FolderCorpus
 from engine.errors import ConfigurationError, CorpusError
 from engine.ground_truth import AnnotatedImage, read_ground_truth
-from engine.labelling import make_instances
+from engine.instances import make_instances
 from engine.solo.augmentation import AugmentationConfig
 from engine.solo.config import GridConfig, SoloConfig
 from engine.solo.samples import SampleConfig, SampleMaker, list_images

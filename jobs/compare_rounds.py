@@ -13,7 +13,7 @@ from engine.decoding import decode_image
 from engine.errors import ConfigurationError
 from engine.evaluation import EvaluationProtocol, evaluate_version
 from engine.ground_truth import AnnotatedImage, read_ground_truth
-from engine.labelling import Labels, make_outcome
+from engine.instances import Labels, make_outcome
 from engine.selftraining.rounds import LaterLoss, LaterRoundsConfig, SelfTrainingConfig
 from engine.selftraining.stability import with_stability
 from engine.solo.training import RESULT_KEY, TrainingConfig, snapshot_key

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from engine.feature_cache import EncodedImage, FeatureCache
-from engine.labelling import PatchMethod
+from engine.labelling_config import PatchMethod
 from engine.probing import ProbeConfig, draw_patches, foreground_auc, foreground_patches, pixel_features
 from engine.store.objects import open_objects
 from engine.sweep import SweepPoint, SweptImage

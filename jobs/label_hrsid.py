@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from engine.corpora import open_hrsid
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 from engine.tiling import TilingConfig
 from jobs.console import run_job
 from jobs.labelling import LabelArguments, run_label_job

@@ -17,7 +17,7 @@ from engine.corpora import Corpus, CorpusKind
 from engine.decoding import DecodingConfig, decode_image
 from engine.encoders import load_encoder
 from engine.errors import ConfigurationError, ImageError, TransientError
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 from engine.planning import check_has_images, check_same_corpus
 from engine.store.local import LocalObjects
 from engine.store.objects import open_objects

@@ -19,7 +19,7 @@ from engine.errors import ConfigurationError, RunError
 from engine.evaluation import EvaluationProtocol
 from engine.feature_cache import CachedImages, FeatureCache, cache_features
 from engine.ground_truth import read_ground_truth, thin_out
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 from engine.matching import Match, match_images
 from engine.sweep import PointResult, SweepPoint, SweptImage, evaluate_points, start_workers
 from engine.types import ImageRecord

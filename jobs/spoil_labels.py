@@ -10,7 +10,7 @@ import numpy as np
 
 from engine import __version__
 from engine.errors import ConfigurationError
-from engine.labelling import make_instances
+from engine.instances import make_instances
 from engine.masks import decode_rles
 from engine.solo.samples import is_held_out
 from engine.store.objects import open_objects

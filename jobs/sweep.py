@@ -20,7 +20,7 @@ from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
 from engine.feature_cache import FeatureCache
 from engine.grid import GridAxis, grid_points, parse_axis, with_settings
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 from engine.line_plot import LinePlot, Series, draw_plot
 from engine.store.objects import open_objects
 from engine.sweep import SweepPoint, SweptImage

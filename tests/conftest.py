@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.labelling import make_instances
+from engine.instances import make_instances
 from engine.store.local import LocalObjects
 from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
 from engine.types import ImageRecord, Outcome, Reason, ShardPlan, Status

@@ -10,7 +10,7 @@ import tyro
 
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 from engine.selection import SelectionConfig
 from engine.solo.training import TrainingConfig
 from engine.tiling import TilingConfig

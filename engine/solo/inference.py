@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from engine.decoding import fit_image, fit_size
-from engine.labelling import make_instances
+from engine.instances import make_instances
 from engine.solo.config import DetectionConfig, SoloConfig
 from engine.transfer import upload_images
 from engine.types import Instances

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.candidates import settle_masks
 from engine.decoding import fit_size
 from engine.errors import WeightsError
-from engine.labelling import LabellingConfig, Labels, make_instances, settle_masks
+from engine.instances import Labels, make_instances
+from engine.labelling_config import LabellingConfig
 from engine.precision import autocast, reproducible
 from engine.refine import refine_masks
 from engine.selftraining.stability import with_stability

@@ -18,7 +18,8 @@ from engine.corpora import Corpus, FolderCorpus
 from engine.decoding import decode_image, resize_image
 from engine.encoders import EncoderConfig, load_encoder
 from engine.errors import TransientError
-from engine.labelling import LabellingConfig, label_images
+from engine.labelling import label_images
+from engine.labelling_config import LabellingConfig
 from engine.masks import cross_ious
 from engine.refine import CrfConfig, refine_images
 from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
@@ -152,7 +153,7 @@ def test_an_image_that_refinement_fails_at_does_not_take_its_batch_along(
             raise RuntimeError("surprise")
         return refine_images(images, *arguments, **keywords)
 
-    monkeypatch.setattr("engine.labelling.refine_images", refine_or_fail)
+    monkeypatch.setattr("engine.candidates.refine_images", refine_or_fail)
     rows = label(corpus, config)
     assert (rows[1].reason, rows[1].detail) == (Reason.FAILED, "while labelling: RuntimeError: surprise")
     for i in (0, 2, 3):

@@ -10,7 +10,7 @@ from engine.corpora import FolderCorpus
 from engine.encoders import EncoderConfig
 from engine.errors import ObjectMissing, StoreError
 from engine.feature_cache import CachedImages, FeatureCache, cache_features
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 from engine.store.objects import MemoryObjects
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from engine.errors import ConfigurationError
 from engine.grid import GridAxis, grid_points, parse_axis, with_settings
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine import labelling
+from engine import candidates
+from engine.candidates import Candidates, Tile, group_candidates
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
-from engine.labelling import (
-    Candidates,
-    LabellingConfig,
-    Labels,
-    Tile,
-    group_candidates,
-    label_features,
-    label_images,
-    make_instances,
-    make_outcome,
-    warm_up,
-)
+from engine.instances import Labels, make_instances, make_outcome
+from engine.labelling import label_features, label_images, warm_up
+from engine.labelling_config import LabellingConfig
 from engine.masks import decode_rles
 from engine.proposals.promerge import ProMergeConfig
 from engine.tiling import TilingConfig
@@ -92,7 +84,7 @@ def test_refinement_finds_the_edge() -> None:
 
 
 def test_refinement_takes_crops_by_groups_that_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelling, "_MOST_MASK_PIXELS", 12 * 48 * 64)
+    monkeypatch.setattr(candidates, "_MOST_MASK_PIXELS", 12 * 48 * 64)
     image = disc_image((48, 64))
     found = [
         Candidates(

@@ -9,7 +9,7 @@ from engine.errors import ConfigurationError
 from engine.evaluation import EvaluationProtocol
 from engine.feature_cache import EncodedImage, FeatureCache
 from engine.ground_truth import AnnotatedImage
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 from engine.masks import encode_rles
 from engine.proposals.promerge import ProMergeConfig
 from engine.selection import SelectionConfig

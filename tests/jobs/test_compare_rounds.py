@@ -10,7 +10,7 @@ import pytest
 
 from engine.errors import ConfigurationError
 from engine.ground_truth import read_ground_truth
-from engine.labelling import make_instances
+from engine.instances import make_instances
 from engine.selection import SelectionConfig
 from engine.selftraining.rounds import LaterRoundsConfig
 from engine.solo.config import DetectionConfig, GridConfig, SoloConfig

@@ -13,7 +13,7 @@ import pytest
 from engine.boxes import mask_boxes_xyxy
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
-from engine.labelling import LabellingConfig
+from engine.labelling_config import LabellingConfig
 from engine.masks import encode_rles
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo

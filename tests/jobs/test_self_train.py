@@ -18,7 +18,7 @@ import torch
 from engine.corpora import FolderCorpus
 from engine.decoding import decode_image, fit_image
 from engine.errors import UsageError
-from engine.labelling import make_outcome
+from engine.instances import make_outcome
 from engine.solo.labelling import CheckpointLabeller
 from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleMaker, list_images

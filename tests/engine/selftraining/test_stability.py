@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import StoreError
-from engine.labelling import make_instances
+from engine.instances import make_instances
 from engine.selftraining.change import label_change
 from engine.selftraining.stability import (
     StabilityRange,

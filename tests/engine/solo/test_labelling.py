@@ -11,7 +11,8 @@ from torch import nn
 
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError, WeightsError
-from engine.labelling import LabellingConfig, Labels
+from engine.instances import Labels
+from engine.labelling_config import LabellingConfig
 from engine.masks import decode_rles
 from engine.solo.config import DetectionConfig, SoloConfig
 from engine.solo.labelling import CheckpointLabeller, SoloLabeller

@@ -8,7 +8,7 @@ import pytest
 
 from engine.corpora import FolderCorpus
 from engine.ground_truth import read_ground_truth
-from engine.labelling import make_instances
+from engine.instances import make_instances
 from engine.masks import decode_rles
 from engine.selection import SelectionConfig
 from engine.solo.augmentation import AugmentationConfig
