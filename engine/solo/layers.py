@@ -73,7 +73,7 @@ def with_frozen_batch_norm(module: nn.Module) -> nn.Module:
 def with_coordinates(features: torch.Tensor) -> torch.Tensor:
     """Features (B, C, H, W) and two channels more: x and y of pixel centres, -1 to 1 (CoordConv)."""
     batch, _, height, width = features.shape
-    y = ((torch.arange(height) + 0.5) * (2 / height) - 1)[:, None].expand(height, width)
-    x = ((torch.arange(width) + 0.5) * (2 / width) - 1)[None].expand(height, width)
-    coordinates = torch.stack([x, y]).to(features).expand(batch, 2, height, width)
+    y, x = ((torch.arange(size, device=features.device) + 0.5) * (2 / size) - 1 for size in (height, width))
+    planes = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+    coordinates = planes.to(features.dtype).expand(batch, 2, height, width)
     return torch.cat([features, coordinates], dim=1)

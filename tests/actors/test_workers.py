@@ -29,6 +29,7 @@ from engine.solo.weights import load_network, pack_network
 from engine.store.objects import MemoryObjects
 from engine.tiling import TilingConfig
 from engine.types import ImageRecord, Instances, Outcome, Reason, ShardPlan, Status
+from tests.stand_in_cuda import seeing_stand_in, stand_in_cuda
 
 CONFIG = LabellingConfig(refine="none", encoder=EncoderConfig(image_size=96, batch_size=2))
 SIZE = (96, 96)
@@ -57,15 +58,18 @@ def corpus(photograph: Callable[[int], np.ndarray], encode_image: Callable[..., 
     return FolderCorpus(objects)
 
 
-def label(corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int = 5) -> list[Outcome]:
+def label(
+    corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int = 5, device: str = "cpu"
+) -> list[Outcome]:
     """Every image of the corpus, in chunks through one worker, two of them at a time."""
     plan = ShardPlan(index=7, records=tuple(corpus.records()), is_last=True)
-    worker = Worker(corpus, config, SIZE, "cpu")
+    worker = Worker(corpus, config, SIZE, device)
     worker.start()
     rows: dict[ImageRecord, Outcome] = {}
     with ThreadPoolExecutor(CHUNKS_IN_HAND) as threads:
         chunks = list(plan.chunks(chunk_size))
-        for chunk, outcomes in zip(chunks, threads.map(worker.label, chunks), strict=True):
+        work = seeing_stand_in(worker.label) if device == "cuda" else worker.label
+        for chunk, outcomes in zip(chunks, threads.map(work, chunks), strict=True):
             assert {row.record for row in outcomes} == set(chunk.records)
             assert len(outcomes) == len(chunk.records)
             rows.update((row.record, row) for row in outcomes)
@@ -99,6 +103,22 @@ def test_masks_are_refined_by_torch_as_by_numba(corpus: FolderCorpus) -> None:
             ious = np.diag(cross_ious(one.instances.rles, other.instances.rles, one.instances.size))
             assert ious.min() > 0.99
         assert (one.reason, one.instances is None) == (other.reason, other.instances is None)
+
+
+@pytest.mark.parametrize("method", ["promerge", "multicut", "solo"])
+def test_a_worker_on_a_gpu_labels_as_one_without(
+    corpus: FolderCorpus, by_network: LabellingConfig, method: Literal["promerge", "multicut", "solo"]
+) -> None:
+    config = by_network if method == "solo" else replace(CONFIG, method=method)
+    config = replace(config, refine="crf", crf=CrfConfig(backend="torch"), tiling=TilingConfig(tile=48))
+    expected = label(corpus, config)
+    with stand_in_cuda():
+        rows = label(corpus, config, device="cuda")
+    assert sum(row.instances is not None for row in rows) >= 2
+    for row, other in zip(rows, expected, strict=True):
+        assert (row.reason, row.detail) == (other.reason, other.detail)
+        if row.instances is not None and other.instances is not None:
+            assert row.instances.rles == other.instances.rles
 
 
 def test_an_images_row_does_not_depend_on_its_neighbours(corpus: FolderCorpus) -> None:

@@ -23,6 +23,7 @@ from engine.store.objects import MemoryObjects
 from engine.training.checkpoints import CHECKPOINT_KEY, read_checkpoint
 from engine.training.distribution import Place
 from engine.training.order import epoch_order
+from tests.stand_in_cuda import stand_in_cuda
 
 CONFIG = PretrainingConfig(
     name="test_vit",
@@ -175,6 +176,19 @@ def test_a_loss_that_is_no_number_stops_the_run():
     with pytest.raises(RunError, match=r"at step 2: lower optimiser\.learning-rate"):
         trainer.train_step(views, 0.2)
     assert trainer.step == 1
+
+
+def test_a_step_on_a_gpu_measures_what_one_without_does():
+    views = Views(
+        torch.randint(0, 256, (4, 2, 3, 32, 32), dtype=torch.uint8),
+        torch.randint(0, 256, (4, 1, 3, 16, 16), dtype=torch.uint8),
+        torch.randint(0, 3, (4, 2, 4, 4), dtype=torch.uint8),
+    )
+    expected = Pretrainer(CONFIG, Place()).train_step(views, 0.5)
+    with stand_in_cuda():
+        figures = Pretrainer(CONFIG, Place(device=torch.device("cuda"))).train_step(views, 0.5)
+    for name in ("loss", "dino", "regions", "region_accuracy", "teacher_entropy", "key_spread"):
+        assert getattr(figures, name) == pytest.approx(getattr(expected, name), rel=1e-3), name
 
 
 def test_a_corpus_of_nothing_readable_says_so(tmp_path, settings):

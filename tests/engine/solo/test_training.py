@@ -34,6 +34,7 @@ from engine.training.distribution import Place
 from engine.training.log import read_figures
 from engine.training.order import SampleNumber, batch_numbers
 from engine.training.schedule import OptimiserConfig
+from tests.stand_in_cuda import stand_in_cuda
 
 
 def true_annotation(outcome):
@@ -187,6 +188,17 @@ def test_a_loss_that_is_not_finite_names_the_images(make_maker, tiny_training):
     with pytest.raises(RunError, match=rf"loss is nan at step 1, among '{batch.image_ids[0]}'"):
         trainer.train_step(batch)
     torch.testing.assert_close(trainer.network.state_dict(), before, equal_nan=True, rtol=0, atol=0)
+
+
+def test_a_step_on_a_gpu_measures_what_one_without_does(make_maker, tiny_training):
+    maker = make_maker(tiny_training)
+    batch = next(load_batches(maker, batch_numbers(0, len(maker), 2, range(1), slice(None)), 0))
+    expected = SoloTrainer(tiny_training, Place()).train_step(batch)
+    with stand_in_cuda():
+        figures = SoloTrainer(tiny_training, Place(device=torch.device("cuda"))).train_step(batch)
+    assert expected.mask > 0
+    for name in ("loss", "focal", "mask", "soft", "positives", "fallback_share"):
+        assert getattr(figures, name) == pytest.approx(getattr(expected, name), rel=1e-4), name
 
 
 @pytest.mark.parametrize("precision", ["bfloat16"])
