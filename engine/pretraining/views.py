@@ -27,6 +27,9 @@ class ViewConfig:
     """Local views of each image; they serve the image-level loss only."""
     window_scale: tuple[float, float] = (0.3, 1.0)
     """Share of the image from which all of its views are taken."""
+    region_share: float = 0.0
+    """Share of windows that show a certain region, drawn with equal chances for large and small ones; the
+    others lie anywhere. It brings small objects of wide scenes, as ships at sea, into views."""
     global_scale: tuple[float, float] = (0.4, 1.0)
     """Share of the window that a global view shows."""
     local_scale: tuple[float, float] = (0.05, 0.4)
@@ -48,6 +51,8 @@ class ViewConfig:
                 raise ConfigurationError(
                     f"views.{name} are two rising shares of an area, got {low} and {high}"
                 )
+        if not 0 <= self.region_share <= 1:
+            raise ConfigurationError(f"views.region_share is a share, 0 to 1, got {self.region_share}")
         if not 0 <= self.colour_strength <= 2:
             raise ConfigurationError(f"views.colour_strength is 0 to 2, got {self.colour_strength}")
         if not 0 < self.speckle_looks[0] <= self.speckle_looks[1]:
@@ -89,6 +94,8 @@ class ViewMaker:
         is_grey = bool((image_chw == image_chw[:1]).all())
         changes = self._grey if is_grey else self._colour
         top, left, height, width = _choose_crop(image_chw, config.window_scale)
+        if config.region_share > 0 and torch.rand(()) < config.region_share:
+            top, left = _move_to_region(labels_hw, height, width)
         rows, columns = slice(top, top + height), slice(left, left + width)
         window = torch.cat([image_chw, labels_hw[None]])[:, rows, columns]
         if is_grey:
@@ -121,6 +128,19 @@ def _choose_crop(image: torch.Tensor, scale: tuple[float, float]) -> tuple[int, 
     """Top, left, height and width of a random crop."""
     top, left, height, width = RandomResizedCrop.get_params(image, list(scale), list(_ASPECT_RATIOS))
     return top, left, height, width
+
+
+def _move_to_region(labels_hw: torch.Tensor, height: int, width: int) -> tuple[int, int]:
+    """Top and left of a window of this size that shows a random pixel of a random region, wherever in it."""
+    regions = torch.unique(labels_hw)
+    rows, columns = torch.nonzero(labels_hw == regions[torch.randint(len(regions), ())], as_tuple=True)
+    pixel = int(torch.randint(len(rows), ()))
+    top = int(rows[pixel]) - int(torch.randint(height, ()))
+    left = int(columns[pixel]) - int(torch.randint(width, ()))
+    return (
+        min(max(top, 0), labels_hw.shape[0] - height),
+        min(max(left, 0), labels_hw.shape[1] - width),
+    )
 
 
 # DINO's chances (appendix of the paper): the first global view is always blurred, the second seldom, but it

@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,6 +63,24 @@ def test_patches_keep_their_regions():
     assert seen == {0, 1}
 
 
+def test_windows_are_laid_around_small_regions_as_often_as_around_large_ones():
+    image, labels = torch.zeros(3, 100, 120, dtype=torch.uint8), torch.zeros(100, 120, dtype=torch.uint8)
+    for rows, columns in ((slice(2), slice(2)), (slice(60, 62), slice(80, 82))):
+        image[0, rows, columns], labels[rows, columns] = 255, 3
+    small = ViewConfig(
+        global_size=32, num_local=0, colour_strength=0, window_scale=(0.01, 0.02), global_scale=(0.999, 1)
+    )
+
+    def share_that_shows_it(region_share):
+        config = replace(small, region_share=region_share)
+        views = [make(config, image, labels, seed).global_views for seed in range(100)]
+        return sum(bool((view[0, 0] > 20).any()) for view in views) / len(views)
+
+    assert share_that_shows_it(0) < 0.2
+    assert 0.3 < share_that_shows_it(0.8) < 0.6
+    assert share_that_shows_it(1) < 0.7
+
+
 def test_grey_images_stay_grey_and_get_speckle():
     image = torch.full((3, 48, 48), 100, dtype=torch.uint8)
     views = [make(CONFIG, image, seed=seed) for seed in range(8)]
@@ -86,3 +105,5 @@ def test_views_must_be_whole_patches():
         ViewMaker(ViewConfig(global_size=32, local_size=20), 8)
     with pytest.raises(ConfigurationError, match=r"views\.window_scale"):
         ViewConfig(window_scale=(0.5, 0.2))
+    with pytest.raises(ConfigurationError, match=r"views\.region_share is a share"):
+        ViewConfig(region_share=1.5)
