@@ -132,7 +132,8 @@ def stand_in_cuda() -> Iterator[None]:
     different places, and arrays of numpy made of tensors that are not on the host. It says nothing of speed,
     streams or rounding, and takes no gradients: torch's engine needs the driver for them.
     """
-    # Where there is no driver, torch then leaves the current device alone.
+    # Where there is no driver, torch then leaves the current device alone. Its engine, for its part, starts a
+    # thread for the device: from now on, processes that take gradients are to be spawned, not forked.
     torch._C._ensureCUDADeviceGuardSet()
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)

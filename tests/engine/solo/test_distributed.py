@@ -61,7 +61,7 @@ def test_two_processes_learn_what_one_learns(
         train_one_of_two,
         (address, labelled_discs, tmp_path / "two", config),
         nprocs=2,
-        start_method="fork",
+        start_method="spawn",
     )
     train(labelled_discs, tmp_path / "one", config, Place())
     one, two = (read_figures(LocalObjects(tmp_path / name)) for name in ("one", "two"))
