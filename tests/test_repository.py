@@ -14,14 +14,15 @@ from jobs.console import parse_arguments
 
 _ROOT = Path(__file__).parents[1]
 _README = (_ROOT / "README.md").read_text()
+_PAGES = _README + "".join(path.read_text() for path in sorted((_ROOT / "docs").glob("*.md")))
 
 
 def test_ray_accepts_the_cluster() -> None:
     validate_config(prepare_config(yaml.safe_load((_ROOT / "cluster.yaml").read_text())))
 
 
-def test_every_flag_in_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    jobs = set(re.findall(r"jobs/(\w+)\.py", _README))
+def test_every_flag_in_the_pages_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = set(re.findall(r"jobs/(\w+)\.py", _PAGES))
     assert "label_folder" in jobs
     for job in sorted(jobs):
         main = importlib.import_module(f"jobs.{job}").main
@@ -29,7 +30,7 @@ def test_every_flag_in_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> 
         with pytest.raises(SystemExit):
             parse_arguments(arguments_type, ["--help"])
         said = capsys.readouterr().out
-        uses = re.findall(rf"jobs/{job}\.py((?:[^\n]|\\\n)*)", _README)
+        uses = re.findall(rf"jobs/{job}\.py((?:[^\n]|\\\n)*)", _PAGES)
         flags = {flag for use in uses for flag in re.findall(r"--[a-z][\w.-]*", use)}
         assert {flag for flag in flags if flag not in said} == set(), job
 
@@ -45,10 +46,17 @@ def test_every_job_runs_by_its_file(job: str) -> None:
     assert "--help" in said
 
 
-@pytest.mark.parametrize("name", ["docs/labels.jpg"])
-def test_pictures_in_the_readme_are_there(name: str) -> None:
-    assert name in _README
-    assert (_ROOT / name).stat().st_size < 500_000
+@pytest.mark.parametrize("page", ["README.md", "docs/measurements.md", "docs/detector.md"])
+def test_what_a_page_links_to_is_there(page: str) -> None:
+    path = _ROOT / page
+    targets = re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", path.read_text())
+    assert page != "README.md" or ("docs/labels.jpg", "") in targets
+    for name, heading in targets:
+        target = path.parent / name if name else path
+        assert target.is_file()
+        assert target.stat().st_size < 500_000
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in [text.lower().replace(" ", "-") for text in headings]
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
