@@ -25,9 +25,10 @@ from ray.train.torch import TorchTrainer
 from actors.mailbox import Figures, Mailbox
 from engine.corpora import Corpus
 from engine.errors import ConfigurationError, RunError
+from engine.solo.config import RunSettings
 from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleMaker, list_images
-from engine.solo.training import RunSettings, TrainingConfig
+from engine.solo.training import TrainingConfig
 from engine.solo.validation import Validation
 from engine.store.objects import ObjectStore
 from engine.store.pseudo_labels import Version

@@ -10,9 +10,7 @@ import tyro
 from engine.decoding import DecodingConfig
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
-from engine.proposals.mask_filter import MaskFilterConfig
-from engine.proposals.multicut import MultiCutConfig
-from engine.proposals.promerge import ProMergeConfig
+from engine.proposals.config import MaskFilterConfig, MultiCutConfig, ProMergeConfig
 from engine.refine import CrfConfig
 from engine.solo.config import DetectionConfig
 from engine.tiling import TilingConfig

@@ -20,8 +20,7 @@ from engine.decoding import DecodingConfig, decode_image, resize_image
 from engine.encoders import Encoder, EncoderConfig, load_encoder
 from engine.errors import ConfigurationError, ImageError
 from engine.proposals.bias import BiasScore, choose_biases, score_biases
-from engine.proposals.mask_filter import MaskFilterConfig
-from engine.proposals.multicut import MultiCutConfig
+from engine.proposals.config import MaskFilterConfig, MultiCutConfig
 from jobs.console import run_job
 
 

@@ -20,9 +20,9 @@ from engine.errors import ConfigurationError, CorpusError
 from engine.ground_truth import AnnotatedImage, read_ground_truth
 from engine.instances import make_instances
 from engine.solo.augmentation import AugmentationConfig
-from engine.solo.config import GridConfig, SoloConfig
+from engine.solo.config import GridConfig, RunSettings, SoloConfig
 from engine.solo.samples import SampleConfig, SampleMaker, list_images
-from engine.solo.training import RunSettings, TrainingConfig, begin_output
+from engine.solo.training import TrainingConfig, begin_output
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects, ObjectStore
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo

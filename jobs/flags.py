@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from engine.solo.training import RunSettings
+from engine.solo.config import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
 """Dependencies run jobs -> actors -> engine, never back."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,11 @@ def test_ray_starts_only_in_jobs() -> None:
         if "ray.init" in path.read_text()
     ]
     assert starters == []
+
+
+@pytest.mark.parametrize("job", ["label_folder", "label_coco", "label_sa1b", "label_hrsid"])
+def test_the_flags_of_label_jobs_need_no_heavy_library(job: str) -> None:
+    """So that --help and mistakes answer at once."""
+    ask = f"import jobs.{job}, sys; print({{'ray', 'torch', 'timm', 'scipy', 'numba'}} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", ask], cwd=_ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"

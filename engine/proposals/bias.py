@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from scipy.stats import entropy
 
 from engine.proposals.affinity_graph import edge_affinities, grid_edges
-from engine.proposals.mask_filter import MaskFilterConfig, score_masks
-from engine.proposals.multicut import MultiCutConfig, part_masks, solve_multicut
+from engine.proposals.config import MaskFilterConfig, MultiCutConfig
+from engine.proposals.mask_filter import score_masks
+from engine.proposals.multicut import part_masks, solve_multicut
 
 # Shares of the edges that should be cut: they say which biases are tried.
 _QUANTILES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)

@@ -6,25 +6,15 @@ paper leaves open (the affinity, the edge) is stated where it is computed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from engine.proposals.config import MaskFilterConfig
 from engine.proposals.patches import normalised_features
 
 _PLUS = ndimage.generate_binary_structure(2, 1)[None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskFilterConfig:
-    """How masks are scored."""
-
-    edge: Literal["outside", "inside"] = "outside"
-    """Edge patches: the ring of patches just outside the mask, or the mask's own rim."""
 
 
 def score_masks(

@@ -15,8 +15,8 @@ from bioimage_cpp.graph import UndirectedGraph
 from bioimage_cpp.graph.multicut import GreedyAdditiveMulticut, KernighanLinMulticut, MulticutObjective
 from numpy.typing import NDArray
 
-from engine.errors import ConfigurationError
-from engine.proposals.affinity_graph import Offset, edge_affinities, grid_edges, ring_offsets
+from engine.proposals.affinity_graph import edge_affinities, grid_edges
+from engine.proposals.config import MultiCutConfig
 from engine.proposals.lower_bound import multicut_lower_bound
 from engine.proposals.partitions import connected_parts, merge_parallel_edges, multicut_objective
 from engine.proposals.patches import cover_background, touched_sides
@@ -24,60 +24,6 @@ from engine.types import Optimality, Reason
 
 # Of the noise on the costs of a further start, relative to their mean size.
 _NOISE = 0.4
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiCutConfig:
-    """Constants of MultiCut proposals."""
-
-    distances: tuple[int, ...] = (1, 3, 9)
-    """Edges join each patch to the eight patches at each of these distances."""
-    biases: tuple[float, ...] = (0.2, 0.4, 0.9)
-    """For each distance, the cosine above which patches belong together; higher gives more and smaller parts.
-    It depends on the encoder and on the images: jobs/choose_bias.py finds it without ground truth."""
-    starts: int = 3
-    """Searches for the best partition, whose results are merged into a better one; 1 is the fast setting."""
-    seed: int = 0
-    """Of the noise that makes the searches differ."""
-    bound_rounds: int = 1
-    """Effort of the lower bound behind the gap: 8 gives less than half the gap, in ten times the time."""
-    border_coverage: float = 0.5
-    """A part covers an image side if it holds more than this share of the side's patches."""
-    border_sides: int = 2
-    """A part that covers at least this many of the four sides is background."""
-    min_patches: int = 2
-    """Parts of fewer patches are no proposals. Where objects are as small as a patch, give 1."""
-
-    def __post_init__(self) -> None:
-        if not self.distances or min(self.distances) < 1 or len(set(self.distances)) < len(self.distances):
-            raise ConfigurationError(
-                f"multicut.distances are different numbers of patches >= 1, got {self.distances}"
-            )
-        if len(self.biases) != len(self.distances):
-            raise ConfigurationError(
-                f"multicut.biases are one for each of {len(self.distances)} distances, got {self.biases}"
-            )
-        if not np.isfinite(self.biases).all():
-            raise ConfigurationError(f"multicut.biases are finite numbers, got {self.biases}")
-        for name in ("starts", "bound_rounds", "min_patches"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"multicut.{name} is at least 1, got {getattr(self, name)}")
-        if not 0 <= self.border_coverage <= 1:
-            raise ConfigurationError(
-                f"multicut.border_coverage is a share, 0 to 1, got {self.border_coverage}"
-            )
-        if not 1 <= self.border_sides <= 4:
-            raise ConfigurationError(f"multicut.border_sides is 1 to 4 sides, got {self.border_sides}")
-
-    @property
-    def offsets(self) -> tuple[Offset, ...]:
-        """The offsets of all edges, distance by distance."""
-        return tuple(offset for distance in self.distances for offset in ring_offsets(distance))
-
-    @property
-    def offset_biases(self) -> NDArray[np.float64]:
-        """The bias of each of the offsets."""
-        return np.repeat(np.array(self.biases, np.float64), len(ring_offsets(1)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

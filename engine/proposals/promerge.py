@@ -10,67 +10,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.errors import ConfigurationError
 from engine.masks import component_owners, label_components
+from engine.proposals.config import ProMergeConfig
 from engine.proposals.patches import cover_background, normalised_features, touched_sides
 from engine.types import Reason
 
 # Pool masks that are bool arrays at one time, 3.7 MB at 60 x 60 patches.
 _POOL_BATCH = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProMergeConfig:
-    """Constants of ProMerge; the defaults are those of the paper's released program."""
-
-    stride: int = 4
-    """Patches between neighbouring seeds, in both directions (6 is the paper's speed/quality trade-off)."""
-    tau_b: float = 0.2
-    """A patch belongs to a seed's mask where their cosine exceeds this."""
-    border_coverage: float = 0.5
-    """A mask covers an image side if it holds more than this share of the side's patches."""
-    border_sides: int = 2
-    """A mask that covers at least this many of the four sides is a background candidate."""
-    component_fraction: float = 0.5
-    """Components of at least this share of the seed's component become masks of their own."""
-    vote_fraction: float = 0.5
-    """Background = the patches in more than this share of the background candidates."""
-    min_background: float = 0.1
-    """Share of the image below which a background is not trusted and the image has no masks."""
-    filter: Literal["cascade", "ioa", "feature"] = "cascade"
-    """Which tests a mask must pass against the background: both, overlap alone, or features alone."""
-    max_background_ioa: float = 0.8
-    """A mask whose new patches lie in the background by this share or more is dropped."""
-    max_background_similarity: float = 0.1
-    """A mask whose mean feature is at least this similar to the background's is dropped."""
-    merge_ioa: float = 0.5
-    """A mask joins a cluster that holds more than this share of it."""
-    merge_min_ioa: float = 0.1
-    """Share of a mask above which similar features are enough for joining."""
-    merge_similarity: float = 0.1
-    """What counts as similar then: the dot product of the mean features."""
-
-    def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ConfigurationError(f"promerge.stride is a number of patches >= 1, got {self.stride}")
-        if not 1 <= self.border_sides <= 4:
-            raise ConfigurationError(f"promerge.border_sides is 1 to 4 sides, got {self.border_sides}")
-        shares = (
-            "border_coverage", "component_fraction", "vote_fraction", "min_background", "max_background_ioa",
-            "merge_ioa", "merge_min_ioa",
-        )  # fmt: skip
-        for name in shares:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigurationError(f"promerge.{name} is a share, 0 to 1, got {getattr(self, name)}")
-        for name in ("tau_b", "max_background_similarity", "merge_similarity"):
-            if not -1 <= getattr(self, name) <= 1:
-                raise ConfigurationError(f"promerge.{name} is a cosine, -1 to 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

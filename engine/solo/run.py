@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 from engine.solo.batch import Batch
+from engine.solo.config import RunSettings
 from engine.solo.samples import SampleMaker, load_batches
 from engine.solo.trainer import Figures, SoloTrainer
-from engine.solo.training import RESULT_KEY, RunSettings, TrainingConfig, snapshot_key
+from engine.solo.training import RESULT_KEY, TrainingConfig, snapshot_key
 from engine.solo.validation import Validation
 from engine.solo.weights import pack_network
 from engine.store.objects import ObjectStore

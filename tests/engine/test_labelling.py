@@ -14,7 +14,7 @@ from engine.instances import Labels, make_instances, make_outcome
 from engine.labelling import label_features, label_images, warm_up
 from engine.labelling_config import LabellingConfig
 from engine.masks import decode_rles
-from engine.proposals.promerge import ProMergeConfig
+from engine.proposals.config import ProMergeConfig
 from engine.tiling import TilingConfig
 from engine.types import ImageRecord, Instances, Optimality, Reason, Status
 

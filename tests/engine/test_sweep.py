@@ -11,7 +11,7 @@ from engine.feature_cache import EncodedImage, FeatureCache
 from engine.ground_truth import AnnotatedImage
 from engine.labelling_config import LabellingConfig
 from engine.masks import encode_rles
-from engine.proposals.promerge import ProMergeConfig
+from engine.proposals.config import ProMergeConfig
 from engine.selection import SelectionConfig
 from engine.store.objects import MemoryObjects
 from engine.sweep import PointResult, SweepPoint, SweptImage, evaluate_points

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from engine.errors import ConfigurationError
-from engine.solo.config import SoloConfig
-from engine.solo.training import RunSettings
+from engine.solo.config import RunSettings, SoloConfig
 from jobs.compare_mask_losses import CompareArguments, coarsen, main
 
 

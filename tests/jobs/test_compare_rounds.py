@@ -13,9 +13,9 @@ from engine.ground_truth import read_ground_truth
 from engine.instances import make_instances
 from engine.selection import SelectionConfig
 from engine.selftraining.rounds import LaterRoundsConfig
-from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
+from engine.solo.config import DetectionConfig, GridConfig, RunSettings, SoloConfig
 from engine.solo.samples import SampleConfig
-from engine.solo.training import RunSettings, TrainingConfig
+from engine.solo.training import TrainingConfig
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore

@@ -11,7 +11,7 @@ import pytest
 
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError, CorpusError
-from engine.proposals.multicut import MultiCutConfig
+from engine.proposals.config import MultiCutConfig
 from jobs import benchmark, benchmark_refinement, choose_bias, evaluate_superpixels
 
 

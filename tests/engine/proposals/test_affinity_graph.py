@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from engine.errors import ImageError
-from engine.proposals.affinity_graph import edge_affinities, grid_edges, ring_offsets
+from engine.proposals.affinity_graph import edge_affinities, grid_edges
+from engine.proposals.offsets import ring_offsets
 
 OFFSETS = ((0, 1), (1, -1), (-2, 1), (0, -3), (9, 9))
 

@@ -4,8 +4,8 @@ import torch
 
 from engine.errors import ImageError
 from engine.proposals.bias import BiasScore, choose_biases, score_biases
-from engine.proposals.mask_filter import MaskFilterConfig
-from engine.proposals.multicut import MultiCutConfig, run_multicut
+from engine.proposals.config import MaskFilterConfig, MultiCutConfig
+from engine.proposals.multicut import run_multicut
 
 CONFIG = MultiCutConfig(starts=1, biases=(0.8, 0.8, 0.9))
 NAMES = ("a", "b")

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from engine.proposals.mask_filter import MaskFilterConfig, score_masks
+from engine.proposals.config import MaskFilterConfig
+from engine.proposals.mask_filter import score_masks
 
 OUTSIDE, INSIDE = MaskFilterConfig(), MaskFilterConfig(edge="inside")
 

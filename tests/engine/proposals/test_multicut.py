@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ConfigurationError, ImageError
+from engine.proposals.config import MultiCutConfig
 from engine.proposals.lower_bound import multicut_lower_bound
-from engine.proposals.multicut import MultiCutConfig, part_masks, run_multicut, solve_multicut
+from engine.proposals.multicut import part_masks, run_multicut, solve_multicut
 from engine.proposals.partitions import multicut_objective
 from engine.types import Reason
 

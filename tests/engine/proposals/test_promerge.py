@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ConfigurationError
+from engine.proposals.config import ProMergeConfig
 from engine.proposals.patches import touched_sides
-from engine.proposals.promerge import ProMergeConfig, promerge_masks, run_promerge
+from engine.proposals.promerge import promerge_masks, run_promerge
 from engine.types import Reason
 
 CONFIG = ProMergeConfig()

@@ -13,10 +13,10 @@ import torch.multiprocessing
 
 from engine.corpora import FolderCorpus
 from engine.selection import SelectionConfig
-from engine.solo.config import SoloConfig
+from engine.solo.config import RunSettings, SoloConfig
 from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleConfig, SampleMaker, list_images
-from engine.solo.training import RunSettings, TrainingConfig
+from engine.solo.training import TrainingConfig
 from engine.store.local import LocalObjects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.superpixels import SuperpixelConfig

@@ -13,12 +13,12 @@ from engine.masks import decode_rles
 from engine.selection import SelectionConfig
 from engine.solo.augmentation import AugmentationConfig
 from engine.solo.batch import collate, make_sample
-from engine.solo.config import GridConfig, SoloConfig
+from engine.solo.config import GridConfig, RunSettings, SoloConfig
 from engine.solo.inference import find_instances
 from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleConfig, SampleMaker, list_images
 from engine.solo.trainer import SoloTrainer
-from engine.solo.training import RunSettings, TrainingConfig
+from engine.solo.training import TrainingConfig
 from engine.solo.validation import plan_validation
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo

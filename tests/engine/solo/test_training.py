@@ -16,6 +16,7 @@ from engine.errors import ConfigurationError, RunError, StoreError, WeightsError
 from engine.ground_truth import AnnotatedImage
 from engine.selection import SelectionConfig
 from engine.solo.augmentation import AugmentationConfig
+from engine.solo.config import RunSettings
 from engine.solo.inference import find_instances
 from engine.solo.objective import ObjectiveConfig
 from engine.solo.run import Run, train_solo
@@ -25,7 +26,7 @@ from engine.solo.samples import (
     load_batches,
 )
 from engine.solo.trainer import SoloTrainer
-from engine.solo.training import RunSettings, TrainingConfig, begin_output
+from engine.solo.training import TrainingConfig, begin_output
 from engine.solo.validation import plan_validation
 from engine.solo.weights import load_network
 from engine.store.local import LocalObjects
