@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors.reader import rejected_outcome
-from engine.errors import ConfigurationError, RunError
+from engine.errors import ConfigurationError, DeviceMemoryError, RunError
 from engine.types import Chunk, Outcome, Reason
 
 # Chunks that a worker has at one time: while it computes one, it reads the next.
@@ -45,8 +45,8 @@ def size_pool(num_cpus: float, num_gpus: float) -> PoolSize:
     """A pool that fills a cluster and never exceeds it: Ray waits for ever, in silence, for CPUs it has not.
 
     Without GPUs there is one worker a core. Up to 8 share a GPU, as far as there are cores for them: while
-    some read, find proposals and pack masks on the CPU, it has work from others. Raises ConfigurationError
-    for less than one CPU.
+    some read, find proposals and pack masks on the CPU, it has work from others; those that turn out to have
+    no room in its memory go again (`WorkerPool`). Raises ConfigurationError for less than one CPU.
 
     >>> size_pool(2, 0).workers, size_pool(64, 8).workers
     (2, 64)
@@ -94,7 +94,8 @@ class WorkerPool:
     def label(self, chunks: Iterator[Chunk]) -> Generator[list[Outcome]]:
         """The rows of all chunks as they come, a list for each chunk or part of one.
 
-        Raises what starting a worker raises, and RunError where workers keep dying before they have started.
+        A worker that its GPU has no room for leaves its chunks to the others. Raises what starting a worker
+        raises, and RunError where no worker is left or workers keep dying before they have started.
         """
         first = list(islice(chunks, self._size))
         self._chunks = chain(first, chunks)
@@ -127,6 +128,9 @@ class WorkerPool:
             yield from ([row] for row in self._given_up)
             self._given_up.clear()
             return
+        except DeviceMemoryError as error:
+            self._do_without(member, error)
+            return
         if chunk is None:
             member.has_started, self._failed_starts = True, 0
         else:
@@ -155,10 +159,23 @@ class WorkerPool:
         member.chunks.append(chunk)
         self._asked[member.actor.label.remote(chunk)] = (member, chunk)
 
-    def _replace(self, member: _Member, error: RayActorError) -> None:
+    def _do_without(self, member: _Member, error: DeviceMemoryError) -> None:
+        self._remove(member)
+        if not self._members:
+            reason = getattr(error, "cause", error)  # without the traceback that it has from the worker
+            raise RunError(
+                f"not even one worker has room in GPU memory: give a smaller --encoder.batch-size ({reason})"
+            ) from error
+        self._returned.extend(member.chunks)
+        self._feed_all()
+
+    def _remove(self, member: _Member) -> None:
         self._members.remove(member)
         self._asked = {answer: asked for answer, asked in self._asked.items() if asked[0] is not member}
         ray.kill(member.actor)  # one that is only out of reach must not work on
+
+    def _replace(self, member: _Member, error: RayActorError) -> None:
+        self._remove(member)
         if not member.has_started and not error.preempted:
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
@@ -166,9 +183,12 @@ class WorkerPool:
         for chunk in member.chunks:
             self._give_back(chunk, is_death=not error.preempted)
         self._begin()
-        for other in self._members:
-            if other.has_started:
-                self._feed(other)
+        self._feed_all()
+
+    def _feed_all(self) -> None:
+        for member in self._members:
+            if member.has_started:
+                self._feed(member)
 
     def _give_back(self, chunk: Chunk, is_death: bool) -> None:
         self._deaths[chunk] += is_death

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
@@ -25,6 +26,7 @@ from engine.candidates import (
 )
 from engine.corpora import Corpus
 from engine.encoders import Encoder, load_encoder
+from engine.errors import DeviceMemoryError
 from engine.instances import Labels, make_outcome
 from engine.labelling import find_tile_background, warm_up
 from engine.labelling_config import LabellingConfig
@@ -67,24 +69,40 @@ class Worker:
         self._reader = Reader(corpus, preparation)
         self._config = config
         self._device = device
+        self._image_size = image_size
         self._labeller: Labeller
         self._reading, self._computing = threading.Lock(), threading.Lock()
 
     def start(self) -> None:
-        """Load the network, which takes seconds; before anything else. Raises WeightsError."""
+        """Load the network, which takes seconds; before anything else. Raises WeightsError, and
+        DeviceMemoryError where the GPU has no room for another worker."""
         # The last bits of sums depend on the number of threads, so that is the same on all machines.
         torch.set_num_threads(1)
         make = NetworkLabeller if self._config.method == "solo" else PatchLabeller
-        self._labeller = make(self._config, self._device)
-        warm_up(self._config, self._device)
+        with _device_memory_errors():
+            self._labeller = make(self._config, self._device)
+            warm_up(self._config, self._device)
+            if self._device != "cpu":
+                # Takes the memory that a batch takes, so that what has no room shows now.
+                height, width = self._image_size
+                black = np.zeros((height, width, 3), np.uint8)
+                whole = Crop(resized_hwc=black, box_xyxy=(0, 0, width, height), size=self._image_size)
+                self._labeller.label([whole])
 
     def label(self, chunk: Chunk) -> list[Outcome]:
-        """A row for each image of the chunk. Two calls at a time overlap: one reads while one computes."""
+        """A row for each image of the chunk. Two calls at a time overlap: one reads while one computes.
+
+        Raises DeviceMemoryError: this worker is one too many for its GPU.
+        """
         # One chunk is read at a time, and whichever is has a consumer or will have one: were both read at
         # once, the one that is not computed could keep the other from its crops.
         self._reading.acquire()
         depth = _BATCHES_AHEAD * self._config.encoder.batch_size
-        with read_ahead(self._crops_of_lone_reader(chunk), depth) as crops, self._computing:
+        with (
+            read_ahead(self._crops_of_lone_reader(chunk), depth) as crops,
+            self._computing,
+            _device_memory_errors(),
+        ):
             return self.label_crops(crops)
 
     def _crops_of_lone_reader(self, chunk: Chunk) -> Generator[ReadCrop | Outcome]:
@@ -111,7 +129,17 @@ class Worker:
         return [merge_outcomes(rows, self._config.tiling) for rows in by_image.values()]
 
 
+@contextmanager
+def _device_memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(str(error)) from error
+
+
 def _make_row(read: ReadCrop, labels: Labels | Exception) -> Outcome:
+    if isinstance(labels, torch.OutOfMemoryError):
+        raise labels
     if isinstance(labels, Exception):
         detail = f"while labelling: {type(labels).__name__}: {labels}"
         return rejected_outcome(read.record, Reason.FAILED, detail)

@@ -9,6 +9,7 @@ MaskmillError
 ├── ImageError              one image failed; it becomes a row with a reason
 ├── ObjectMissing           no object has this key
 ├── TransientError          worth another try: time-outs, throttling, a server that went away
+├── DeviceMemoryError       a GPU has no room for what was to be computed
 └── RunError                a run ended without the store that it promised (exit code 1)
 
 Exceptions cross process borders, so every one hands its positional arguments to `super().__init__`.
@@ -61,6 +62,10 @@ class ObjectMissing(MaskmillError):
 
 class TransientError(MaskmillError):
     """Worth another try: a time-out, throttling, a server that went away."""
+
+
+class DeviceMemoryError(MaskmillError):
+    """A GPU has no room for what was to be computed; no image is to blame for it."""
 
 
 class RunError(MaskmillError):

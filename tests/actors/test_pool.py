@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, RayActorError
 
 from actors import pool
 from actors.pool import CHUNKS_IN_HAND, WorkerPool
-from engine.errors import RunError, WeightsError
+from engine.errors import DeviceMemoryError, RunError, WeightsError
 from engine.types import Chunk, ImageRecord, Outcome, Reason, ShardPlan, Status
 
 
@@ -129,6 +129,30 @@ def test_a_machine_that_is_taken_away_is_nobodys_fault() -> None:
     rows = label(PlayedRay(random.Random(0), lambda _: next(preemptions, None)), make_chunks(4, 2), 2)
     assert [row.status for row in rows] == [Status.LABELLED] * 4
     assert next(preemptions, None) is None
+
+
+@given(st.integers(0, 30), st.integers(1, 5), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_workers_without_room_leave_their_chunks_to_the_others(
+    num_images: int, chunk_size: int, size: int, rng: random.Random
+) -> None:
+    num_workers = min(size, -(-num_images // chunk_size))
+    errors = [DeviceMemoryError("CUDA out of memory")] * (num_workers - 1)
+
+    def dies_at(_: tuple[ImageRecord, ...]) -> Exception | None:
+        return errors.pop() if errors and rng.random() < 0.3 else None
+
+    played = PlayedRay(rng, dies_at)
+    rows = label(played, make_chunks(num_images, chunk_size), size)
+    assert sorted(int(row.record.image_id) for row in rows) == list(range(num_images))
+    assert {row.status for row in rows} <= {Status.LABELLED}
+    assert len(played.actors) == num_workers
+
+
+def test_a_gpu_without_room_for_one_worker_ends_the_run() -> None:
+    full = PlayedRay(random.Random(0), lambda _: DeviceMemoryError("CUDA out of memory"))
+    with pytest.raises(RunError, match=r"smaller --encoder\.batch-size \(CUDA out of memory\)"):
+        label(full, make_chunks(4, 1), 3)
+    assert len(full.actors) == 3
 
 
 def test_workers_that_cannot_start_end_the_run() -> None:

@@ -17,7 +17,7 @@ from actors.workers import Worker
 from engine.corpora import Corpus, FolderCorpus
 from engine.decoding import decode_image, resize_image
 from engine.encoders import EncoderConfig, load_encoder
-from engine.errors import TransientError
+from engine.errors import DeviceMemoryError, TransientError
 from engine.labelling import label_images
 from engine.labelling_config import LabellingConfig
 from engine.masks import cross_ious
@@ -182,6 +182,33 @@ def test_an_image_that_refinement_fails_at_does_not_take_its_batch_along(
         if rows[i].instances is not None:
             assert rows[i].instances.rles == expected[i].instances.rles
     assert sizes == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize("where", ["engine.candidates.refine_images", "engine.encoders.vit.upload_images"])
+def test_want_of_gpu_memory_is_no_images_fault(
+    corpus: FolderCorpus, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(DeviceMemoryError, match="CUDA out of memory"):
+        label(corpus, replace(CONFIG, refine="crf"))
+
+
+def test_a_worker_that_a_gpu_has_no_room_for_says_so_when_it_starts(
+    corpus: FolderCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def fail(images: Sequence[np.ndarray], batch_size: int, device: torch.device) -> None:
+        sizes.append((len(images), batch_size))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("engine.encoders.vit.upload_images", fail)
+    with stand_in_cuda(), pytest.raises(DeviceMemoryError):
+        Worker(corpus, CONFIG, SIZE, "cuda").start()
+    assert sizes == [(1, CONFIG.encoder.batch_size)]
 
 
 def test_a_chunk_without_a_readable_image(corpus: FolderCorpus) -> None:
