@@ -39,6 +39,8 @@ def join_cluster(flags: ClusterFlags) -> Joined:
     if ":" in address:
         _check_that_someone_listens(address)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # Of a worker that is given up, not every answer is looked at.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         if address == "local":
             ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
