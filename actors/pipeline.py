@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from actors.pool import CHUNKS_IN_HAND, PoolSize, WorkerPool
 from actors.storage import Work, commit_shard
@@ -63,8 +64,8 @@ def run_labelling(
 ) -> list[ShardSummary]:
     """Label what the version lacks, and finish it; returns the summaries of all its shards.
 
-    `on_progress` is called after every chunk. How fast it went is recorded beside the labels. Raises
-    RunError where shards are missing in the end.
+    `on_progress` is called after every chunk, and at least every few seconds. How fast it went is recorded
+    beside the labels. Raises RunError where shards are missing in the end.
     """
     start = time.monotonic()
     version = run.work.version
@@ -103,7 +104,12 @@ def run_labelling(
 def _count_written(
     writes: list[ray.ObjectRef[None]], progress: Progress, on_progress: Callable[[Progress], None]
 ) -> None:
-    ray.get(writes)
+    try:
+        ray.get(writes)
+    except RayTaskError:
+        raise  # what the write itself raised
+    except RayError as error:
+        raise RunError(f"a shard could not be written ({error}); run the same command again") from error
     progress.shards += len(writes)
     on_progress(progress)
 

@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from actors.reader import rejected_outcome
 from engine.errors import ConfigurationError, DeviceMemoryError, RunError
@@ -28,6 +28,8 @@ _WORKERS_ON_A_GPU = 8
 # alone with its worker. A machine that was taken away does not count.
 _DEATHS_OF_A_CHUNK = 2
 _DEATHS_OF_AN_IMAGE = 3
+# Whoever watches the run hears of it this often, even where nothing has come.
+_PATIENCE_S = 5.0
 # So many workers in a row may die before they have started.
 _FAILED_STARTS = 3
 
@@ -92,10 +94,12 @@ class WorkerPool:
         self._failed_starts = 0
 
     def label(self, chunks: Iterator[Chunk]) -> Generator[list[Outcome]]:
-        """The rows of all chunks as they come, a list for each chunk or part of one.
+        """The rows of all chunks as they come, a list for each chunk or part of one; an empty list where none
+        has come for a few seconds.
 
-        A worker that its GPU has no room for leaves its chunks to the others. Raises what starting a worker
-        raises, and RunError where no worker is left or workers keep dying before they have started.
+        A worker that its GPU or its machine has no memory for leaves its chunks to the others. Raises what
+        starting a worker raises, and RunError where no worker is left or workers keep dying before they have
+        started.
         """
         first = list(islice(chunks, self._size))
         self._chunks = chain(first, chunks)
@@ -103,7 +107,10 @@ class WorkerPool:
             for _ in first:
                 self._begin()
             while self._asked:
-                for answer in self._answered():
+                answered = self._answered()
+                if not answered:
+                    yield []
+                for answer in answered:
                     # The death of a worker takes back all that it was asked.
                     if answer in self._asked:
                         yield from self._take(answer)
@@ -114,7 +121,7 @@ class WorkerPool:
     def _answered(self) -> list[ray.ObjectRef[Any]]:
         """Waits for an answer and returns all that are there: a wait takes time for every worker."""
         asked = list(self._asked)
-        ray.wait(asked)
+        ray.wait(asked, timeout=_PATIENCE_S)
         answered: list[ray.ObjectRef[Any]]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
         return answered
@@ -128,7 +135,7 @@ class WorkerPool:
             yield from ([row] for row in self._given_up)
             self._given_up.clear()
             return
-        except DeviceMemoryError as error:
+        except (DeviceMemoryError, OutOfMemoryError) as error:
             self._do_without(member, error)
             return
         if chunk is None:
@@ -159,12 +166,13 @@ class WorkerPool:
         member.chunks.append(chunk)
         self._asked[member.actor.label.remote(chunk)] = (member, chunk)
 
-    def _do_without(self, member: _Member, error: DeviceMemoryError) -> None:
+    def _do_without(self, member: _Member, error: DeviceMemoryError | OutOfMemoryError) -> None:
         self._remove(member)
         if not self._members:
+            where = "the GPU's memory" if isinstance(error, DeviceMemoryError) else "memory"
             reason = getattr(error, "cause", error)  # without the traceback that it has from the worker
             raise RunError(
-                f"not even one worker has room in GPU memory: give a smaller --encoder.batch-size ({reason})"
+                f"not even one worker has room in {where}: give a smaller --encoder.batch-size ({reason})"
             ) from error
         self._returned.extend(member.chunks)
         self._feed_all()

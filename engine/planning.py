@@ -11,6 +11,9 @@ from engine.errors import CorpusError, ImageError, StoreError
 from engine.store.pseudo_labels import Version
 from engine.types import ImageRecord, Reason, ShardPlan
 
+# Plans of which a few images are looked for in a corpus that seems to be another one.
+_PLANS_TO_ASK_FOR = 32
+
 
 def shard_plans(
     corpus: Corpus, version: Version, *, shard_size: int, limit: int | None, extend: bool
@@ -19,11 +22,12 @@ def shard_plans(
 
     A listing that was cut off goes on where it stopped, whatever has changed before that place since. Once a
     listing has ended, `extend` lists anew and makes further shards of images that no shard holds.
-    `limit` bounds the number of images in all.
+    `limit` bounds the number of images in all. Raises StoreError where a recorded plan is missing.
     """
     last: ShardPlan | None = None
     num_planned, ended_before = 0, False
     for plan in version.plans():
+        _check_follows(plan, last, version)
         ended_before = ended_before or (last is not None and last.is_last)
         last = plan
         num_planned += len(plan.records)
@@ -41,6 +45,31 @@ def shard_plans(
     for plan in plan_shards(records, shard_size, first=last.index + 1 if last else 0):
         version.record_plan(plan)
         yield plan
+
+
+def _check_follows(plan: ShardPlan, last: ShardPlan | None, version: Version) -> None:
+    expected = last.index + 1 if last else 0
+    if plan.index != expected:
+        raise StoreError(
+            f"the plan of shard {expected} of {version.name} is missing: restore it, or label anew with "
+            "--overwrite"
+        )
+
+
+def count_to_do(corpus: Corpus, version: Version, *, limit: int | None, extend: bool) -> int:
+    """How many images `shard_plans` holds that are in no committed shard, as far as can be told beforehand.
+
+    Lists the corpus, which may take long.
+    """
+    committed = version.committed()
+    planned, done = 0, 0
+    for plan in version.plans():
+        planned += len(plan.records)
+        done += len(plan.records) if plan.index in committed else 0
+    if not extend:
+        return sum(1 for _ in islice(corpus.records(), limit)) - done
+    rest = None if limit is None else max(limit - planned, 0)
+    return planned - done + sum(1 for _ in islice(_unplanned(corpus, version), rest))
 
 
 def repeat_plans(parent: Version, version: Version) -> int:
@@ -64,11 +93,18 @@ def check_same_corpus(corpus: Corpus, version: Version) -> None:
     if plan is None:
         return
     listed = {record.image_id for record in islice(corpus.records(), len(plan.records))}
-    # A corpus that grew may begin with many new images: then its old ones must still be there.
-    if listed.isdisjoint(record.image_id for record in plan.records) and not _has(corpus, plan.records[0]):
+    if not listed.isdisjoint(record.image_id for record in plan.records):
+        return
+    # A corpus that changed may begin with new images only: then some of its old ones must still be there.
+    some = (
+        plan.records[i]
+        for plan in islice(version.plans(), _PLANS_TO_ASK_FOR)
+        for i in (0, len(plan.records) // 2, -1)
+    )
+    if not any(_has(corpus, record) for record in some):
         raise StoreError(
-            f"the store was begun on another corpus: it starts with {plan.records[0].image_id!r}, "
-            f"{corpus.uri} with {min(listed)!r}; use another --store"
+            f"the store was begun on another corpus, or its images are gone: it starts with "
+            f"{plan.records[0].image_id!r}, {corpus.uri} with {min(listed)!r}; use another --store"
         )
 
 

@@ -18,7 +18,7 @@ from engine.decoding import DecodingConfig, decode_image
 from engine.encoders import load_encoder
 from engine.errors import ConfigurationError, ImageError, TransientError
 from engine.labelling_config import LabellingConfig
-from engine.planning import check_has_images, check_same_corpus
+from engine.planning import check_has_images, check_same_corpus, count_to_do
 from engine.store.local import LocalObjects
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version, VersionInfo
@@ -130,12 +130,10 @@ def _label(
     run = LabellingRun(work=work, config=arguments.labelling, image_size=image_size, device=joined.device)
     size = size_pool(joined.cpus, joined.gpus)
 
-    def count_images_to_do() -> int:
-        committed = version.committed()
-        done = sum(len(plan.records) for plan in version.plans() if plan.index in committed)
-        return sum(1 for _ in islice(corpus.records(), arguments.limit)) - done
+    def count() -> int:
+        return count_to_do(corpus, version, limit=arguments.limit, extend=arguments.extend)
 
-    with ProgressDisplay(console, count_images_to_do) as display:
+    with ProgressDisplay(console, count) as display:
         return run_labelling(run, size, display.show)
 
 

@@ -48,8 +48,8 @@ class ProgressDisplay:
         self._live.stop()
 
     def show(self, progress: Progress) -> None:
-        """Take notice of new progress."""
-        if self._first is None:
+        """Take notice of new progress, or that there is none."""
+        if self._first is None and progress.images > 0:
             self._first = (time.monotonic(), progress.images)
         if self._console.is_terminal:
             self._live.update(self._bar(progress))
@@ -59,7 +59,8 @@ class ProgressDisplay:
 
     def _rate(self, progress: Progress) -> float:
         """Images a second since the first ones came; starting the workers says nothing about the rest."""
-        assert self._first is not None
+        if self._first is None:
+            return 0.0
         seconds = time.monotonic() - self._first[0]
         return (progress.images - self._first[1]) / seconds if seconds > 0 else 0.0
 
@@ -85,11 +86,13 @@ def progress_line(progress: Progress, total: int | None, images_per_s: float) ->
     >>> done.reasons[Reason.TRUNCATED] = 2
     >>> progress_line(done, 100, 2.0)
     '40/100 images, 2.0 images/s, 2.5 masks/image, truncated 2, 0:00:30 left'
+    >>> progress_line(Progress(), 100, 0.0)
+    '0/100 images, at the first'
     """
     parts = [
         f"{progress.images}/{'?' if total is None else total} images",
         *([f"{images_per_s:.1f} images/s"] if images_per_s > 0 else []),
-        f"{progress.instances / max(progress.images, 1):.1f} masks/image",
+        *([f"{progress.instances / progress.images:.1f} masks/image"] if progress.images else ["at the first"]),
         *(f"{reason} {count}" for reason, count in sorted(progress.reasons.items())),
     ]
     if total is not None and images_per_s > 0:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
-from urllib.parse import urlsplit
 
 from engine.errors import ObjectMissing, StoreError
 from engine.store.keys import byte_order
@@ -63,14 +62,15 @@ def open_objects(uri: str) -> ObjectStore:
     S3 credentials, region and endpoint come from the standard AWS variables and files.
     """
     if uri.startswith("s3://"):
-        parts = urlsplit(uri)
-        if not parts.netloc:
+        # No URL: keys may hold # and ?.
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        if not bucket:
             raise StoreError(f"{uri!r} names no bucket: write s3://bucket/prefix")
         # boto3 takes half a second to import, in every process.
         from engine.store.s3 import S3Objects
 
-        return S3Objects(parts.netloc, parts.path.strip("/"))
-    if "://" in uri:
+        return S3Objects(bucket, prefix.strip("/"))
+    if "://" in uri or uri.startswith("s3:"):
         raise StoreError(f"cannot open {uri!r}: write a path or s3://bucket/prefix")
     return LocalObjects(Path(uri))
 

@@ -111,7 +111,8 @@ class PseudoLabelStore:
         if current is not None:
             return self._create(info, self._unfinished_or_new_name(info, current))
         version = self._create(info, info.name)
-        self._objects.create(_pointer(info.round), _to_json({"version": version.name}))
+        if not self._objects.create(_pointer(info.round), _to_json({"version": version.name})):
+            return self.begin(info, mode)  # somebody else has begun this round meanwhile
         return version
 
     def find_begun(self, info: VersionInfo, mode: Mode) -> Version | None:
@@ -144,11 +145,16 @@ class PseudoLabelStore:
             attempt += 1
 
     def _current(self, round_number: int) -> str | None:
+        key = _pointer(round_number)
         try:
-            pointer: dict[str, str] = json.loads(self._objects.read(_pointer(round_number)))
+            pointer = json.loads(self._objects.read(key))
+            return str(pointer["version"])
         except ObjectMissing:
             return None
-        return pointer["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self.uri}/{key} is damaged: restore it, or remove it and run the label job again"
+            ) from error
 
 
 class Version:
@@ -160,14 +166,27 @@ class Version:
 
     @property
     def info(self) -> VersionInfo:
-        return VersionInfo(**json.loads(self._objects.read(self._key("version.json"))))
+        """What it was made from. Raises StoreError where its description cannot be read."""
+        key = self._key("version.json")
+        try:
+            return VersionInfo(**json.loads(self._objects.read(key)))
+        except (ObjectMissing, ValueError, TypeError) as error:
+            raise StoreError(
+                f"{self._objects.uri}/{key} is missing, damaged or of another version of maskmill: "
+                "restore it, or label anew with --overwrite"
+            ) from error
 
     def exists(self) -> bool:
         return next(self._objects.keys(self._key("version.json")), None) is not None
 
     def is_finished(self) -> bool:
-        """Whether every image of the plan is done and the manifest says so."""
-        return next(self._objects.keys(self._key(_MANIFEST)), None) is not None
+        """Whether every image of the plan is done: the manifest says so, and its shards are there."""
+        key = self._key(_MANIFEST)
+        try:
+            summaries = schema.decode_manifest(self._objects.read(key), key)
+        except ObjectMissing:
+            return False
+        return {summary.shard for summary in summaries} <= self.committed()
 
     def plans(self) -> Iterator[ShardPlan]:
         """The recorded plan, shard by shard."""

@@ -193,7 +193,9 @@ def _decode(data: bytes, name: str) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def _foreign_file(name: str, error: Exception) -> StoreError:
-    return StoreError(f"{name} is not a file of this store ({error}); remove it and run again")
+    # What a plan held nobody else knows; all else can be made again.
+    remedy = "label anew with --overwrite" if "/plan/" in name else "remove it and run the label job again"
+    return StoreError(f"{name} is damaged, or not a file of this store ({error}): restore it, or {remedy}")
 
 
 def _digest(rows: Sequence[dict[str, Any]]) -> str:

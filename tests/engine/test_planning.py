@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from engine.corpora import plan_shards
 from engine.errors import CorpusError, ImageError, StoreError
-from engine.planning import check_has_images, check_same_corpus, shard_plans
+from engine.planning import check_has_images, check_same_corpus, count_to_do, shard_plans
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
-from engine.types import ImageRecord, Reason, ShardPlan
+from engine.types import ImageRecord, Outcome, Reason, ShardPlan, Status
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="", parent=None, code_version="", device="cpu")
 
@@ -110,8 +110,36 @@ def test_a_corpus_is_checked_before_work() -> None:
     check_same_corpus(ListCorpus("abcdefg"), into)
     # So many new images that none of the old ones is among the first.
     check_same_corpus(ListCorpus("BCDbcd"), into)
+    # The first of the old ones is gone, too.
+    check_same_corpus(ListCorpus("BCDcd"), into)
     with pytest.raises(StoreError, match="another corpus"):
         check_same_corpus(ListCorpus("xyz"), into)
+
+
+def test_a_plan_that_is_missing_is_an_error() -> None:
+    objects = MemoryObjects()
+    into = PseudoLabelStore(objects).begin(INFO, "resume")
+    planned(ListCorpus("abcdef"), into, shard_size=2)
+    objects.delete(f"{into.name}/plan/000001.parquet")
+    with pytest.raises(StoreError, match=r"plan of shard 1 .* is missing: restore it, or .*--overwrite"):
+        list(shard_plans(ListCorpus("abcdef"), into, shard_size=2, limit=None, extend=False))
+
+
+@pytest.mark.parametrize(
+    ("names", "limit", "extend", "expected"),
+    [
+        ("abcdef", None, False, 4),
+        ("abcdef", 5, False, 3),
+        # a and c are gone, d, x and y have come: shard 1 is to do, and those three.
+        ("bdxy", None, True, 4),
+        ("bdxy", 4, True, 2),
+    ],
+)
+def test_what_is_to_do_is_counted(names: str, limit: int | None, extend: bool, expected: int) -> None:
+    into = version()
+    planned(ListCorpus("abc"), into, shard_size=2)
+    into.commit(0, [Outcome(record=ImageRecord(image_id="a", path="a"), status=Status.LABELLED)])
+    assert count_to_do(ListCorpus(names), into, limit=limit, extend=extend) == expected
 
 
 def test_plans_are_recorded_before_they_are_handed_out() -> None:

@@ -1,4 +1,5 @@
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def test_a_shard_that_is_none_is_named(content: bytes) -> None:
     objects = MemoryObjects()
     version = begun(objects)
     objects.write(f"{version.name}/shard-000000.parquet", content)
-    with pytest.raises(StoreError, match=r"shard-000000\.parquet is not a file of this store"):
+    with pytest.raises(StoreError, match=r"shard-000000\.parquet is damaged, or not a file of this store"):
         version.finish()
 
 
@@ -280,3 +281,55 @@ def test_evaluations_lie_beside_the_labels() -> None:
     objects.write(f"{version.name}/evaluation/a1.json", b"{")
     with pytest.raises(StoreError, match="evaluate again"):
         version.evaluations()
+
+
+def test_a_shard_that_is_gone_unfinishes_its_version() -> None:
+    objects = MemoryObjects()
+    version = PseudoLabelStore(objects).begin(INFO, "resume")
+    for index in range(2):
+        row = labelled(str(index))
+        version.record_plan(ShardPlan(index=index, records=(row.record,), is_last=index == 1))
+        version.commit(index, [row])
+    version.finish()
+    assert version.is_finished()
+    objects.delete(f"{version.name}/shard-000001.parquet")
+    assert not version.is_finished()
+    version.commit(1, [labelled("1")])
+    assert version.is_finished()
+
+
+def test_a_damaged_plan_is_not_to_be_removed() -> None:
+    objects = MemoryObjects()
+    version = PseudoLabelStore(objects).begin(INFO, "resume")
+    objects.write(f"{version.name}/plan/000000.parquet", b"damaged")
+    with pytest.raises(StoreError, match=r"plan/000000\.parquet is damaged.*: restore it, or .*--overwrite"):
+        list(version.plans())
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"round": 0, "maker": "another"}'])
+def test_a_description_that_cannot_be_read_is_said_to_be(data: bytes) -> None:
+    objects = MemoryObjects()
+    store = PseudoLabelStore(objects)
+    version = store.begin(INFO, "resume")
+    objects.write(f"{version.name}/version.json", data)
+    with pytest.raises(StoreError, match=r"version\.json is missing, damaged or of another .*--overwrite"):
+        store.begin(INFO, "resume")
+    assert store.begin(INFO, "overwrite").info == INFO
+    objects.write("round-000.json", data)
+    with pytest.raises(StoreError, match=r"round-000\.json is damaged: restore it, or remove it and run"):
+        store.begin(INFO, "resume")
+
+
+def test_two_that_begin_a_round_at_once_do_not_both_go_on() -> None:
+    class Slow(MemoryObjects):
+        """Another job begins the round after this one has looked whether somebody has."""
+
+        def create(self, key: str, data: bytes) -> bool:
+            if key == "round-000.json":
+                other = replace(INFO, configuration={"method": "multicut"})
+                self.write(f"{other.name}/version.json", json.dumps(asdict(other)).encode())
+                self.write(key, json.dumps({"version": other.name}).encode())
+            return super().create(key, data)
+
+    with pytest.raises(StoreError, match="of another configuration"):
+        PseudoLabelStore(Slow()).begin(INFO, "resume")
