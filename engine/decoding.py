@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from engine.errors import ConfigurationError, ImageError
 from engine.types import Reason
@@ -17,6 +18,10 @@ from engine.types import Reason
 # We say ourselves how large an image may be, before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284
+# A day of a processor.
+_LONGEST_TIMEOUT_S = 86_400.0
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -33,12 +38,14 @@ class DecodingConfig:
     """Images that take more CPU seconds than this to decode are given up."""
 
     def __post_init__(self) -> None:
-        if self.max_megapixels <= 0:
+        if not self.max_megapixels > 0:
             raise ConfigurationError(f"decoding.max_megapixels must be above 0, got {self.max_megapixels}")
         if self.min_side < 1:
             raise ConfigurationError(f"decoding.min_side is at least 1 pixel, got {self.min_side}")
-        if self.timeout_s <= 0:
-            raise ConfigurationError(f"decoding.timeout_s must be above 0, got {self.timeout_s}")
+        if not 0 < self.timeout_s <= _LONGEST_TIMEOUT_S:
+            raise ConfigurationError(
+                f"decoding.timeout_s must be above 0 and at most {_LONGEST_TIMEOUT_S:g}, got {self.timeout_s}"
+            )
 
 
 def decode_image(data: bytes, config: DecodingConfig) -> NDArray[np.uint8]:
@@ -55,12 +62,18 @@ def decode_image(data: bytes, config: DecodingConfig) -> NDArray[np.uint8]:
         try:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_size(image, config)
+                is_deep = _has_deep_colours(image)
                 image.load()
+                if is_deep:
+                    _check_uses_depth(image)
                 return np.asarray(_to_rgb(_upright(image)))
         except ImageError:
             raise
         except UnidentifiedImageError as error:
-            raise ImageError(Reason.NOT_AN_IMAGE, f"not a {', '.join(_FORMATS)} file") from error
+            detail = f"not a {', '.join(_FORMATS)} file"
+            if data.startswith(_TIFF_STARTS):
+                detail = "a TIFF of a kind that cannot be read: save it with 8 or 16 bits and 1 or 3 channels"
+            raise ImageError(Reason.NOT_AN_IMAGE, detail) from error
         except MemoryError as error:
             raise ImageError(Reason.TOO_LARGE, "not enough memory to decode it") from error
         # PIL's decoders raise nearly anything on damaged input; whatever it is, it is about this image.
@@ -106,6 +119,29 @@ def _check_size(image: Image.Image, config: DecodingConfig) -> None:
     if min(width, height) < config.min_side:
         raise ImageError(
             Reason.TOO_SMALL, f"{width} x {height} pixels; decoding.min-side is {config.min_side}"
+        )
+
+
+def _has_deep_colours(image: ImageFile.ImageFile) -> bool:
+    """Whether colours of 16 bits will be cut to their upper 8, which is what PIL does with them.
+
+    Raises ImageError where it would take them for something else: planes of 16 bits.
+    """
+    if image.mode.startswith(("I", "F")):
+        return False
+    if isinstance(image, TiffImageFile) and 16 in (image.tag_v2.get(_BITS_PER_SAMPLE) or ()):
+        if image.tag_v2.get(_PLANAR_CONFIGURATION) == 2:
+            raise ImageError(Reason.UNREADABLE, "a TIFF of separate 16-bit planes: save it interleaved")
+        return True
+    return any(";16" in str(tile) for tile in image.tile)
+
+
+def _check_uses_depth(image: Image.Image) -> None:
+    """Raise ImageError for colours of 12 bits or fewer in 16, of which little or nothing would be left."""
+    colours = [np.asarray(image.getchannel(band)) for band in image.getbands() if band != "A"]
+    if max(int(colour.max()) for colour in colours) < 16:
+        raise ImageError(
+            Reason.UNREADABLE, "16-bit colours that use 12 bits or fewer: scale them to the full range"
         )
 
 

@@ -92,7 +92,7 @@ def progress_line(progress: Progress, total: int | None, images_per_s: float) ->
     parts = [
         f"{progress.images}/{'?' if total is None else total} images",
         *([f"{images_per_s:.1f} images/s"] if images_per_s > 0 else []),
-        *([f"{progress.instances / progress.images:.1f} masks/image"] if progress.images else ["at the first"]),
+        f"{progress.instances / progress.images:.1f} masks/image" if progress.images else "at the first",
         *(f"{reason} {count}" for reason, count in sorted(progress.reasons.items())),
     ]
     if total is not None and images_per_s > 0:

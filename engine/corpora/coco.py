@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Literal
 
-from engine.corpora.files import open_corpus_objects
+from engine.corpora.files import escape_name, open_corpus_objects
 from engine.corpora.folder import FolderCorpus
 from engine.corpora.image_list import ImageList
 from engine.errors import CorpusError, StoreError
@@ -53,7 +53,7 @@ class CocoCorpus:
         records = (
             ImageRecord(image_id=path, path=path, coco_id=image.coco_id)
             for image in self._list.images()
-            for path in [self._prefix + image.file_name]
+            for path in [escape_name(self._prefix + image.file_name)]
         )
         if after is not None and not any(record.path == after.path for record in records):
             raise CorpusError(

@@ -28,17 +28,31 @@ def open_corpus_objects(uri: str, accepted: str = "a folder or s3://bucket/prefi
 
 def is_image(key: str) -> bool:
     """Whether a name is that of an image, and neither it nor a folder above it is hidden by a dot."""
-    return key.lower().endswith(IMAGE_SUFFIXES) and not any(part.startswith(".") for part in key.split("/"))
+    return key.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(key)
+
+
+def is_hidden(key: str) -> bool:
+    """Whether the name or that of a folder above it begins with a dot."""
+    return any(part.startswith(".") for part in key.split("/"))
 
 
 def as_text(key: str) -> str:
-    """The key as text that any file can hold: bytes that are no UTF-8 become \\xNN."""
-    return os.fsencode(key).decode("utf-8", "backslashreplace")
+    """The key as text that any file can hold: bytes that are no UTF-8 become \\xNN.
+
+    >>> as_text("caf\\udce9.jpg"), as_text(r"caf\\xe9.jpg")
+    ('caf\\\\xe9.jpg', 'caf\\\\x5cxe9.jpg')
+    """
+    return os.fsencode(escape_name(key)).decode("utf-8", "backslashreplace")
+
+
+def escape_name(name: str) -> str:
+    """A name in which what only looks like one of the bytes that `as_text` writes has its backslash so."""
+    return re.sub(r"\\(?=x(5c|[89a-f][0-9a-f]))", r"\\x5c", name)
 
 
 def as_key(text: str) -> str:
     """The key that `as_text` was given."""
-    data = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), text.encode())
+    data = re.sub(rb"\\x(5c|[89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), text.encode())
     return os.fsdecode(data)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from array import array
 from collections.abc import Iterator
@@ -133,7 +134,9 @@ class _Source:
         """At most `size` bytes that come next; none at the end."""
         if self._start == len(self._block):
             self._block = self._objects.read_range(self._key, self._next, _BLOCK_BYTES)
-            self._start, self._next = 0, self._next + len(self._block)
+            # Some programs begin a file with a mark of its encoding, which is no part of its JSON.
+            self._start = 3 if self._next == 0 and self._block.startswith(codecs.BOM_UTF8) else 0
+            self._next += len(self._block)
         piece = self._block[self._start : self._start + size]
         self._start += len(piece)
         self.unanswered += len(piece)

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from threading import Lock
 from typing import Any, Literal
 
-from engine.corpora.files import as_key, as_text, is_image, open_corpus_objects, read_file
+from engine.corpora.files import as_key, as_text, is_hidden, is_image, open_corpus_objects, read_file
 from engine.corpora.tar_index import TarIndex
 from engine.errors import CorpusError, ImageError, ObjectMissing, StoreError
 from engine.store.objects import ObjectStore
 from engine.types import ImageRecord, Reason
 
 _TAR_SUFFIX = ".tar"
+_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_END_OF_TAR_NAME = re.compile(r"\.tar(?=/)", re.IGNORECASE)
 _SA1B_NAME = re.compile(r"(?:^|/)sa_(\d{1,18})\.\w+$")
 # Indexes that a process holds, a megabyte or two each.
 _HELD_INDEXES = 8
@@ -24,7 +26,7 @@ class Sa1bCorpus:
     """The images of all tars below a folder, in the order of keys and members, and image files beside them.
 
     The image id is the path, that of a member being TAR/MEMBER; the COCO number is N of sa_N.jpg. A tar that
-    cannot be opened, and a place in one that cannot be read, has a row of its own.
+    cannot be opened or is compressed, and a place in one that cannot be read, has a row of its own.
     """
 
     kind: Literal["sa1b"] = "sa1b"
@@ -52,21 +54,23 @@ class Sa1bCorpus:
         return self._objects.uri
 
     def records(self, after: ImageRecord | None = None) -> Iterator[ImageRecord]:
-        tar, member = _split(after.path) if after is not None else ("", None)
+        tar, member = self._split(after.path) if after is not None else ("", None)
         try:
             if member is not None:
                 yield from self._members(tar, member)
             for key in self._objects.keys(start_after=tar):
-                if key.endswith(_TAR_SUFFIX):
+                if _is_tar(key):
                     yield from self._members(key, None)
-                elif is_image(key):
+                elif is_image(key) or _is_compressed_tar(key):
                     yield _record(as_text(key))
         except StoreError as error:
             raise CorpusError(str(error)) from error
 
     def read(self, record: ImageRecord) -> bytes:
-        key, name = _split(record.path)
-        if not key.endswith(_TAR_SUFFIX):
+        key, name = self._split(record.path)
+        if _is_compressed_tar(key):
+            raise ImageError(Reason.UNREADABLE, "a compressed tar cannot be read in place: uncompress it")
+        if name is None and not _is_tar(key):
             return read_file(self._objects, key)
         try:
             index = self._index(key)
@@ -83,6 +87,21 @@ class Sa1bCorpus:
         if len(data) < member.size:
             raise ImageError(Reason.TRUNCATED, "the tar ends before this member does")
         return data
+
+    def _split(self, path: str) -> tuple[str, str | None]:
+        """The key of the file, and the member where that is a tar; a folder may be called like one, too."""
+        for end in (match.end() for match in _END_OF_TAR_NAME.finditer(path)):
+            key = as_key(path[:end])
+            if key in self._indexes or self._has(key):
+                return key, path[end + 1 :]
+        return as_key(path), None
+
+    def _has(self, key: str) -> bool:
+        try:
+            self._objects.size(key)
+        except (ObjectMissing, StoreError):
+            return False
+        return True
 
     def _members(self, key: str, after: str | None) -> Iterator[ImageRecord]:
         try:
@@ -109,11 +128,9 @@ def _record(path: str) -> ImageRecord:
     return ImageRecord(image_id=path, path=path, coco_id=int(match[1]) if match else None)
 
 
-def _split(path: str) -> tuple[str, str | None]:
-    """The key of the file, and the member where that is a tar.
+def _is_tar(key: str) -> bool:
+    return key.lower().endswith(_TAR_SUFFIX) and not is_hidden(key)
 
-    >>> _split("part/sa_000020.tar/sa_1.jpg"), _split("sa_1.jpg")
-    (('part/sa_000020.tar', 'sa_1.jpg'), ('sa_1.jpg', None))
-    """
-    tar, found, member = path.partition(f"{_TAR_SUFFIX}/")
-    return (as_key(tar) + _TAR_SUFFIX, member) if found else (as_key(path), None)
+
+def _is_compressed_tar(key: str) -> bool:
+    return key.lower().endswith(_COMPRESSED_SUFFIXES) and not is_hidden(key)

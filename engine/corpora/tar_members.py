@@ -15,6 +15,8 @@ from engine.store.objects import ObjectStore
 from engine.types import Reason
 
 _BLOCK_BYTES = tarfile.BLOCKSIZE
+# How files of gzip, bzip2, xz and zstd begin.
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 # Headers of small members come with one request; those of larger ones need one each.
 _WINDOW_BYTES = 64 << 10
 _SEARCH_BYTES = 64 << 20
@@ -171,6 +173,8 @@ def _parse(block: bytes, position: int) -> tarfile.TarInfo:
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
+        if position == 0 and block.startswith(_COMPRESSED):
+            raise _Damaged("the tar is compressed: uncompress it, to be read in place") from error
         raise _Damaged(f"the header at byte {position} of the tar is damaged") from error
     if info.size < 0:
         raise _Damaged(f"the header at byte {position} of the tar claims {info.size} bytes")

@@ -1,8 +1,10 @@
 import io
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from engine.decoding import DecodingConfig, decode_image, resize_image
@@ -85,6 +87,27 @@ def test_16_bits_keep_the_upper_8_that_are_used(encode_image: Encode, kind: str,
     assert np.array_equal(decoded[..., 0], grey)
 
 
+def deep_tiff(values: np.ndarray, planes: bool = False) -> bytes:
+    sink = io.BytesIO()
+    values = np.ascontiguousarray(values.transpose(2, 0, 1)) if planes else values
+    tifffile.imwrite(sink, values, photometric="rgb", planarconfig="separate" if planes else "contig")
+    return sink.getvalue()
+
+
+def test_16_bit_colours_are_cut_where_enough_is_left() -> None:
+    deep = SCENE.astype(np.uint16) * 257
+    assert np.array_equal(decode_image(deep_tiff(deep), CONFIG), SCENE)
+    # 12 bits would be black, and planes are taken for 8 bits.
+    assert reason_of(deep_tiff(deep >> 4)) == Reason.UNREADABLE
+    assert reason_of(deep_tiff(deep, planes=True)) == Reason.UNREADABLE
+    assert np.array_equal(decode_image(deep_tiff(SCENE, planes=True), CONFIG), SCENE)
+
+
+def test_a_tiff_that_cannot_be_read_is_said_to_be_one() -> None:
+    with pytest.raises(ImageError, match="a TIFF of a kind that cannot be read"):
+        decode_image(deep_tiff(SCENE.astype(np.float32)), CONFIG)
+
+
 def test_floats_are_stretched(encode_image: Encode) -> None:
     ramp = np.linspace(-2.0, 3.0, 640, dtype=np.float32).reshape(20, 32)
     decoded = decode_image(encode_image(ramp, "TIFF"), CONFIG)
@@ -143,5 +166,10 @@ def test_resizing_does_not_keep_the_aspect() -> None:
 def test_settings_out_of_range() -> None:
     with pytest.raises(ConfigurationError, match="max_megapixels"):
         DecodingConfig(max_megapixels=0)
+    with pytest.raises(ConfigurationError, match="max_megapixels"):
+        DecodingConfig(max_megapixels=math.nan)
+    for timeout_s in (0, math.inf, math.nan):
+        with pytest.raises(ConfigurationError, match="timeout_s"):
+            DecodingConfig(timeout_s=timeout_s)
     with pytest.raises(ConfigurationError, match="min_side"):
         DecodingConfig(min_side=0)

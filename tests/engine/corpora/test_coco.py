@@ -57,6 +57,12 @@ def test_a_list_names_the_images_in_its_order(folder: Path) -> None:
         next(corpus.records(after=ImageRecord(image_id="x", path="x")))
 
 
+def test_a_mark_of_the_encoding_is_no_part_of_a_list() -> None:
+    objects = MemoryObjects()
+    objects.write("list.json", b"\xef\xbb\xbf" + json.dumps({"images": IMAGES}).encode())
+    assert [image.coco_id for image in ImageList(objects, "list.json").images()] == [397133, 139, 5]
+
+
 def test_names_without_a_list_carry_their_ids(folder: Path) -> None:
     corpus = open_coco(str(folder))
     assert [(record.path, record.coco_id) for record in corpus.records()] == [

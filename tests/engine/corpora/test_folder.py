@@ -48,6 +48,18 @@ def test_names_that_are_no_text_can_be_read(tmp_path: Path) -> None:
     assert list(corpus.records(after=record)) == []
 
 
+def test_names_that_look_like_such_bytes_are_others(tmp_path: Path) -> None:
+    names = [b"caf\xe9.png", b"caf\\xe9.png", b"\\x5c.png", b"\\\xe9.png", b"\\x41.png"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(name)
+    corpus = FolderCorpus.open(str(tmp_path))
+    records = list(corpus.records())
+    assert len({record.image_id for record in records}) == len(names)
+    assert [corpus.read(record) for record in records] == sorted(names)
+    for i, record in enumerate(records):
+        assert list(corpus.records(after=record)) == records[i + 1 :]
+
+
 def test_what_cannot_be_read_has_a_reason_without_the_place(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").touch()
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")

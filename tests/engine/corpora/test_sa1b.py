@@ -1,3 +1,4 @@
+import gzip
 import pickle
 import tarfile
 import time
@@ -76,6 +77,30 @@ def test_tars_and_files_in_the_order_of_keys(make_tar: MakeTar) -> None:
     assert [corpus.read(record) for record in records] == [b"two", b"one", b"nine", b"five"]
     for i, record in enumerate(records):
         assert list(corpus.records(after=record)) == records[i + 1 :]
+
+
+def test_folders_may_be_called_like_tars(make_tar: MakeTar, tmp_path: Path) -> None:
+    (tmp_path / "sa_000001.tar").mkdir()
+    (tmp_path / "sa_000001.tar/sa_1.jpg").write_bytes(b"loose")
+    (tmp_path / "sa_000001.tar/sa_000002.TAR").write_bytes(make_tar({"x.tar/sa_2.jpg": b"two"}))
+    corpus = Sa1bCorpus.open(str(tmp_path))
+    assert contents(corpus) == {
+        "sa_000001.tar/sa_000002.TAR/x.tar/sa_2.jpg": b"two", "sa_000001.tar/sa_1.jpg": b"loose",
+    }  # fmt: skip
+    records = list(corpus.records())
+    assert list(corpus.records(after=records[0])) == records[1:]
+
+
+def test_compressed_tars_are_rows_and_hidden_ones_are_passed_over(make_tar: MakeTar) -> None:
+    objects = MemoryObjects()
+    packed = gzip.compress(make_tar(FILES), compresslevel=0)
+    for key in ("a.tar.gz", "b.tar", "._c.tar", ".d/e.tar"):
+        objects.write(key, packed)
+    corpus = Sa1bCorpus(objects)
+    assert contents(corpus) == {"a.tar.gz": Reason.UNREADABLE, "b.tar/@0": Reason.CORRUPT}
+    for record in corpus.records():
+        with pytest.raises(ImageError, match="uncompress it"):
+            corpus.read(record)
 
 
 def test_an_index_is_kept_and_used(make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,9 +211,16 @@ def test_places_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot write"):
         LocalObjects(tmp_path / "file/below").write("a", b"")
-    for uri in ("s3:///prefix", "gs://bucket"):
+    for uri in ("s3:///prefix", "s3:/bucket/prefix", "gs://bucket"):
         with pytest.raises(StoreError, match="s3://bucket/prefix"):
             open_objects(uri)
+
+
+@pytest.mark.parametrize("name", ["run#1/labels", "what?/x", "a b/%20"])
+def test_prefixes_are_no_urls(s3_server: Any, name: str) -> None:
+    objects = open_objects(f"s3://bucket/{name}/")
+    objects.write("key", b"data")
+    assert list(open_objects("s3://bucket").keys(name)) == [f"{name}/key"]
 
 
 def test_s3_errors_say_what_to_do(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
