@@ -84,7 +84,10 @@ def repeat_plans(parent: Version, version: Version) -> int:
 def check_has_images(corpus: Corpus) -> None:
     """Raise CorpusError for a corpus without images."""
     if next(corpus.records(), None) is None:
-        raise CorpusError(f"no images in {corpus.uri}: JPEG, PNG, WebP, TIFF and BMP files are looked for")
+        raise CorpusError(
+            f"no images in {corpus.uri}: JPEG, PNG, WebP, TIFF and BMP files are looked for, or those that a "
+            "list names"
+        )
 
 
 def check_same_corpus(corpus: Corpus, version: Version) -> None:

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RaySystemError
 
 from engine.errors import ConfigurationError, UsageError
+from jobs.console import end_when_told_to
 from jobs.flags import ClusterFlags
 
 _CONNECT_TIMEOUT_S = 10
@@ -55,6 +56,7 @@ def join_cluster(flags: ClusterFlags) -> Joined:
             f"cannot join Ray at {address!r} ({error}); start one with `ray start --head`, "
             "or leave --address out for a local one"
         ) from error
+    end_when_told_to()
     found, free = ray.cluster_resources(), ray.available_resources()
     kind = "a local Ray" if address == "local" else f"Ray at {ray.get_runtime_context().gcs_address}"
     cpus, gpus = found.get("CPU", 0.0), found.get("GPU", 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -14,21 +15,39 @@ import tyro
 from engine.errors import MaskmillError, UsageError
 
 Arguments = TypeVar("Arguments")
-DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """Somebody has asked this process to end, as the end of a job's time does."""
 
 
 def run_job(arguments_type: type[Arguments], job: Callable[[Arguments], None]) -> NoReturn:
-    """Parse the command line, run the job and exit: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    """Parse the command line, run the job and exit: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143
+    terminated."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of images hold what a terminal or a log may have no letters for.
+            stream.reconfigure(errors="backslashreplace")
     try:
         job(parse_arguments(arguments_type, sys.argv[1:]))
     except UsageError as error:
         _exit_with(WRONG_USE, error)
     except MaskmillError as error:
         _exit_with(FAILED, error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
     sys.exit(DONE)
+
+
+def end_when_told_to() -> None:
+    """Let SIGTERM end the job as Ctrl-C does. Once Ray has started: it would answer with a dump of stacks."""
+
+    def end(*_: object) -> NoReturn:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def parse_arguments(arguments_type: type[Arguments], args: list[str]) -> Arguments:

@@ -19,8 +19,7 @@ from engine.encoders import load_encoder
 from engine.errors import ConfigurationError, ImageError, TransientError
 from engine.labelling_config import LabellingConfig
 from engine.planning import check_has_images, check_same_corpus, count_to_do
-from engine.store.local import LocalObjects
-from engine.store.objects import open_objects
+from engine.store.objects import ObjectStore, open_objects
 from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version, VersionInfo
 from engine.store.schema import ShardSummary
 from engine.types import Status
@@ -58,8 +57,8 @@ class LabelArguments:
     """Add shards for images that have come to the corpus since it was labelled."""
     overwrite: bool = False
     """Replace the store's labels of another configuration, once the new ones are whole."""
-    preview: Path | None = None
-    """Also write pictures of the first labelled images into this folder."""
+    preview: str | None = None
+    """Also write pictures of the first labelled images into this folder, or to s3://bucket/prefix."""
     cluster: Annotated[ClusterFlags, tyro.conf.arg(name="")] = field(default_factory=ClusterFlags)
 
     def __post_init__(self) -> None:
@@ -67,6 +66,8 @@ class LabelArguments:
             raise ConfigurationError(
                 "--extend adds to labels and --overwrite replaces them: give one of the two"
             )
+        if self.preview is not None and Path(self.preview).is_file():
+            raise ConfigurationError(f"--preview {self.preview} is a file: give a folder")
         for name in ("limit", "shard_size", "chunk_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -83,6 +84,7 @@ def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
     from jobs.cluster import join_cluster
 
     store = PseudoLabelStore(open_objects(arguments.store))
+    previews = open_objects(arguments.preview) if arguments.preview is not None else None
     check_has_images(corpus)
     network = describe_network(arguments.labelling)
     info = _version_info(arguments, corpus.kind, network)
@@ -101,9 +103,9 @@ def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
     console.print(_summary_table(summaries))
     for line in _rejected_lines(version, summaries):
         print(line)
-    if arguments.preview is not None:
-        _write_previews(corpus, version, arguments.preview, arguments.labelling.decoding)
     print(f"labels: {store.uri} (version {version.name})")
+    if previews is not None:
+        _write_previews(corpus, version, previews, arguments.labelling.decoding)
 
 
 def _label(
@@ -228,11 +230,10 @@ def _rejected_lines(version: Version, summaries: list[ShardSummary]) -> list[str
     return [*lines, f"... and {num_more} more, see the column reason of the store"] if num_more > 0 else lines
 
 
-def _write_previews(corpus: Corpus, version: Version, preview: Path, config: DecodingConfig) -> None:
+def _write_previews(corpus: Corpus, version: Version, previews: ObjectStore, config: DecodingConfig) -> None:
     """Pictures of the first labelled images, one each and all on one sheet."""
     from engine.preview import contact_sheet, draw_instances, encode_jpeg
 
-    folder = LocalObjects(preview)
     labelled = (outcome for outcome in version.outcomes() if outcome.status == Status.LABELLED)
     pictures = []
     for number, outcome in enumerate(islice(labelled, _PREVIEW_IMAGES)):
@@ -242,8 +243,10 @@ def _write_previews(corpus: Corpus, version: Version, preview: Path, config: Dec
             print(f"no preview of {outcome.record.image_id!r}: {error}")
             continue
         pictures.append(draw_instances(image, outcome.instances))
-        folder.write(f"{number:03d}-{PurePosixPath(outcome.record.path).stem}.jpg", encode_jpeg(pictures[-1]))
+        # Short enough for any file system, whose names end at 255 bytes.
+        name = PurePosixPath(outcome.record.path).stem[:60]
+        previews.write(f"{number:03d}-{name}.jpg", encode_jpeg(pictures[-1]))
     if pictures:
         sheet = contact_sheet(pictures, _PREVIEW_COLUMNS, _PREVIEW_TILE_HEIGHT)
-        folder.write("sheet.jpg", encode_jpeg(sheet))
-    print(f"previews: {folder.uri} ({len(pictures)} images and sheet.jpg)")
+        previews.write("sheet.jpg", encode_jpeg(sheet))
+    print(f"previews: {previews.uri} ({len(pictures)} images and sheet.jpg)")

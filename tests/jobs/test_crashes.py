@@ -115,6 +115,17 @@ def test_driver_and_worker_die_once(
 
 
 @pytest.mark.slow
+def test_a_job_that_is_told_to_end_says_how_to_go_on(
+    image_folder: Callable[[int], Path], tmp_path: Path
+) -> None:
+    run = Run.start(image_folder(200), tmp_path / "store")
+    run.wait_for_shards(2)
+    run.process.terminate()
+    assert run.process.wait() == 143
+    assert run.log.read_text().endswith("interrupted; the same command goes on where this one stopped\n")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "worker"])
 def test_ten_deaths_at_random_moments(
     labels_in: LabelsIn,

@@ -174,6 +174,7 @@ def test_from_s3_to_s3(
         (("--promerge.tau-b", "7"), "tau_b"),
         (("--extend", "--overwrite"), "one of the two"),
         (("--store", "s3:///x"), "names no bucket"),
+        (("--preview", __file__), "is a file: give a folder"),
     ],
 )
 def test_wrong_use_is_one_line(run_here: RunJob, tmp_path: Path, wrong: tuple[str, ...], told: str) -> None:
