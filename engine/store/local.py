@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.errors import ObjectMissing, StoreError
+from engine.errors import ObjectMissing, RunError, StoreError
 from engine.store.keys import byte_order
 
 # Unfinished files of writers that were killed; no listing shows them.
 PARTIAL_PREFIX = ".partial-"
+# A disk or a share of it that fills up in a run is nobody's wrong use.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LocalObjects:
@@ -94,7 +96,9 @@ class LocalObjects:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise StoreError(f"cannot list {folder}: {_os_reason(error)}") from error
+            raise StoreError(
+                f"cannot list {folder}: {_os_reason(error)}; make it readable, or move it elsewhere"
+            ) from error
         for name in sorted(names, key=byte_order):
             if not name.endswith("/"):
                 if not name.startswith(PARTIAL_PREFIX):
@@ -137,6 +141,10 @@ def _os_errors_as_store_errors(verb: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _FULL:
+            raise RunError(
+                f"cannot {verb} {path}: {_os_reason(error)}; make room and run the same command again"
+            ) from error
         raise StoreError(f"cannot {verb} {path}: {_os_reason(error)}") from error
 
 

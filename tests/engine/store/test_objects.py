@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-from engine.errors import ObjectMissing, StoreError, TransientError
+from engine.errors import ObjectMissing, RunError, StoreError, TransientError
 from engine.store import local, s3
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects, ObjectStore, open_objects, read_uri, write_uri
@@ -214,6 +215,17 @@ def test_places_that_cannot_be(tmp_path: Path) -> None:
     for uri in ("s3:///prefix", "s3:/bucket/prefix", "gs://bucket"):
         with pytest.raises(StoreError, match="s3://bucket/prefix"):
             open_objects(uri)
+
+
+def test_a_full_disk_is_no_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (LocalObjects(tmp_path).write, LocalObjects(tmp_path).create):
+        with pytest.raises(RunError, match=r"No space left on device; make room and run the same"):
+            write("a", b"data")
+    assert list(LocalObjects(tmp_path).keys()) == []
 
 
 @pytest.mark.parametrize("name", ["run#1/labels", "what?/x", "a b/%20"])
