@@ -26,7 +26,6 @@ from actors.mailbox import Figures, Mailbox
 from engine.corpora import Corpus
 from engine.errors import ConfigurationError, RunError
 from engine.solo.config import RunSettings
-from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleMaker, list_images
 from engine.solo.training import TrainingConfig
 from engine.solo.validation import Validation
@@ -123,6 +122,9 @@ def run_training(job: TrainingJob, sizes: WorkerSizes, on_figures: Callable[[int
 
 def _train_worker(settings: dict[str, Any]) -> None:
     """One worker, from its start to the end of the run or to its death."""
+    # Networks take seconds to import, and the driver and Ray's controller do without.
+    from engine.solo.run import Run, train_solo
+
     job: TrainingJob = settings["job"]
     mailbox = settings["mailbox"]
     context = ray.train.get_context()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engine.corpora import Corpus
 from engine.decoding import DecodingConfig, decode_image
@@ -13,8 +14,10 @@ from engine.ground_truth import AnnotatedImage
 from engine.matching import match_images
 from engine.solo.config import SoloConfig
 from engine.solo.inference import find_instances
-from engine.solo.network import SoloNetwork
 from engine.types import ImageRecord, Instances
+
+if TYPE_CHECKING:
+    from engine.solo.network import SoloNetwork
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
