@@ -1,4 +1,4 @@
-"""Which annotated image is which image of a corpus or a store: by COCO's number, else by name."""
+"""Which annotated image is which image of a corpus or a store: by name and COCO's number."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from engine.types import ImageRecord
 Item = TypeVar("Item")
 # Of fewer matches than this share of what could match, names alike by chance are the likely reason.
 _MIN_SHARE = 0.1
+# The distance of images that have a number in common, but no name.
+_NUMBER_ALONE = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,20 +32,23 @@ def match_images(
 ) -> list[Match[Item]]:
     """The annotated images that are among the items, in the order of `truths`; other items are not held.
 
-    An item is an annotated image if both have the same COCO number. Otherwise names decide: paths that are
-    equal, or of which one ends in the other, with or without the suffix; the closest such pair counts.
+    Names agree where paths are equal, or one ends in the other, with or without the suffix. An item is the
+    annotated image of an agreeing name and its COCO number, else of the closest name, else of its number
+    alone. Where some item has the name of one image and the number of another, the images were numbered
+    anew, and no number counts by itself.
 
     Raises CorpusError where two are equally close, and where few or none match.
     """
     index = _TruthIndex(truths)
     closest: dict[int, tuple[int, ImageRecord, Item]] = {}
-    num_items, example = 0, None
+    num_items, example, are_renumbered = 0, None, False
     for record, item in items:
         num_items, example = num_items + 1, example or record
         found = index.find(record)
         if found is None:
             continue
         distance, position = found
+        are_renumbered = are_renumbered or index.contradicts_number(record, position)
         held = closest.get(position)
         if held is not None and held[0] == distance:
             raise CorpusError(
@@ -52,6 +57,8 @@ def match_images(
             )
         if held is None or distance < held[0]:
             closest[position] = (distance, record, item)
+    if are_renumbered:
+        closest = {position: held for position, held in closest.items() if held[0] < _NUMBER_ALONE}
     if example is None or len(closest) <= _MIN_SHARE * min(num_items, len(truths)):
         raise CorpusError(
             f"{len(closest)} of {len(truths)} images of the ground truth are among the {num_items} given: "
@@ -66,16 +73,27 @@ class _TruthIndex:
 
     def __init__(self, truths: Sequence[AnnotatedImage]) -> None:
         self._truths = truths
-        self._by_id = {truth.coco_id: i for i, truth in enumerate(truths) if truth.coco_id is not None}
+        self._by_id: dict[int | None, int] = {
+            truth.coco_id: i for i, truth in enumerate(truths) if truth.coco_id is not None
+        }
         self._by_stem: dict[str, list[int]] = defaultdict(list)
         for position, truth in enumerate(truths):
             self._by_stem[PurePosixPath(truth.path).stem].append(position)
 
     def find(self, record: ImageRecord) -> tuple[int, int] | None:
-        """How far the closest annotated image is from this name, and its position."""
-        if record.coco_id in self._by_id:
-            return 0, self._by_id[record.coco_id]
-        path = PurePosixPath(record.path)
+        """How far the closest annotated image is from this one, and its position."""
+        path, numbered = PurePosixPath(record.path), self._by_id.get(record.coco_id)
+        if numbered is not None and _distance(path, self._truths[numbered]) is not None:
+            return 0, numbered
+        named = self._find_name(path)
+        return (_NUMBER_ALONE, numbered) if named is None and numbered is not None else named
+
+    def contradicts_number(self, record: ImageRecord, position: int) -> bool:
+        """Whether the number of this image is that of another annotated image than the one at `position`."""
+        return self._by_id.get(record.coco_id, position) != position
+
+    def _find_name(self, path: PurePosixPath) -> tuple[int, int] | None:
+        """How far the closest name is from this one, and its position."""
         candidates = sorted(
             (distance, position)
             for position in self._by_stem.get(path.stem, ())
@@ -84,7 +102,7 @@ class _TruthIndex:
         if len(candidates) > 1 and candidates[0][0] == candidates[1][0]:
             names = " and ".join(repr(self._truths[position].path) for _, position in candidates[:2])
             raise CorpusError(
-                f"{record.path!r} could be {names} of the ground truth: give a ground truth whose names tell "
+                f"{str(path)!r} could be {names} of the ground truth: give a ground truth whose names tell "
                 "them apart"
             )
         return candidates[0] if candidates else None

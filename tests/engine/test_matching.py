@@ -27,7 +27,7 @@ def matched(images: list[tuple[str, int | None]], truths: list[AnnotatedImage]) 
     return [(m.truth.path, m.item) for m in match_images([(r, r.path) for r in records], truths)]
 
 
-def test_numbers_come_before_names() -> None:
+def test_numbers_match_where_no_name_does() -> None:
     images = [("x/000000000007.jpg", 7), ("COCO_val2014_000000000009.jpg", 9), ("a.jpg", None)]
     truths = [truth("000000000009.jpg", 9), truth("val2017/other.jpg", 7), truth("a.jpg", 3)]
     assert matched(images, truths) == [
@@ -35,6 +35,20 @@ def test_numbers_come_before_names() -> None:
         ("val2017/other.jpg", "x/000000000007.jpg"),
         ("a.jpg", "a.jpg"),
     ]
+
+
+def test_names_come_before_numbers_that_contradict_them() -> None:
+    images: list[tuple[str, int | None]] = [(f"{number}.jpg", number) for number in range(1, 6)]
+    renumbered = [truth(f"val/{number}.jpg", 6 - number) for number in range(1, 6)]
+    assert matched(images, renumbered) == [(f"val/{number}.jpg", f"{number}.jpg") for number in range(1, 6)]
+    # 1.jpg is not in this ground truth, where 5.jpg has its number, and 5.jpg is not given.
+    assert matched(images[:4], renumbered[1:]) == [(f"val/{i}.jpg", f"{i}.jpg") for i in (2, 3, 4)]
+
+
+def test_numbers_tell_equal_names_apart() -> None:
+    images: list[tuple[str, int | None]] = [("a.jpg", 7), ("x/b.jpg", 8)]
+    truths = [truth("train/a.jpg", 6), truth("val/a.jpg", 7), truth("y/b.jpg", 8)]
+    assert matched(images, truths) == [("val/a.jpg", "a.jpg"), ("y/b.jpg", "x/b.jpg")]
 
 
 @pytest.mark.parametrize(
