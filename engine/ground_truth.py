@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +26,16 @@ from pycocotools import mask as coco_mask
 
 from engine.errors import CorpusError, ObjectMissing, StoreError, TransientError
 from engine.masks import decode_rles, encode_rles
+from engine.run_lengths import check_lengths, decode_counts
 from engine.store.objects import ObjectStore, open_objects, read_uri
 
 Item = TypeVar("Item")
 _ANNOTATIONS = "annotations/"
 _MASKS = "masks/"
+# In pixels; pycocotools walks along a polygon's edges, and takes memory for each step.
+_MAX_COORDINATE = 1e6
+# What comes of json that is of another shape than was expected.
+_MISUNDERSTOOD = (KeyError, TypeError, ValueError, OverflowError)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,22 +104,38 @@ def thin_out(items: Sequence[Item], limit: int | None) -> list[Item]:
 def compress_segmentation(segmentation: list[list[float]] | dict[str, Any], size: tuple[int, int]) -> bytes:
     """COCO's compressed run lengths of polygons or of run lengths, compressed or not, for (height, width).
 
-    Raises ValueError for run lengths of another size and polygons of less than three points.
+    Raises ValueError for run lengths of another size and polygons of less than three points; that and
+    TypeError for what is neither.
     """
     if isinstance(segmentation, list):
-        if not segmentation or min(map(len, segmentation)) < 6:
-            raise ValueError("polygons need at least three points")
-        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    else:
-        if tuple(segmentation["size"]) != size:
-            raise ValueError(f"run lengths of size {segmentation['size']} in an image of {list(size)}")
-        rle = segmentation
-        if isinstance(segmentation["counts"], list):
-            if sum(segmentation["counts"]) != size[0] * size[1]:
-                raise ValueError("run lengths do not add up to the image")
-            rle = coco_mask.frPyObjects(segmentation, *size)
-    counts = rle["counts"]
-    return counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+        return _compress_polygons(segmentation, size)
+    if tuple(segmentation["size"]) != size:
+        raise ValueError(f"run lengths of size {segmentation['size']} in an image of {list(size)}")
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        return _compress_lengths(counts, size)
+    if not isinstance(counts, str | bytes):
+        raise ValueError(f"counts are a list or a string, got {counts!r}")
+    compressed = counts.encode("ascii") if isinstance(counts, str) else counts
+    check_lengths(decode_counts(compressed), size)
+    return compressed
+
+
+def _compress_polygons(polygons: list[list[float]], size: tuple[int, int]) -> bytes:
+    if not polygons or min(map(len, polygons)) < 6:
+        raise ValueError("polygons need at least three points")
+    for polygon in polygons:
+        if not all(abs(coordinate) < _MAX_COORDINATE for coordinate in polygon):
+            raise ValueError(f"coordinates of polygons are numbers of pixels below {_MAX_COORDINATE:.0f}")
+    return bytes(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))["counts"])
+
+
+def _compress_lengths(lengths: list[int], size: tuple[int, int]) -> bytes:
+    if not all(length >= 0 and length % 1 == 0 for length in lengths):
+        raise ValueError("run lengths are whole numbers, 0 or more")
+    whole = [int(length) for length in lengths]
+    check_lengths(np.array(whole, np.int64), size)
+    return bytes(coco_mask.frPyObjects({"size": list(size), "counts": whole}, *size)["counts"])
 
 
 def _read_folder(objects: ObjectStore) -> Iterator[AnnotatedImage]:
@@ -183,42 +206,66 @@ def _parse_json(data: bytes, name: str, folder: str) -> Iterator[AnnotatedImage]
 
 
 def _parse_coco(content: dict[str, Any], name: str, folder: str) -> Iterator[AnnotatedImage]:
-    annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
     try:
         for annotation in content["annotations"]:
-            annotations[annotation["image_id"]].append(annotation)
-        images = sorted(content["images"], key=lambda info: int(info["id"]))
-    except (KeyError, TypeError, ValueError) as error:
+            annotations[int(annotation["image_id"])].append(annotation)
+        images = sorted(((int(info["id"]), info) for info in content["images"]), key=itemgetter(0))
+    except _MISUNDERSTOOD as error:
         raise CorpusError(f"{name} is not of COCO's format: {_cause(error)}") from error
-    for info in images:
-        yield _parse_image(info, "id", annotations[info["id"]], name, folder)
+    if annotations and not any(number in annotations for number, _ in images):
+        raise CorpusError(
+            f"{name}: no annotation is of a listed image: the first has image_id {next(iter(annotations))}; "
+            "give a file whose annotations name its images' ids"
+        )
+    for number, info in images:
+        yield _parse_image(info, "id", annotations[number], name, folder)
 
 
 def _parse_image(
     info: dict[str, Any], id_key: str, annotations: Sequence[dict[str, Any]], name: str, folder: str
 ) -> AnnotatedImage:
     """One image; `id_key` is what its number is called."""
-    rles: list[bytes] = []
+    drawn: list[_Drawn] = []
     try:
         size = (int(info["height"]), int(info["width"]))
         coco_id, path = int(info[id_key]), f"{folder}{info['file_name']}"
+        if min(size) < 1:
+            raise ValueError(f"height and width are at least 1, got {size[0]} and {size[1]}")
         for annotation in annotations:
-            rles.append(compress_segmentation(annotation["segmentation"], size))
-        masks = [{"size": list(size), "counts": rle} for rle in rles]
-        boxes = [a.get("bbox", coco_mask.toBbox(m)) for a, m in zip(annotations, masks, strict=True)]
-        areas = [a.get("area", coco_mask.area(m)) for a, m in zip(annotations, masks, strict=True)]
-        return AnnotatedImage(
-            coco_id=coco_id,
-            path=path,
-            size=size,
-            rles=tuple(rles),
-            boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4),
-            areas=np.array(areas, np.float64),
-            is_crowd=np.array([bool(a.get("iscrowd")) for a in annotations], bool),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        where = f"image {info.get(id_key)}, annotation {len(rles)}" if isinstance(info, dict) else "an image"
+            drawn.append(_parse_annotation(annotation, size))
+    except _MISUNDERSTOOD as error:
+        where = f"image {info.get(id_key)}, annotation {len(drawn)}" if isinstance(info, dict) else "an image"
         raise CorpusError(f"{name}: cannot understand {where}: {_cause(error)}") from error
+    return AnnotatedImage(
+        coco_id=coco_id,
+        path=path,
+        size=size,
+        rles=tuple(one.rle for one in drawn),
+        boxes_xywh=np.array([one.box_xywh for one in drawn], np.float64).reshape(-1, 4),
+        areas=np.array([one.area for one in drawn], np.float64),
+        is_crowd=np.array([one.is_crowd for one in drawn], bool),
+    )
+
+
+class _Drawn(NamedTuple):
+    """One annotation."""
+
+    rle: bytes
+    box_xywh: tuple[float, ...]
+    area: float
+    is_crowd: bool
+
+
+def _parse_annotation(annotation: dict[str, Any], size: tuple[int, int]) -> _Drawn:
+    rle = compress_segmentation(annotation["segmentation"], size)
+    mask = {"size": list(size), "counts": rle}
+    box, area = annotation.get("bbox"), annotation.get("area")
+    box_xywh = tuple(float(value) for value in (coco_mask.toBbox(mask) if box is None else box))
+    area = float(coco_mask.area(mask) if area is None else area)
+    if len(box_xywh) != 4 or not all(map(math.isfinite, (*box_xywh, area))):
+        raise ValueError(f"bbox and area are four numbers and one, got {box} and {annotation.get('area')}")
+    return _Drawn(rle, box_xywh, area, bool(annotation.get("iscrowd")))
 
 
 def _parse_id_mask(data: bytes, name: str, path: str) -> AnnotatedImage:

@@ -25,6 +25,14 @@ def coco(annotations: list[dict[str, Any]]) -> str:
     return json.dumps({"images": images, "annotations": annotations})
 
 
+def drawn(segmentation: Any, **fields: Any) -> str:
+    return coco([{"image_id": 3, "segmentation": segmentation, **fields}])
+
+
+def counted(counts: Any) -> str:
+    return drawn({"size": [4, 6], "counts": counts})
+
+
 def sa1b(number: int, segmentation: Any = COMPRESSED) -> str:
     image = {"image_id": number, "file_name": f"sa_{number}.jpg", "height": 4, "width": 6}
     annotation = {"id": 1, "segmentation": segmentation, "bbox": [2, 1, 3, 2], "area": 6}
@@ -45,9 +53,10 @@ def test_every_way_to_write_a_mask_gives_the_mask(tmp_path: Path) -> None:
     annotations = [
         {"image_id": 9, "segmentation": POLYGON},
         {"image_id": 9, "segmentation": COUNTS, "iscrowd": 0},
-        {"image_id": 9, "segmentation": COMPRESSED},
+        {"image_id": 9, "segmentation": COMPRESSED, "bbox": None, "area": None},
         {"image_id": 9, "segmentation": COUNTS, "iscrowd": 1, "bbox": [2.5, 1, 1.25, 2], "area": 5.5},
-        {"image_id": 3, "segmentation": COUNTS},
+        {"image_id": "3", "segmentation": COUNTS},
+        {"image_id": 77, "segmentation": "of an image that is not listed"},
     ]
     first, empty, last = read(write(tmp_path / "any_name.json", coco(annotations)))
     assert [(image.coco_id, image.path, image.size) for image in (first, empty, last)] == [
@@ -137,7 +146,25 @@ def test_id_masks(tmp_path: Path, encode_image: Callable[..., bytes]) -> None:
         (coco([{"image_id": 3, "segmentation": [[1, 2, 3, 4]]}]), "three points"),
         (coco([{"image_id": 3, "segmentation": {"size": [6, 4], "counts": "0"}}]), r"size \[6, 4\]"),
         (coco([{"image_id": 3, "segmentation": {"size": [4, 6], "counts": [5]}}]), "add up"),
-        (coco([{"image_id": 3, "segmentation": POLYGON, "bbox": [1, 2]}]), "cannot"),
+        (drawn(POLYGON, bbox=[1, 2]), "image 3, annotation 0: bbox and area are four numbers and one"),
+        (drawn(POLYGON, area=float("nan")), "bbox and area"),
+        (drawn([[2, 1, 5, float("nan"), 5, 3]]), "coordinates of polygons are numbers of pixels"),
+        (drawn([[2, 1, 5, float("inf"), 5, 3]]), "coordinates"),
+        (drawn([[2, 1, 5, 1e9, 5, 3]]), "coordinates"),
+        (drawn([[2, 1, 5, "1", 5, 3]]), "annotation 0"),
+        (counted([0.5, 23.5]), "whole numbers, 0 or more"),
+        (counted([-5, 29]), "whole numbers, 0 or more"),
+        (counted([10**30]), "annotation 0"),
+        (counted(7), "counts are a list or a string, got 7"),
+        (counted(""), "no compressed run lengths"),
+        (counted("garbage!"), "no compressed run lengths"),
+        (counted("ooooooooooooooo"), "no compressed run lengths"),
+        (counted("ooooooooooooooo0"), "a number is too long"),
+        (counted("5"), "add up to 5 pixels, the image has 24"),
+        (counted("5O"), "a run length is negative: -1"),
+        (counted("é"), "annotation 0"),
+        (coco([{"image_id": 77, "segmentation": POLYGON}]), "no annotation is of a listed image"),
+        ('{"images": [{"id": 3, "height": 0, "width": 6, "file_name": ""}], "annotations": []}', "at least"),
         (sa1b(3, 5), "image 3, annotation 0"),
     ],
 )
