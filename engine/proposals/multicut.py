@@ -19,7 +19,7 @@ from engine.proposals.affinity_graph import edge_affinities, grid_edges
 from engine.proposals.config import MultiCutConfig
 from engine.proposals.lower_bound import multicut_lower_bound
 from engine.proposals.partitions import connected_parts, merge_parallel_edges, multicut_objective
-from engine.proposals.patches import cover_background, touched_sides
+from engine.proposals.patches import cover_background, features_tensor, touched_sides
 from engine.types import Optimality, Reason
 
 # Of the noise on the costs of a further start, relative to their mean size.
@@ -47,9 +47,10 @@ def run_multicut(
     For a tile, `seen_background` (h, w) takes the place of the border, see `part_masks`.
 
     `features_hwc` holds one feature a patch, (h, w, C), of any floating type and length, on any device.
-    Raises ImageError, with the image's `name`, where features are NaN or infinite. Source: METHODS 3.1, 3.2.
+    Raises ValueError for another shape and ImageError, with the image's `name`, where features are NaN or
+    infinite. Source: METHODS 3.1, 3.2.
     """
-    features = torch.as_tensor(features_hwc)
+    features = features_tensor(features_hwc)
     size = (features.shape[0], features.shape[1])
     uv, classes = grid_edges(size, config.offsets)
     affinities = edge_affinities(features[None], config.offsets, (name,))[0].cpu().numpy()

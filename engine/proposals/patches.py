@@ -6,14 +6,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+# What torch takes from numpy as it is.
+_FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+
+
+def features_tensor(features_hwc: NDArray[np.floating] | torch.Tensor) -> torch.Tensor:
+    """Features (h, w, C) as a tensor without gradients, on their device; it may share their memory.
+
+    Raises ValueError for another shape, and where there is no patch or no channel.
+
+    >>> features_tensor(np.array([[[1.0], [2.0]]])[:, ::-1]).tolist()
+    [[[2.0], [1.0]]]
+    """
+    if features_hwc.ndim != 3 or 0 in features_hwc.shape:
+        raise ValueError(
+            "features must have the shape (height, width, channels), at least 1 each, "
+            f"got {tuple(features_hwc.shape)}"
+        )
+    if isinstance(features_hwc, torch.Tensor):
+        return features_hwc.detach()
+    if features_hwc.dtype not in _FLOATS:
+        return torch.from_numpy(features_hwc.astype(np.float32))
+    is_shared = features_hwc.flags.writeable and min(features_hwc.strides) >= 0
+    return torch.from_numpy(features_hwc if is_shared else features_hwc.copy())
+
 
 def normalised_features(features_hwc: NDArray[np.floating] | torch.Tensor) -> torch.Tensor:
     """Features (h, w, C) as float32 (h * w, C) of unit length, on their device; zero vectors stay zero."""
-    features = torch.as_tensor(features_hwc)
-    if features.ndim != 3:
-        raise ValueError(
-            f"features must have the shape (height, width, channels), got {tuple(features.shape)}"
-        )
+    features = features_tensor(features_hwc)
     flat = features.reshape(-1, features.shape[2]).to(torch.float32, copy=True)
     lengths = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
     if not bool(torch.isfinite(lengths).all()):  # a length is finite only if its feature is
