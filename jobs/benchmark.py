@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from threading import Barrier
 from typing import Annotated, Any, Literal
 
@@ -36,6 +35,7 @@ from engine.store.schema import encode_shard
 from engine.types import Chunk, Outcome, ShardPlan
 from jobs.console import run_job
 from jobs.flags import ClusterFlags
+from jobs.output import check_output, write_output
 
 # The steady part of a run leaves out so many chunks at either end, while the pipeline fills and empties.
 _EDGE_CHUNKS = 5
@@ -81,11 +81,12 @@ class BenchmarkArguments:
     """What is measured."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the encoder runs."""
-    output: Path | None = None
-    """Where to write the figures as JSON."""
+    output: str | None = None
+    """Where to write the figures as JSON: a file or s3://bucket/key."""
     labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(default_factory=LabellingConfig)
 
     def __post_init__(self) -> None:
+        check_output("--output", self.output)
         self.labelling.check_has_features()
         if self.stage_images < 1 or self.chunk_size < 1:
             raise ConfigurationError("--stage-images and --chunk-size are at least 1")
@@ -134,8 +135,7 @@ def main(arguments: BenchmarkArguments) -> None:
         figures["stages"] = summarise_stages(stages)
     figures["ratios"] = compare_with_ideal(figures, arguments.device)
     print_figures(figures)
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
+    write_output(arguments.output, json.dumps(figures, indent=2) + "\n")
 
 
 def time_stages_on_all_cores(

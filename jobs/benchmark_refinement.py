@@ -23,6 +23,7 @@ from engine.ground_truth import read_ground_truth
 from engine.masks import paired_ious, resize_masks
 from engine.refine import CrfConfig, refine_masks
 from jobs.console import run_job
+from jobs.output import check_output, write_output
 
 PATCH = 8  # pixels: the grid of a ViT-B/8, on which proposals are made
 SHAPES = ("coarse", "grown", "shrunk", "blob")
@@ -50,10 +51,11 @@ class BenchmarkConfig:
     """Where torch computes: cpu, cuda or cuda:N."""
     threads: tuple[int, ...] = (1, 2)
     """Thread counts of the numba backend; the reference always uses one."""
-    output: Path | None = None
-    """Where to write the figures as JSON."""
+    output: str | None = None
+    """Where to write the figures as JSON: a file or s3://bucket/key."""
 
     def __post_init__(self) -> None:
+        check_output("--output", self.output)
         if self.num_images < 1 or self.masks_per_image < 1 or not self.threads or min(self.threads) < 1:
             raise ConfigurationError("num-images, masks-per-image and threads must be at least 1")
         if self.size < PATCH or self.size % PATCH:
@@ -83,9 +85,8 @@ def main(config: BenchmarkConfig) -> None:
     print()
     for key, value in summary.items():
         print(f"{key:<42} {value:.4f}" if isinstance(value, float) else f"{key:<42} {value}")
-    if config.output is not None:
-        figures = {"summary": summary, "images": [asdict(comparison) for comparison in comparisons]}
-        config.output.write_text(json.dumps(figures, indent=1))
+    figures = {"summary": summary, "images": [asdict(comparison) for comparison in comparisons]}
+    write_output(config.output, json.dumps(figures, indent=1) + "\n")
 
 
 def read_images(config: BenchmarkConfig) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.bool_]]]:

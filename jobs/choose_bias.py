@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from engine.errors import ConfigurationError, ImageError
 from engine.proposals.bias import BiasScore, choose_biases, score_biases
 from engine.proposals.config import MaskFilterConfig, MultiCutConfig
 from jobs.console import run_job
+from jobs.output import check_output, write_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,11 @@ class BiasArguments:
     multicut: MultiCutConfig = field(default_factory=MultiCutConfig)
     mask_filter: MaskFilterConfig = field(default_factory=MaskFilterConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    output: Path | None = None
-    """Where to write the figures as JSON."""
+    output: str | None = None
+    """Where to write the figures as JSON: a file or s3://bucket/key."""
 
     def __post_init__(self) -> None:
+        check_output("--output", self.output)
         for name in ("num_images", "stride", "starts"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(
@@ -71,9 +72,8 @@ def main(arguments: BiasArguments) -> None:
             live.update(_table(scores))
     biases = choose_biases(scores)
     print(f"\nbest of {len(images)} images: --multicut.biases {_format(biases)}")
-    if arguments.output is not None:
-        figures = {"images": list(images), "biases": biases, "scores": [asdict(score) for score in scores]}
-        arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
+    figures = {"images": list(images), "biases": biases, "scores": [asdict(score) for score in scores]}
+    write_output(arguments.output, json.dumps(figures, indent=2) + "\n")
 
 
 def read_images(

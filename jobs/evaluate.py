@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -17,6 +16,7 @@ from engine.ground_truth import read_ground_truth
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
 from jobs.console import run_job
+from jobs.output import check_output, write_output
 
 _LISTED = 5
 
@@ -44,8 +44,12 @@ class EvaluateArguments:
     protocol: Annotated[EvaluationProtocol, tyro.conf.arg(name="")] = field(
         default_factory=EvaluationProtocol
     )
-    output: Path | None = None
-    """Where to write everything as JSON: figures, protocol, recall of each image, scores and IoUs."""
+    output: str | None = None
+    """Where to write everything as JSON, a file or s3://bucket/key: figures, protocol, recall of each image,
+    scores and IoUs."""
+
+    def __post_init__(self) -> None:
+        check_output("--output", self.output)
 
 
 def main(arguments: EvaluateArguments) -> None:
@@ -56,8 +60,7 @@ def main(arguments: EvaluateArguments) -> None:
     evaluation = evaluate_version(version, truths, arguments.protocol)
     print_evaluation(evaluation, Console())
     content = {**evaluation.to_json(), "version": version.name, "round": version.info.round}
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    write_output(arguments.output, json.dumps(content, indent=1) + "\n")
     # Last, so that the figures of a store that one may only read are not lost.
     version.record_evaluation(evaluation.digest, content)
     print(f"kept in {version.name}/evaluation/{evaluation.digest}.json")

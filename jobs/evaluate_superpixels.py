@@ -28,6 +28,7 @@ from engine.superpixels.evaluation import (
     undersegmentation_error,
 )
 from jobs.console import run_job
+from jobs.output import check_output, write_output
 
 HEADINGS = ("boundary recall", "undersegmentation", "accuracy", "contour density")
 
@@ -59,10 +60,11 @@ class EvaluationConfig:
     """A superpixel crosses an object's border if more than this share of it lies on either side."""
     superpixels: SuperpixelConfig = field(default_factory=SuperpixelConfig)
     """Settings of the methods."""
-    output: Path | None = None
-    """Where to write the figures as JSON."""
+    output: str | None = None
+    """Where to write the figures as JSON: a file or s3://bucket/key."""
 
     def __post_init__(self) -> None:
+        check_output("--output", self.output)
         if self.data is None and self.coco is None:
             raise ConfigurationError("nothing to measure on: give --data, --coco or both")
         if not self.methods or not self.counts or min(self.counts) < 1:
@@ -82,10 +84,8 @@ def main(config: EvaluationConfig) -> None:
     if config.coco is not None:
         figures["coco"] = measure_coco(config.coco, config)
         print_table(figures["coco"])
-    if config.output is not None:
-        config.output.write_text(
-            json.dumps({"config": asdict(config), "figures": figures}, indent=1, default=str)
-        )
+    content = {"config": asdict(config), "figures": figures}
+    write_output(config.output, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def warm_up(config: EvaluationConfig) -> None:

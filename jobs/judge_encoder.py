@@ -7,7 +7,6 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -20,6 +19,7 @@ from engine.store.objects import open_objects
 from engine.sweep import SweepPoint, SweptImage
 from jobs.console import run_job
 from jobs.measuring import MeasuringArguments, encode_images, figures_of
+from jobs.output import check_output, write_output
 
 METHODS = get_args(PatchMethod)
 
@@ -36,8 +36,12 @@ class JudgeArguments(MeasuringArguments):
     """
 
     probe: ProbeConfig = field(default_factory=ProbeConfig)
-    output: Path | None = None
-    """Where to write the figures as JSON."""
+    output: str | None = None
+    """Where to write the figures as JSON: a file or s3://bucket/key."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_output("--output", self.output)
 
 
 def main(arguments: JudgeArguments) -> None:
@@ -75,8 +79,7 @@ def main(arguments: JudgeArguments) -> None:
         "probe": asdict(arguments.probe),
         "configuration": asdict(arguments.labelling),
     }
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(judgement, indent=1) + "\n")
+    write_output(arguments.output, json.dumps(judgement, indent=1) + "\n")
 
 
 def probe_images(images: Sequence[SweptImage], cache: FeatureCache, config: ProbeConfig) -> dict[str, float]:

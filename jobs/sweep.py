@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import tyro
@@ -26,6 +26,7 @@ from engine.store.objects import open_objects
 from engine.sweep import SweepPoint, SweptImage
 from jobs.console import run_job
 from jobs.measuring import MeasuringArguments, encode_images, figures_of
+from jobs.output import check_output, write_output
 
 Row = dict[str, Any]
 
@@ -45,19 +46,21 @@ class SweepArguments(MeasuringArguments):
     is the horizontal axis of the plot."""
     cache: str | None = None
     """Where features are kept for the next sweep: a folder or s3://bucket/prefix. By default they go."""
-    output: Path | None = None
-    """Where to write all figures: a .json or a .csv file."""
-    plot: Path | None = None
-    """Where to draw AP and AR of masks: an .svg file."""
+    output: str | None = None
+    """Where to write all figures: a .json or a .csv file, or s3://bucket/key of one."""
+    plot: str | None = None
+    """Where to draw AP and AR of masks: an .svg file, or s3://bucket/key of one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.output is not None and self.output.suffix not in (".json", ".csv"):
+        if self.output is not None and PurePath(self.output).suffix not in (".json", ".csv"):
             raise ConfigurationError(f"--output is a .json or a .csv file, got {self.output}")
-        if self.plot is not None and self.plot.suffix != ".svg":
+        if self.plot is not None and PurePath(self.plot).suffix != ".svg":
             raise ConfigurationError(f"--plot is an .svg file, got {self.plot}")
         if self.plot is not None and not self.grid:
             raise ConfigurationError("--plot draws over a field: give --grid FIELD=VALUE,VALUE")
+        check_output("--output", self.output)
+        check_output("--plot", self.plot)
 
 
 def main(arguments: SweepArguments) -> None:
@@ -76,16 +79,14 @@ def main(arguments: SweepArguments) -> None:
     Console().print(arguments.table([name.rpartition(".")[2] for name in names], table_rows))
     print(f"{len(points[0].images)} images, {len(points)} points")
     rows = [{"settings": v, **figures_of(result)} for v, result in zip(settings, results, strict=True)]
-    if arguments.output is not None:
-        if arguments.output.suffix == ".csv":
-            written = rows_as_csv(rows)
-        else:
-            protocol = results[0].protocol
-            content = {"points": rows, "protocol": protocol, "configuration": asdict(arguments.labelling)}
-            written = json.dumps(content, indent=1) + "\n"
-        arguments.output.write_text(written)
+    if arguments.output is not None and arguments.output.endswith(".csv"):
+        write_output(arguments.output, rows_as_csv(rows))
+    else:
+        protocol = results[0].protocol
+        content = {"points": rows, "protocol": protocol, "configuration": asdict(arguments.labelling)}
+        write_output(arguments.output, json.dumps(content, indent=1) + "\n")
     if arguments.plot is not None:
-        arguments.plot.write_text(draw_plot(plot_of(rows, axes, arguments.protocol.max_detections)))
+        write_output(arguments.plot, draw_plot(plot_of(rows, axes, arguments.protocol.max_detections)))
 
 
 def make_points(

@@ -92,7 +92,7 @@ def test_rounds_are_evaluated_and_kept(
     for round_number, expected in ((0, 0.0), (None, 1.0)):
         evaluate.main(
             evaluate.EvaluateArguments(
-                store=str(store), ground_truth=str(coco_json), round=round_number, output=output
+                store=str(store), ground_truth=str(coco_json), round=round_number, output=str(output)
             )
         )
         content = json.loads(output.read_text())
@@ -130,8 +130,9 @@ def test_a_grid_is_swept(annotated_folder: Path, tmp_path: Path, capsys: pytest.
         "cache": str(tmp_path / "cache"),
         "grid": ("promerge.tau-b=0.2,0.9", "promerge.filter=cascade,ioa"),
     }
-    sweep.main(sweep.SweepArguments(**common, output=tmp_path / "sweep.json", plot=tmp_path / "sweep.svg"))
-    content = json.loads((tmp_path / "sweep.json").read_text())
+    written = {"output": tmp_path / "new/folder/sweep.json", "plot": tmp_path / "sweep.svg"}
+    sweep.main(sweep.SweepArguments(**common, **{flag: str(path) for flag, path in written.items()}))
+    content = json.loads(written["output"].read_text())
     points = content["points"]
     assert [point["settings"] for point in points] == [
         {"promerge.tau_b": tau_b, "promerge.filter": kind}
@@ -146,8 +147,7 @@ def test_a_grid_is_swept(annotated_folder: Path, tmp_path: Path, capsys: pytest.
     assert "cannot read '5.png': not_an_image" in said
     assert "6 images, 4 points" in said
     texts = {
-        text.text
-        for text in ElementTree.parse(tmp_path / "sweep.svg").iter("{http://www.w3.org/2000/svg}text")
+        text.text for text in ElementTree.parse(written["plot"]).iter("{http://www.w3.org/2000/svg}text")
     }
     assert {"promerge.tau_b", "0.9", "filter cascade", "filter ioa", "mask AP, %"} <= texts
     rows = list(csv.DictReader(sweep.rows_as_csv(points).splitlines()))
@@ -158,9 +158,9 @@ def test_a_grid_is_swept(annotated_folder: Path, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"output": Path("a.txt")}, "--output is a .json or a .csv file"),
-        ({"plot": Path("a.png")}, "--plot is an .svg file"),
-        ({"plot": Path("a.svg")}, "give --grid"),
+        ({"output": "a.txt"}, "--output is a .json or a .csv file"),
+        ({"plot": "a.png"}, "--plot is an .svg file"),
+        ({"plot": "a.svg"}, "give --grid"),
         ({"limit": 0}, "--limit is at least 1"),
         ({"workers": 0}, "--workers is at least 1"),
     ],
@@ -181,7 +181,7 @@ def test_an_encoder_is_judged(
             labelling=SMALL,
             workers=1,
             limit=4,
-            output=output,
+            output=str(output),
         )
     )
     judgement = json.loads(output.read_text())

@@ -71,7 +71,7 @@ def test_a_bias_is_chosen_without_ground_truth(
         stride=2,
         encoder=EncoderConfig(image_size=96, batch_size=2),
         multicut=MultiCutConfig(distances=(1, 3), biases=(0.1, 0.3)),
-        output=output,
+        output=str(output),
     )
     choose_bias.main(arguments)
     figures = json.loads(output.read_text())
@@ -93,7 +93,7 @@ def test_a_bias_is_chosen_without_ground_truth(
 def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path, backend: Literal["numba", "torch"]) -> None:
     output = tmp_path / "refinement.json"
     config = benchmark_refinement.BenchmarkConfig(
-        coco=coco_folder, masks_per_image=4, size=96, backend=backend, threads=(1,), output=output
+        coco=coco_folder, masks_per_image=4, size=96, backend=backend, threads=(1,), output=str(output)
     )
     benchmark_refinement.main(config)
     summary = json.loads(output.read_text())["summary"]
@@ -104,7 +104,7 @@ def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path, backend: Liter
 def test_superpixels_are_measured_on_coco(coco_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "superpixels.json"
     evaluate_superpixels.main(
-        evaluate_superpixels.EvaluationConfig(coco=coco_folder, counts=(6,), output=output)
+        evaluate_superpixels.EvaluationConfig(coco=coco_folder, counts=(6,), output=str(output))
     )
     rows = json.loads(output.read_text())["figures"]["coco"]
     assert [row["COCO"] for row in rows] == ["hierarchy", "slic", "felzenszwalb"]
@@ -121,7 +121,7 @@ def test_superpixels_are_measured_on_bsds500(development_data: Callable[[str], P
             counts=(100,),
             methods=("hierarchy",),
             limit=1,
-            output=output,
+            output=str(output),
         )
     )
     (row,) = json.loads(output.read_text())["figures"]["bsds500"]
