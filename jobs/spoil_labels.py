@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from engine import __version__
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, StoreError
 from engine.instances import make_instances
 from engine.masks import decode_rles
 from engine.solo.samples import is_held_out
@@ -51,6 +51,8 @@ class SpoilArguments:
 
 def main(arguments: SpoilArguments) -> None:
     version = PseudoLabelStore(open_objects(arguments.store)).version(arguments.round)
+    if not version.is_finished():
+        raise StoreError(f"the labels of {version.name} are not complete: run the label job again first")
     fault = {"fault": arguments.fault, "share": arguments.share}
     info = replace(
         version.info,

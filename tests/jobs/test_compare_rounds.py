@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, StoreError
 from engine.ground_truth import read_ground_truth
 from engine.instances import make_instances
 from engine.selection import SelectionConfig
@@ -122,6 +122,17 @@ def test_labels_are_spoilt(
             assert (new.instances.scores == old.instances.scores[0]).all()
     with pytest.raises(ConfigurationError, match="--share"):
         replace(arguments, share=0)
+
+
+def test_labels_that_are_not_complete_are_not_spoilt(
+    labelled_discs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    store, output = labelled_discs[1], tmp_path / "spoilt"
+    (manifest,) = store.rglob("manifest.parquet")
+    manifest.unlink()
+    with pytest.raises(StoreError, match="not complete: run the label job again first"):
+        spoil_labels.main(spoil_labels.SpoilArguments(store=str(store), output=str(output)))
+    assert not output.exists()
 
 
 def test_half_of_all_objects_go_missing_but_never_all_of_an_image() -> None:
