@@ -23,6 +23,9 @@ from engine.proposals.config import MaskFilterConfig, MultiCutConfig
 from jobs.console import run_job
 from jobs.output import check_output, write_output
 
+# Below, the table shows 0.00, and what differs is rounding.
+_LEAST_CRITERION = 0.005
+
 
 @dataclass(frozen=True, kw_only=True)
 class BiasArguments:
@@ -70,6 +73,11 @@ def main(arguments: BiasArguments) -> None:
         for score in score_biases(features, list(images), config, arguments.mask_filter):
             scores.append(score)
             live.update(_table(scores))
+    if max(score.criterion for score in scores) < _LEAST_CRITERION:
+        raise ConfigurationError(
+            "no bias is better than another: in no partition of these images does a part stand out; give "
+            "images with more in them, or more of them with --num-images"
+        )
     biases = choose_biases(scores)
     print(f"\nbest of {len(images)} images: --multicut.biases {_format(biases)}")
     figures = {"images": list(images), "biases": biases, "scores": [asdict(score) for score in scores]}

@@ -89,6 +89,19 @@ def test_a_bias_is_chosen_without_ground_truth(
         choose_bias.main(choose_bias.BiasArguments(corpus=str(tmp_path / "bad")))
 
 
+def test_no_bias_is_best_where_all_images_are_flat(
+    tmp_path: Path,
+    encode_image: Callable[..., bytes],
+    run_here: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    grey = encode_image(np.full((48, 64, 3), 128, np.uint8), "PNG")
+    (tmp_path / "grey.png").write_bytes(grey)
+    ended = run_here("choose_bias", "--corpus", str(tmp_path), "--encoder", "descriptor")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: no bias is better than another")
+    assert "--multicut.biases" not in ended.stdout
+
+
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path, backend: Literal["numba", "torch"]) -> None:
     output = tmp_path / "refinement.json"
