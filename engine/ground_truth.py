@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -26,14 +26,12 @@ from pycocotools import mask as coco_mask
 
 from engine.errors import CorpusError, ObjectMissing, StoreError, TransientError
 from engine.masks import decode_rles, encode_rles
-from engine.run_lengths import check_lengths, decode_counts
+from engine.run_lengths import compress_segmentation
 from engine.store.objects import ObjectStore, open_objects, read_uri
 
 Item = TypeVar("Item")
 _ANNOTATIONS = "annotations/"
 _MASKS = "masks/"
-# In pixels; pycocotools walks along a polygon's edges, and takes memory for each step.
-_MAX_COORDINATE = 1e6
 # What comes of json that is of another shape than was expected.
 _MISUNDERSTOOD = (KeyError, TypeError, ValueError, OverflowError)
 
@@ -90,6 +88,17 @@ def read_ground_truth(uri: str) -> Iterator[AnnotatedImage]:
         raise CorpusError(f"cannot read the ground truth {uri!r}: {error}") from error
 
 
+def read_photograph(path: Path) -> NDArray[np.uint8]:
+    """The image that a ground truth names, RGB (H, W, 3). Raises CorpusError where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise CorpusError(
+            f"cannot read {path}: {error}; images must lie where the annotations say"
+        ) from error
+
+
 def thin_out(items: Sequence[Item], limit: int | None) -> list[Item]:
     """At most `limit` items, at equal distances; all where there is no limit.
 
@@ -99,43 +108,6 @@ def thin_out(items: Sequence[Item], limit: int | None) -> list[Item]:
     if limit is None or limit >= len(items):
         return list(items)
     return [items[position * len(items) // limit] for position in range(limit)]
-
-
-def compress_segmentation(segmentation: list[list[float]] | dict[str, Any], size: tuple[int, int]) -> bytes:
-    """COCO's compressed run lengths of polygons or of run lengths, compressed or not, for (height, width).
-
-    Raises ValueError for run lengths of another size and polygons of less than three points; that and
-    TypeError for what is neither.
-    """
-    if isinstance(segmentation, list):
-        return _compress_polygons(segmentation, size)
-    if tuple(segmentation["size"]) != size:
-        raise ValueError(f"run lengths of size {segmentation['size']} in an image of {list(size)}")
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        return _compress_lengths(counts, size)
-    if not isinstance(counts, str | bytes):
-        raise ValueError(f"counts are a list or a string, got {counts!r}")
-    compressed = counts.encode("ascii") if isinstance(counts, str) else counts
-    check_lengths(decode_counts(compressed), size)
-    return compressed
-
-
-def _compress_polygons(polygons: list[list[float]], size: tuple[int, int]) -> bytes:
-    if not polygons or min(map(len, polygons)) < 6:
-        raise ValueError("polygons need at least three points")
-    for polygon in polygons:
-        if not all(abs(coordinate) < _MAX_COORDINATE for coordinate in polygon):
-            raise ValueError(f"coordinates of polygons are numbers of pixels below {_MAX_COORDINATE:.0f}")
-    return bytes(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))["counts"])
-
-
-def _compress_lengths(lengths: list[int], size: tuple[int, int]) -> bytes:
-    if not all(length >= 0 and length % 1 == 0 for length in lengths):
-        raise ValueError("run lengths are whole numbers, 0 or more")
-    whole = [int(length) for length in lengths]
-    check_lengths(np.array(whole, np.int64), size)
-    return bytes(coco_mask.frPyObjects({"size": list(size), "counts": whole}, *size)["counts"])
 
 
 def _read_folder(objects: ObjectStore) -> Iterator[AnnotatedImage]:

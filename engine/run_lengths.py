@@ -5,13 +5,38 @@ pycocotools trusts what it is given: on counts that are damaged it loops for eve
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
 # A digit is five bits, a sixth that says whether more follow, and 48, so that it is printable.
 _DIGIT_BITS, _MORE, _FIRST_DIGIT = 5, 32, ord("0")
 # More than any number of 32 bits needs.
 _MAX_DIGITS = 7
+# In pixels; pycocotools walks along a polygon's edges, and takes memory for each step.
+_MAX_COORDINATE = 1e6
+
+
+def compress_segmentation(segmentation: list[list[float]] | dict[str, Any], size: tuple[int, int]) -> bytes:
+    """COCO's compressed run lengths of polygons or of run lengths, compressed or not, for (height, width).
+
+    Raises ValueError for run lengths of another size and polygons of less than three points; that and
+    TypeError for what is neither.
+    """
+    if isinstance(segmentation, list):
+        return _compress_polygons(segmentation, size)
+    if tuple(segmentation["size"]) != size:
+        raise ValueError(f"run lengths of size {segmentation['size']} in an image of {list(size)}")
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        return _compress_lengths(counts, size)
+    if not isinstance(counts, str | bytes):
+        raise ValueError(f"counts are a list or a string, got {counts!r}")
+    compressed = counts.encode("ascii") if isinstance(counts, str) else counts
+    check_lengths(decode_counts(compressed), size)
+    return compressed
 
 
 def decode_counts(counts: bytes) -> NDArray[np.int64]:
@@ -46,6 +71,23 @@ def check_lengths(lengths: NDArray[np.int64], size: tuple[int, int]) -> None:
         raise ValueError(f"a run length is negative: {lengths.min()}")
     if lengths.sum() != size[0] * size[1]:
         raise ValueError(f"run lengths add up to {lengths.sum()} pixels, the image has {size[0] * size[1]}")
+
+
+def _compress_polygons(polygons: list[list[float]], size: tuple[int, int]) -> bytes:
+    if not polygons or min(map(len, polygons)) < 6:
+        raise ValueError("polygons need at least three points")
+    for polygon in polygons:
+        if not all(abs(coordinate) < _MAX_COORDINATE for coordinate in polygon):
+            raise ValueError(f"coordinates of polygons are numbers of pixels below {_MAX_COORDINATE:.0f}")
+    return bytes(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))["counts"])
+
+
+def _compress_lengths(lengths: list[int], size: tuple[int, int]) -> bytes:
+    if not all(length >= 0 and length % 1 == 0 for length in lengths):
+        raise ValueError("run lengths are whole numbers, 0 or more")
+    whole = [int(length) for length in lengths]
+    check_lengths(np.array(whole, np.int64), size)
+    return bytes(coco_mask.frPyObjects({"size": list(size), "counts": whole}, *size)["counts"])
 
 
 def _shortened(counts: bytes) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from engine.errors import ConfigurationError, CorpusError
-from engine.ground_truth import read_ground_truth
+from engine.ground_truth import read_ground_truth, read_photograph
 from engine.masks import paired_ious, resize_masks
 from engine.refine import CrfConfig, refine_masks
 from jobs.console import run_job
@@ -103,13 +103,8 @@ def read_images(config: BenchmarkConfig) -> Iterator[tuple[str, NDArray[np.uint8
 
 def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     """The image as uint8 (size, size, 3)."""
-    try:
-        with Image.open(path) as opened:
-            return np.asarray(opened.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
-    except OSError as error:
-        raise CorpusError(
-            f"cannot read {path}: {error}; images must lie where the annotations say"
-        ) from error
+    image = Image.fromarray(read_photograph(path))
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def patches_of(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from engine.errors import ConfigurationError, CorpusError
-from engine.ground_truth import read_ground_truth, thin_out
+from engine.ground_truth import read_ground_truth, read_photograph, thin_out
 from engine.superpixels import METHODS, SuperpixelConfig, SuperpixelMethod, segment
 from engine.superpixels.evaluation import (
     achievable_segmentation_accuracy,
@@ -116,9 +116,19 @@ def read_bsds(
     if not paths:
         raise CorpusError(f"no images/{config.split}/*.jpg under {folder}; give a BSDS500 folder")
     for path in thin_out(paths, config.limit):
-        annotators = loadmat(folder / "groundTruth" / config.split / f"{path.stem}.mat")["groundTruth"][0]
-        truths = [annotator["Segmentation"][0, 0].astype(np.int32) for annotator in annotators]
-        yield np.asarray(Image.open(path).convert("RGB")), truths
+        truths = read_segmentations(folder / "groundTruth" / config.split / f"{path.stem}.mat")
+        yield read_photograph(path), truths
+
+
+def read_segmentations(path: Path) -> list[NDArray[np.int32]]:
+    """What each annotator of BSDS500 drew, labels (H, W). Raises CorpusError where there is no such file."""
+    try:
+        annotators = loadmat(path)["groundTruth"][0]
+        return [annotator["Segmentation"][0, 0].astype(np.int32) for annotator in annotators]
+    except (OSError, KeyError, IndexError, TypeError, ValueError, NotImplementedError, MatReadError) as error:
+        raise CorpusError(
+            f"cannot read {path} as a ground truth of BSDS500: {error!r}; every image needs one"
+        ) from error
 
 
 def timed_segment(
@@ -168,10 +178,14 @@ def measure_coco(folder: Path, config: EvaluationConfig) -> list[dict[str, float
         (method, count): np.zeros((2, 2), np.int64) for count in config.counts for method in config.methods
     }
     num_images = num_objects = 0
+    if not folder.is_dir():
+        raise CorpusError(f"--coco {folder} is no folder: give one with annotations/ beside its images")
     truths = [truth for truth in read_ground_truth(str(folder)) if truth.num_objects > 0]
+    if not truths:
+        raise CorpusError(f"no image with instances in {folder}; give a folder with annotated images")
     for truth in thin_out(truths, config.limit):
         show_progress(num_images)
-        image, masks = np.asarray(Image.open(folder / truth.path).convert("RGB")), truth.masks()
+        image, masks = read_photograph(folder / truth.path), truth.masks()
         num_images, num_objects = num_images + 1, num_objects + len(masks)
         sides = [[clear_sides(mask, border_px) for border_px in (0.0, config.tolerance_px)] for mask in masks]
         for (method, count), total in totals.items():

@@ -126,6 +126,29 @@ def test_superpixels_are_measured_on_coco(coco_folder: Path, tmp_path: Path) -> 
         evaluate_superpixels.main(evaluate_superpixels.EvaluationConfig(coco=tmp_path))
 
 
+def test_superpixels_of_what_is_no_data_set(
+    coco_folder: Path, tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "images/val").mkdir(parents=True)
+    (coco_folder / "val/1.png").rename(tmp_path / "images/val/1.jpg")
+    annotations = coco_folder / "annotations/instances_val.json"
+    for flags, said in (
+        (("--coco", str(annotations)), "instances_val.json is no folder: give one with annotations/"),
+        (("--coco", str(coco_folder)), "val/1.png: "),
+        (("--data", str(tmp_path)), "groundTruth/val/1.mat as a ground truth of BSDS500"),
+    ):
+        ended = run_here("evaluate_superpixels", *flags, "--counts", "6", "--methods", "slic")
+        assert ended.returncode == 2
+        assert said in ended.stderr.splitlines()[-1]
+    (tmp_path / "groundTruth/val").mkdir(parents=True)
+    (tmp_path / "groundTruth/val/1.mat").write_bytes(b"broken")
+    with pytest.raises(CorpusError, match=r"1\.mat"):
+        evaluate_superpixels.main(evaluate_superpixels.EvaluationConfig(data=tmp_path, counts=(6,)))
+    annotations.write_text(json.dumps({"images": [], "annotations": []}))
+    with pytest.raises(CorpusError, match="no image with instances"):
+        evaluate_superpixels.main(evaluate_superpixels.EvaluationConfig(coco=coco_folder))
+
+
 def test_superpixels_are_measured_on_bsds500(development_data: Callable[[str], Path], tmp_path: Path) -> None:
     output = tmp_path / "superpixels.json"
     evaluate_superpixels.main(
