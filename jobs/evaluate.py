@@ -25,8 +25,9 @@ _LISTED = 5
 class EvaluateArguments:
     """Measure a round of labels: class-agnostic AP and AR of boxes and masks, as COCO measures them.
 
-    Images are matched by COCO's number, else by relative path. What is measured are the images of the ground
-    truth that the store has; one in which nothing was found counts. The figures are also kept in the store.
+    Images are matched by relative path and COCO's number; where these disagree, by path. What is measured are
+    the images of the ground truth that the store has; one in which nothing was found counts. The figures are
+    also kept in the store.
 
     What --top-percent 60 would take is told by the line "top 60%": how many of those masks are right, with an
     IoU of 0.5 or more, and how many are noise. With --score stability the same is told of stability.
