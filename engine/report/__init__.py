@@ -10,10 +10,18 @@ from typing import Any
 import jinja2
 
 from engine.corpora import Corpus
+from engine.decoding import DecodingConfig
 from engine.report import charts
 from engine.report.charts import BarChart, LineChart, bar_chart, line_chart
 from engine.report.pictures import Picture, PictureMaker, PicturePicker
-from engine.report.rounds import Round, comparable_evaluations, flatten_settings, read_rounds
+from engine.report.rounds import (
+    Round,
+    comparable_evaluations,
+    figure_of,
+    flatten_settings,
+    read_rounds,
+    recall_name,
+)
 from engine.report.signatures import find_signatures
 from engine.report.statistics import Statistics
 from engine.store.pseudo_labels import PseudoLabelStore, Version
@@ -46,13 +54,15 @@ def build_report(store: PseudoLabelStore, version: Version, corpus: Corpus | Non
     for columns in version.columns():
         statistics.add(columns)
         picker.add(columns)
-    maker = PictureMaker(corpus)
+    maker = PictureMaker(corpus, DecodingConfig(**version.info.configuration.get("decoding", {})))
     rounds = read_rounds(store)
+    evaluation = comparable_evaluations(rounds)
     current = next(found for found in rounds if found.name == version.name)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["thousands"] = lambda value: f"{value:,}"
+    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
     template = environment.from_string(files(__name__).joinpath("page.html.jinja").read_text("utf-8"))
     return template.render(
         store_uri=store.uri,
@@ -61,11 +71,13 @@ def build_report(store: PseudoLabelStore, version: Version, corpus: Corpus | Non
         groups=_picture_groups(picker, maker),
         reasons=_reason_groups(statistics, maker),
         has_corpus=corpus is not None,
-        unreadable=maker.unreadable,
+        maker=maker,
         histograms=_histograms(statistics),
         rounds=rounds,
         round_charts=_round_charts(rounds),
-        evaluation=comparable_evaluations(rounds),
+        evaluation=evaluation,
+        recall=recall_name(rounds, evaluation),
+        figure_of=figure_of,
         runs=version.runs(),
         signatures=find_signatures(statistics, rounds, current),
         settings=flatten_settings(current.info.configuration),
@@ -81,7 +93,7 @@ def _picture_groups(picker: PicturePicker, maker: PictureMaker) -> list[tuple[st
                 name=image.record.image_id,
                 caption=f"{len(image.instances)} {'mask' if len(image.instances) == 1 else 'masks'} · "
                 f"score {image.mean_score:.2f} · shard {image.shard}",
-                picture=maker.draw(image.record, image.instances),
+                picture=maker.draw(image.record, image.instances, image.sha256),
             )
             for image in picked
         ]
@@ -136,16 +148,11 @@ def _round_charts(rounds: list[Round]) -> list[LineChart]:
     digest = comparable_evaluations(rounds)
     if digest is not None:
         kinds = [
-            (f"{name} AP", [_precision(r, digest, kind) for r in rounds])
-            for name, kind in (("mask", "masks"), ("box", "boxes"))
+            ("mask AP", [figure_of(found, digest, "masks", "AP") for found in rounds]),
+            ("box AP", [figure_of(found, digest, "boxes", "AP") for found in rounds]),
         ]
         found.insert(0, line_chart("Average precision", numbers, kinds))
     stabilities = [r.mean_stability for r in rounds]
     if any(value is not None for value in stabilities):
         found.append(line_chart("Mean stability", numbers, [("mean stability", stabilities)]))
     return found
-
-
-def _precision(found: Round, digest: str, kind: str) -> float | None:
-    evaluation = found.evaluations.get(digest)
-    return float(evaluation[kind]["AP"]) if evaluation is not None else None

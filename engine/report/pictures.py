@@ -27,9 +27,11 @@ _GROUND = 214
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picked:
-    """A labelled image that a report shows; `mean_score` is that of its masks."""
+    """A labelled image that a report shows; `sha256` is of the file that was labelled, `mean_score` that of
+    its masks."""
 
     record: ImageRecord
+    sha256: str
     instances: Instances
     mean_score: float
     shard: int
@@ -85,20 +87,29 @@ class PicturePicker:
 
 
 class PictureMaker:
-    """Draws masks on photographs of a corpus, or on a plain ground where there is none to be had."""
+    """Draws masks on photographs of a corpus, or on a plain ground where there is none to be had.
 
-    def __init__(self, corpus: Corpus | None) -> None:
+    `unreadable` counts the images that cannot be read, `replaced` those that are no longer what was labelled.
+    """
+
+    def __init__(self, corpus: Corpus | None, decoding: DecodingConfig) -> None:
         self._corpus = corpus
+        self._decoding = decoding
+        # Small photographs by image id: one image may be among the best and be taken by chance, too.
+        self._photographs: dict[str, NDArray[np.uint8] | None] = {}
         self.unreadable = 0
+        self.replaced = 0
 
-    def draw(self, record: ImageRecord, instances: Instances | None) -> Picture | None:
-        """A picture; None where there is neither a photograph nor masks."""
-        photograph = self._read(record)
+    def draw(
+        self, record: ImageRecord, instances: Instances | None, sha256: str | None = None
+    ) -> Picture | None:
+        """A picture; None where there is neither a photograph nor masks. Masks are drawn on no other
+        photograph than that of `sha256`."""
+        if record.image_id not in self._photographs:
+            self._photographs[record.image_id] = self._read(record, sha256)
+        photograph = self._photographs[record.image_id]
         if photograph is not None:
-            size = _thumbnail_size((photograph.shape[0], photograph.shape[1]))
-            ground = np.asarray(
-                Image.fromarray(photograph).resize(size[::-1], Image.Resampling.LANCZOS, reducing_gap=2)
-            )
+            ground, size = photograph, (photograph.shape[0], photograph.shape[1])
         elif instances is not None:
             size = _thumbnail_size(instances.size)
             ground = np.full((*size, 3), _GROUND, np.uint8)
@@ -108,14 +119,20 @@ class PictureMaker:
         drawn = draw_instances(ground, small)
         return Picture(jpeg=encode_jpeg(drawn), size=size, has_photograph=photograph is not None)
 
-    def _read(self, record: ImageRecord) -> NDArray[np.uint8] | None:
+    def _read(self, record: ImageRecord, sha256: str | None) -> NDArray[np.uint8] | None:
         if self._corpus is None:
             return None
         try:
-            return decode_image(self._corpus.read(record), DecodingConfig())
+            data = self._corpus.read(record)
+            if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+                self.replaced += 1
+                return None
+            photograph = Image.fromarray(decode_image(data, self._decoding))
         except (ImageError, TransientError):
             self.unreadable += 1
             return None
+        width_height = _thumbnail_size((photograph.height, photograph.width))[::-1]
+        return np.asarray(photograph.resize(width_height, Image.Resampling.LANCZOS, reducing_gap=2))
 
 
 class _Top:
@@ -148,10 +165,12 @@ def _draws(image_ids: list[str]) -> NDArray[np.float64]:
 
 def _pick(columns: ShardColumns, row: int, mean_score: float) -> Picked:
     own = slice(columns.offsets[row], columns.offsets[row + 1])
-    (image,) = columns.images.slice(row, 1).select(["image_id", "path", "coco_id"]).to_pylist()
+    (image,) = columns.images.slice(row, 1).select(["image_id", "path", "coco_id", "sha256"]).to_pylist()
+    sha256 = image.pop("sha256")
     rows = columns.instances.slice(own.start, own.stop - own.start)
     return Picked(
         record=ImageRecord(**image),
+        sha256=sha256,
         instances=Instances(
             size=(int(columns.heights[row]), int(columns.widths[row])),
             method=rows["method"][0].as_py(),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,6 +37,25 @@ def comparable_evaluations(rounds: list[Round]) -> str | None:
     """The evaluation (protocol and ground truth) that most rounds have; of several the first by digest."""
     digests = sorted({digest for found in rounds for digest in found.evaluations})
     return max(digests, key=lambda digest: sum(digest in found.evaluations for found in rounds), default=None)
+
+
+def figure_of(found: Round, digest: str | None, kind: Literal["masks", "boxes"], name: str) -> float | None:
+    """A figure of one of a round's evaluations; None where it has not this one or nothing was to be found."""
+    evaluation = found.evaluations.get(digest) if digest is not None else None
+    value = evaluation[kind].get(name) if evaluation is not None else None
+    return None if value is None else float(value)
+
+
+def recall_name(rounds: Sequence[Round], digest: str | None) -> str:
+    """What the evaluation calls its recall with most instances an image, AR@100 by default."""
+    names = {
+        name
+        for found in rounds
+        if digest is not None and digest in found.evaluations
+        for name in found.evaluations[digest]["masks"]
+        if name.startswith("AR@")
+    }
+    return max(names, key=lambda name: int(name.removeprefix("AR@")), default="AR@100")
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.report.rounds import Round, comparable_evaluations
+from engine.report.rounds import Round, comparable_evaluations, figure_of
 from engine.report.statistics import Statistics
 
 # Below 1 % of the image a mask is small, below 0.1 its affinity inside hardly exceeds that outside.
@@ -66,7 +66,7 @@ def _collapse(statistics: Statistics, rounds: Sequence[Round], current: Round) -
         signs.append(f"{statistics.labelled_share:.0%} of the images are labelled")
     if statistics.mean_masks < _FEW_MASKS:
         signs.append(f"there are {statistics.mean_masks:.2f} masks an image")
-    precision = _mask_ap(rounds, current)
+    precision = figure_of(current, comparable_evaluations(list(rounds)), "masks", "AP")
     if precision is not None and precision < _LOW_AP:
         signs.append(f"mask AP is {precision:.3f}")
     if statistics.stabilities.total and statistics.stabilities.median() < _LOW_STABILITY:
@@ -82,10 +82,3 @@ def _collapse(statistics: Statistics, rounds: Sequence[Round], current: Round) -
         "these images; in a self-training round, start again from the round before and check that the "
         "weights by stability are not near zero (--min-stability too high, checkpoints too far apart).",
     )
-
-
-def _mask_ap(rounds: Sequence[Round], current: Round) -> float | None:
-    digest = comparable_evaluations(list(rounds))
-    if digest is None or digest not in current.evaluations:
-        return None
-    return float(current.evaluations[digest]["masks"]["AP"])

@@ -1,10 +1,11 @@
 """The page in a real browser, and what it says of stores that are known."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ INFO = VersionInfo(
 HOSTILE = '</figcaption><script>document.title="taken"</script><img src=x onerror="alert(1)">.jpg'
 
 
-def labelled(name: str, seed: int, stability: float = np.nan) -> Outcome:
+def labelled(name: str, seed: int, stability: float = np.nan, sha256: str = "0") -> Outcome:
     masks = np.zeros((2, 48, 64), bool)
     masks[0, 4:20, 4 + seed : 24 + seed] = True
     masks[1, 30:40, 40:60] = True
@@ -47,7 +48,7 @@ def labelled(name: str, seed: int, stability: float = np.nan) -> Outcome:
         status=Status.LABELLED,
         height=48,
         width=64,
-        sha256="0",
+        sha256=sha256,
         instances=instances,
     )
 
@@ -59,20 +60,26 @@ def without(name: str, reason: Reason, status: Status) -> Outcome:
 
 
 @pytest.fixture
-def store() -> PseudoLabelStore:
+def jpeg(photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]) -> bytes:
+    return encode_image(photograph(0), "JPEG")
+
+
+@pytest.fixture
+def store(jpeg: bytes) -> PseudoLabelStore:
     """Two rounds, evaluated, with hostile names, all kinds of images and the record of a run."""
+    sha256 = hashlib.sha256(jpeg).hexdigest()
     store = PseudoLabelStore(MemoryObjects())
     parent = None
     for number in range(2):
         info = replace(INFO, round=number, parent=parent)
         version = store.begin(info, "resume")
         stability = np.nan if number == 0 else 1.5
-        rows = [labelled(f"image-{i:02d}.jpg", i, stability) for i in range(12)]
+        rows = [labelled(f"image-{i:02d}.jpg", i, stability, sha256) for i in range(12)]
         version.commit(0, rows)
         version.commit(
             1,
             [
-                labelled(HOSTILE, 3, stability),
+                labelled(HOSTILE, 3, stability, "of another file"),
                 without("empty.jpg", Reason.EMPTY_FILE, Status.REJECTED),
                 without("sky.jpg", Reason.NO_BACKGROUND, Status.NO_OBJECT),
             ],
@@ -102,8 +109,8 @@ class Photographs:
 
 
 @pytest.fixture
-def corpus(photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]) -> Any:
-    return Photographs(encode_image(photograph(0), "JPEG"))
+def corpus(jpeg: bytes) -> Any:
+    return Photographs(jpeg)
 
 
 @pytest.fixture
@@ -121,8 +128,33 @@ def test_what_the_page_says(page: str) -> None:
         "None of the known ways to fail shows", "1 readers",
     ):  # fmt: skip
         assert said in text, said
-    assert "could not be read" in text
+    assert " 1 of the photographs could not be read" in text
+    assert " 1 of the photographs changed after they were labelled" in text
     assert page.count("data:image/jpeg") > 20
+
+
+def test_evaluations_of_any_kind_are_shown(jpeg: bytes) -> None:
+    store = PseudoLabelStore(MemoryObjects())
+    # Nothing was to be found in round 0, and recall is of other numbers of masks than usual.
+    for number, precision in enumerate((None, 0.25)):
+        version = store.begin(replace(INFO, round=number), "resume")
+        version.commit(0, [labelled("a.jpg", 1)])
+        version.finish()
+        figures = {"AP": precision, "AR@1": precision, "AR@20": precision}
+        version.record_evaluation("77aa01c93e5d", {"boxes": figures, "masks": figures, "protocol": {}})
+    text = " ".join(re.sub(r"<[^>]*>", " ", build_report(store, store.version(0), None)).split())
+    assert "Mask AR@20" in text
+    assert "– – –" in text
+    assert "0.250 0.250 0.250" in text
+
+
+def test_photographs_are_read_as_they_were_for_their_labels(encode_image: Callable[..., bytes]) -> None:
+    tiny = encode_image(np.zeros((8, 8, 3), np.uint8), "PNG")
+    store = PseudoLabelStore(MemoryObjects())
+    version = store.begin(replace(INFO, configuration={"decoding": {"min_side": 4}}), "resume")
+    version.commit(0, [labelled("a.png", 1, sha256=hashlib.sha256(tiny).hexdigest())])
+    version.finish()
+    assert "could not be read" not in build_report(store, version, cast(Any, Photographs(tiny)))
 
 
 def test_rounds_are_drawn(page: str) -> None:

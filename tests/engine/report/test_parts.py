@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from engine.decoding import DecodingConfig
 from engine.report.charts import bar_chart, line_chart
 from engine.report.histogram import Histogram, count_edges, share_edges
 from engine.report.pictures import PictureMaker, PicturePicker
@@ -137,7 +138,7 @@ def test_a_picture_of_a_large_image_is_small() -> None:
     picker.add(columns)
     picked = picker.groups()[0][1][0]
     assert picked.mean_score == 0.5
-    maker = PictureMaker(None)
+    maker = PictureMaker(None, DecodingConfig())
     assert maker.draw(picked.record, None) is None
     large = Instances(size=(3000, 1000), method="promerge")
     picture = maker.draw(picked.record, large)
