@@ -62,6 +62,9 @@ def main(arguments: ExportArguments) -> None:
         print(f"nothing to do: {objects.uri} holds this export already (--overwrite makes it anew)")
         return
     Console().print(summary_table(report))
+    if arguments.export.split.val_fraction > 0 and report.images and report.val_images in (0, report.images):
+        split = "val" if report.val_images == 0 else "train"
+        print(f"the {split} split is empty: give more images, or another --val-fraction or --seed")
     for image_id, reason, detail in report.listed[:_LISTED]:
         print(f"left out {image_id!r}: {reason}: {detail}")
     if report.unavailable.total() > _LISTED:

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from engine.corpora import Corpus
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, CorpusError
 from engine.export.batch import ExportBatch, ExportReport, export_batches
 from engine.export.coco import Segmentation, open_coco
 from engine.export.destination import begin_export, finish_export
 from engine.export.parquet import open_parquet
 from engine.export.split import SplitConfig
 from engine.export.webdataset import open_webdataset
-from engine.export.yolo import YoloWriter
+from engine.export.yolo import open_yolo
 from engine.selection import SelectionConfig, plan_selection
 from engine.store.objects import ObjectStore
 from engine.store.pseudo_labels import Version
@@ -61,8 +61,9 @@ def export_version(
     """Write a version's labels as a training set, in constant memory; None where this export is there.
 
     With a corpus, images are copied; YOLO and WebDataset hold images and need one. Equal labels,
-    configuration and images give equal bytes. Raises UsageError where the export cannot begin and
-    TransientError where a server stays away: nothing looks whole then, and another call makes it anew.
+    configuration and images give equal bytes. Raises UsageError where the export cannot begin or the corpus
+    has none of its images, and TransientError where a server stays away: nothing looks whole then, and
+    another call makes it anew, as it does where images were left out.
     """
     if corpus is None and config.format in ("yolo", "webdataset"):
         raise ConfigurationError(f"--format {config.format} holds images: say with --corpus where they are")
@@ -76,6 +77,12 @@ def export_version(
             writer.add(batch)
             report.add(batch)
             on_progress(report)
+    if corpus is not None and report.unavailable and not report.images:
+        image_id, reason, _ = report.listed[0]
+        raise CorpusError(
+            f"none of the {report.unavailable.total()} images can be had from {corpus.uri} (the first, "
+            f"{image_id!r}: {reason}): say with --corpus where they are now"
+        )
     finish_export(objects, description, vars(report))
     return report
 
@@ -92,7 +99,8 @@ def _open_writer(config: ExportConfig, objects: ObjectStore, has_images: bool) -
         with open_parquet(objects, has_images) as parquet:
             yield parquet
     else:
-        yield YoloWriter(objects)
+        with open_yolo(objects) as yolo:
+            yield yolo
 
 
 def _describe(version: Version, config: ExportConfig, has_images: bool) -> dict[str, Any]:

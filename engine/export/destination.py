@@ -21,7 +21,7 @@ _OWN_PREFIXES = ("annotations/", "images/", "labels/", "train/", "val/", "data.y
 
 
 def begin_export(objects: ObjectStore, description: Mapping[str, Any], overwrite: bool) -> bool:
-    """Clear the place for an export; False where this very export is there already.
+    """Clear the place for an export; False where this very export is there already, with all its images.
 
     Raises StoreError where something else is there: files that are no export, or another export that
     `overwrite` does not give up.
@@ -35,7 +35,7 @@ def begin_export(objects: ObjectStore, description: Mapping[str, Any], overwrite
                 f"{objects.uri} holds another export ({_difference(there['export'], description)}); "
                 "use another --output, or --overwrite"
             )
-        if there["finished"]:
+        if there["finished"] and not there.get("unavailable"):
             return False
     _write_manifest(objects, {"finished": False, "export": description})
     for prefix in _OWN_PREFIXES:

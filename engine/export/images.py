@@ -13,10 +13,13 @@ from pathlib import PurePosixPath
 from PIL import Image, ImageOps
 
 from engine.corpora import Corpus
+from engine.decoding import IMAGE_SUFFIXES
 from engine.errors import ImageError
 from engine.types import ImageRecord, Reason
 
 _ORIENTATION_TAG = 0x0112
+_QUALITY = 95
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,16 @@ def _read(corpus: Corpus, record: ImageRecord, sha256: str | None) -> ImageFile:
     data = corpus.read(record)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ImageError(Reason.CORRUPT, "the file is not the one that was labelled")
-    return ImageFile(data=_upright(data), suffix=PurePosixPath(record.path).suffix.lower())
+    return ImageFile(data=_upright(data), suffix=_suffix(record.path, data))
+
+
+def _suffix(path: str, data: bytes) -> str:
+    """Of the image's name or, where that has none by which readers know images, of its format."""
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return suffix
+    with Image.open(io.BytesIO(data)) as image:
+        return _SUFFIXES[image.format or ""]
 
 
 def _upright(data: bytes) -> bytes:
@@ -73,6 +85,17 @@ def _upright(data: bytes) -> bytes:
             turned = ImageOps.exif_transpose(image)
         except Exception:  # PIL's EXIF reader raises nearly anything on damaged tags; labelling ignored them
             return data
-        sink = io.BytesIO()
-        turned.save(sink, image.format, quality=95)
-        return sink.getvalue()
+        return _encode(turned, image)
+
+
+def _encode(turned: Image.Image, image: Image.Image) -> bytes:
+    """The turned pixels in the format of the image that they come from. Raises ImageError."""
+    # A TIFF takes a quality where its compression is JPEG's, and refuses it elsewhere.
+    is_lossy = image.format in ("JPEG", "MPO", "WEBP") or image.info.get("compression") == "jpeg"
+    sink = io.BytesIO()
+    try:
+        turned.save(sink, image.format, **({"quality": _QUALITY} if is_lossy else {}))
+    except Exception as error:  # PIL's encoders raise nearly anything, also for what PIL has read
+        detail = f"it cannot be stored upright: {type(error).__name__}: {error}"
+        raise ImageError(Reason.FAILED, detail) from error
+    return sink.getvalue()

@@ -1,6 +1,6 @@
 """YOLO segmentation, as ultralytics and supervision read it.
 
-    data.yaml
+    data.yaml                                                names both; the other one, where a split is empty
     images/train/<name>.jpg    images/val/<name>.jpg     the images' files
     labels/train/<name>.txt    labels/val/<name>.txt     a line per instance: 0 and its polygon, x y x y ...
 
@@ -11,17 +11,16 @@ A name is `safe_name` of the image id. Coordinates are shares of the width and h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from engine.export.batch import ExportBatch
 from engine.export.images import safe_name
 from engine.export.polygons import yolo_polygon
+from engine.export.split import TRAIN, VAL
 from engine.export.writing import write_all
 from engine.masks import decode_rles
 from engine.store.columns import ShardColumns
 from engine.store.objects import ObjectStore
-
-# Without `path`, readers take the folder that the file lies in.
-_DATA_YAML = b"train: images/train\nval: images/val\nnames:\n  0: object\n"
 
 
 class YoloWriter:
@@ -29,10 +28,27 @@ class YoloWriter:
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
-        objects.write("data.yaml", _DATA_YAML)
+        self._splits: set[str] = set()
 
     def add(self, batch: ExportBatch) -> None:
         write_all(self._objects, _named_files(batch))
+        self._splits.update(batch.splits)
+
+    def finish(self) -> None:
+        """Write data.yaml. Readers stop at a folder that is not there, so an empty split is the other one."""
+        there = self._splits or {TRAIN, VAL}
+        train, val = TRAIN if TRAIN in there else VAL, VAL if VAL in there else TRAIN
+        # Without `path`, readers take the folder that the file lies in.
+        text = f"train: images/{train}\nval: images/{val}\nnames:\n  0: object\n"
+        self._objects.write("data.yaml", text.encode())
+
+
+@contextmanager
+def open_yolo(objects: ObjectStore) -> Iterator[YoloWriter]:
+    """A writer whose data.yaml is there when the block has ended."""
+    writer = YoloWriter(objects)
+    yield writer
+    writer.finish()
 
 
 def label_texts(columns: ShardColumns) -> Iterator[str]:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -14,8 +15,9 @@ INFO = VersionInfo(round=0, configuration={}, weights_digest="0", parent=None, c
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    """Two images with a mask, and one that could not be read."""
+def store(tmp_path: Path, encode_image: Callable[..., bytes]) -> Path:
+    """Two images with a mask, which are in images/, and one that could not be read."""
+    pixel = encode_image(np.zeros((2, 3, 3), np.uint8), "JPEG")
     found = Instances(
         size=(2, 3),
         method="promerge",
@@ -31,13 +33,16 @@ def store(tmp_path: Path) -> Path:
             status=Status.LABELLED,
             height=2,
             width=3,
-            sha256="0",
+            sha256=hashlib.sha256(pixel).hexdigest(),
             instances=found,
         )
         for name in ("a.jpg", "b.jpg")
     ]
     broken = ImageRecord(image_id="c.jpg", path="c.jpg")
     rows.append(Outcome(record=broken, status=Status.REJECTED, reason=Reason.TRUNCATED))
+    (tmp_path / "images").mkdir()
+    for row in rows[:2]:
+        (tmp_path / "images" / row.record.path).write_bytes(pixel)
     version = PseudoLabelStore(open_objects(str(tmp_path / "store"))).begin(INFO, "resume")
     version.commit(0, rows)
     return tmp_path / "store"
@@ -60,13 +65,17 @@ def test_the_job_s_words(
     run_here: Callable[..., subprocess.CompletedProcess[str]], store: Path, tmp_path: Path
 ) -> None:
     PseudoLabelStore(open_objects(str(store))).version().finish()
-    (tmp_path / "images").mkdir()
+    images = tmp_path / "images"
     flags = ("--store", str(store), "--output", str(tmp_path / "out"), "--format", "coco")
-    done = run_here("export", *flags, "--corpus", str(tmp_path / "images"))
+    (images / "a.jpg").rename(tmp_path / "a.jpg")
+    done = run_here("export", *flags, "--corpus", str(images))
     assert done.returncode == 0
     assert "left out 'a.jpg': missing" in done.stdout
-    again = run_here("export", *flags, "--corpus", str(tmp_path / "images"))
-    assert (again.returncode, "nothing to do" in again.stdout) == (0, True)
+    assert "the val split is empty" in done.stdout
+    (tmp_path / "a.jpg").rename(images / "a.jpg")
+    for said in ("export: ", "nothing to do"):
+        again = run_here("export", *flags, "--corpus", str(images))
+        assert (again.returncode, said in again.stdout) == (0, True)
     other = run_here("export", *flags)
     assert other.returncode == 2
     assert "images is True there, False here" in other.stderr

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from engine.corpora import FolderCorpus
-from engine.errors import ConfigurationError, StoreError, TransientError
+from engine.errors import ConfigurationError, CorpusError, StoreError, TransientError
 from engine.export import ExportConfig, ExportReport, export_version
 from engine.export.images import safe_name
 from engine.export.split import SplitConfig, is_validation
@@ -141,34 +141,102 @@ def test_what_is_no_export_is_never_touched(labelled: Any, manifest: bytes | Non
     assert contents(objects) == before
 
 
+def add_images(labelled: Any, files: dict[str, bytes]) -> None:
+    """One more shard, of images that are given by name and have the first image's masks."""
+    row = labelled.version.shard(0)[0]
+    rows = []
+    for name, data in files.items():
+        (labelled.folder / name).write_bytes(data)
+        record = replace(row.record, image_id=name, path=name)
+        rows.append(replace(row, record=record, sha256=hashlib.sha256(data).hexdigest()))
+    labelled.version.commit(2, rows)
+
+
+def lying_image() -> tuple[Image.Image, Image.Exif]:
+    """White with black upper rows, and the EXIF that turns it a quarter to the left: black at the left."""
+    pixels = np.full((40, 24, 3), 255, np.uint8)
+    pixels[:10] = 0
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    return Image.fromarray(pixels), exif
+
+
 def test_images_that_exif_turns_are_stored_upright(
     make_labelled: Callable[..., Any], encode_image: Callable[..., bytes]
 ) -> None:
     labelled = make_labelled(1)
-    pixels = np.full((40, 24, 3), 255, np.uint8)
-    pixels[:10] = 0
-    exif = Image.Exif()
-    exif[0x0112] = 8  # to be turned a quarter to the left
-    row = labelled.version.shard(0)[0]
-    rows = []
-    for name, kind in (("turned.jpg", "JPEG"), ("turned.png", "PNG")):
-        data = encode_image(Image.fromarray(pixels), kind, exif=exif)
-        (labelled.folder / name).write_bytes(data)
-        rows.append(
-            replace(
-                row,
-                record=replace(row.record, image_id=name, path=name),
-                sha256=hashlib.sha256(data).hexdigest(),
-            )
-        )
-    labelled.version.commit(2, rows)
+    image, exif = lying_image()
+    files = {
+        "turned.jpg": encode_image(image, "JPEG", exif=exif),
+        "turned.png": encode_image(image, "PNG", exif=exif),
+        "turned.webp": encode_image(image, "WEBP", exif=exif),
+        "plain.tif": encode_image(image, "TIFF", tiffinfo={0x0112: 8}),
+        "lzw.tif": encode_image(image, "TIFF", tiffinfo={0x0112: 8}, compression="tiff_lzw"),
+        "jpeg.tif": encode_image(image, "TIFF", tiffinfo={0x0112: 8}, compression="jpeg"),
+    }
+    add_images(labelled, files)
     objects = MemoryObjects()
     export_version(labelled.version, COCO, objects, corpus=labelled.corpus)
-    for name in ("turned.jpg", "turned.png"):
-        image = Image.open(io.BytesIO(objects.read(f"images/{name}")))
-        assert image.size == (40, 24)
-        assert image.getexif().get(0x0112, 1) == 1
-        assert np.asarray(image.convert("L"))[:, :8].max() < 30
+    for name, data in files.items():
+        stored = Image.open(io.BytesIO(objects.read(f"images/{name}")))
+        assert stored.size == (40, 24)
+        assert stored.getexif().get(0x0112, 1) == 1
+        assert stored.info.get("compression") == Image.open(io.BytesIO(data)).info.get("compression")
+        assert np.asarray(stored.convert("L"))[:, :8].max() < 30
+
+
+def test_names_without_a_suffix_get_that_of_their_format(
+    make_labelled: Callable[..., Any], encode_image: Callable[..., bytes]
+) -> None:
+    labelled = make_labelled(1)
+    image, _ = lying_image()
+    add_images(labelled, {"scan": encode_image(image, "WEBP"), "b.jpg_large": encode_image(image, "JPEG")})
+    objects = MemoryObjects()
+    config = ExportConfig(format="yolo", split=SplitConfig(val_fraction=0))
+    export_version(labelled.version, config, objects, corpus=labelled.corpus)
+    keys = set(objects.keys("images/"))
+    assert {f"images/train/{safe_name('scan')}.webp", f"images/train/{safe_name('b.jpg_large')}.jpg"} <= keys
+    assert {PurePosixPath(key).suffix for key in keys} == {".jpg", ".png", ".webp"}
+
+
+def test_a_wrong_corpus_makes_no_export(labelled: Any, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    objects, wrong = MemoryObjects(), FolderCorpus.open(str(tmp_path / "elsewhere"))
+    with pytest.raises(CorpusError, match=r"none of the \d+ images can be had from .*elsewhere"):
+        export_version(labelled.version, COCO, objects, corpus=wrong)
+    report = export_version(labelled.version, COCO, objects, corpus=labelled.corpus)
+    assert report is not None
+    assert report.images > 0
+
+
+def test_images_that_were_left_out_are_asked_for_again(labelled: Any) -> None:
+    objects = MemoryObjects()
+    (name, *_) = labelled.masks
+    (labelled.folder / name).rename(labelled.folder / "away")
+    first = export_version(labelled.version, COCO, objects, corpus=labelled.corpus)
+    assert first is not None
+    assert first.unavailable == {"missing": 1}
+    (labelled.folder / "away").rename(labelled.folder / name)
+    second = export_version(labelled.version, COCO, objects, corpus=labelled.corpus)
+    assert second is not None
+    assert (second.images, second.unavailable) == (first.images + 1, {})
+    assert export_version(labelled.version, COCO, objects, corpus=labelled.corpus) is None
+
+
+def test_an_image_that_cannot_be_stored_upright_is_left_out(
+    make_labelled: Callable[..., Any], encode_image: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError("encoder error")
+
+    labelled = make_labelled(1)
+    image, exif = lying_image()
+    add_images(labelled, {"turned.png": encode_image(image, "PNG", exif=exif)})
+    monkeypatch.setitem(Image.SAVE, "PNG", refuse)
+    report = export_version(labelled.version, COCO, MemoryObjects(), corpus=labelled.corpus)
+    assert report is not None
+    assert (report.images, report.unavailable) == (2, {"failed": 1})
+    assert report.listed == [("turned.png", "failed", "it cannot be stored upright: OSError: encoder error")]
 
 
 @pytest.mark.parametrize("name", ["yolo", "webdataset"])

@@ -3,12 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 
 from engine.export import ExportConfig, export_version
 from engine.export.images import safe_name
 from engine.export.split import SplitConfig
-from engine.store.objects import open_objects
+from engine.store.objects import MemoryObjects, open_objects
 
 with warnings.catch_warnings():
     # It says that it has no OpenCV and does without.
@@ -42,3 +43,19 @@ def test_supervision_reads_the_masks_back(labelled: Any, tmp_path: Path) -> None
                 # The bridge to a hole lies on the mask.
                 assert np.array_equal(read, mask)
     assert sorted(seen) == sorted(masks_by_name)
+
+
+@pytest.mark.parametrize(
+    ("val_fraction", "train", "val"),
+    [(0.0, "train", "train"), (0.3, "train", "val"), (0.999999, "val", "val")],
+)
+def test_both_splits_name_folders_that_are_there(
+    labelled: Any, val_fraction: float, train: str, val: str
+) -> None:
+    objects = MemoryObjects()
+    config = ExportConfig(format="yolo", split=SplitConfig(val_fraction=val_fraction))
+    export_version(labelled.version, config, objects, corpus=labelled.corpus)
+    described = yaml.safe_load(objects.read("data.yaml"))
+    assert (described["train"], described["val"]) == (f"images/{train}", f"images/{val}")
+    for split in ("train", "val"):
+        assert list(objects.keys(described[split]))
