@@ -15,6 +15,7 @@ from engine.labelling_config import LabellingConfig
 from engine.masks import fill_holes, keep_large_components, paired_ious, resize_masks
 from engine.proposals.mask_filter import score_masks
 from engine.proposals.multicut import run_multicut
+from engine.proposals.patches import features_tensor
 from engine.proposals.promerge import run_promerge
 from engine.refine import refine_images
 from engine.stopwatch import stage
@@ -68,7 +69,7 @@ def find_candidates(
     tile: Tile | None = None,
 ) -> Candidates | Labels:
     """The first part of `label_features`, up to refinement; labels where there is nothing to refine."""
-    features = torch.as_tensor(features_hwc)
+    features = features_tensor(features_hwc)
     if not bool(torch.isfinite(features).all()):
         return Labels(found=Reason.NON_FINITE)
     with stage("propose"):

@@ -16,6 +16,7 @@ from engine.instances import Labels
 from engine.labelling_config import LabellingConfig
 from engine.preparation import PreparationConfig, cut_crops
 from engine.proposals.duplicates import merge_results
+from engine.proposals.patches import features_tensor
 from engine.proposals.promerge import find_background
 from engine.refine import refine_masks
 
@@ -51,7 +52,7 @@ def find_tile_background(
     features_hwc: NDArray[np.floating] | torch.Tensor, config: LabellingConfig
 ) -> NDArray[np.bool_] | None:
     """The background (h, w) that a whole image's features (h, w, C) show to its tiles; None: look at none."""
-    if config.tiling.tile is None or not bool(torch.isfinite(torch.as_tensor(features_hwc)).all()):
+    if config.tiling.tile is None or not bool(torch.isfinite(features_tensor(features_hwc)).all()):
         return None
     return find_background(features_hwc, config.promerge)
 
