@@ -30,8 +30,9 @@ from engine.labelling_config import LabellingConfig
 from engine.planning import check_has_images
 from engine.stopwatch import stage, timed_stages
 from engine.store.objects import open_objects
-from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.schema import encode_shard
+from engine.store.version_info import VersionInfo
 from engine.types import Chunk, Outcome, ShardPlan
 from jobs.console import run_job
 from jobs.flags import ClusterFlags

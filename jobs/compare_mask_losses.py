@@ -25,7 +25,8 @@ from engine.solo.samples import SampleConfig, SampleMaker, list_images
 from engine.solo.training import TrainingConfig, begin_output
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects, ObjectStore
-from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore, Version
+from engine.store.version_info import VersionInfo
 from engine.superpixels import SuperpixelConfig
 from engine.training.distribution import Place
 from engine.training.log import read_figures

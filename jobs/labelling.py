@@ -20,8 +20,9 @@ from engine.errors import ConfigurationError, ImageError, TransientError
 from engine.labelling_config import LabellingConfig
 from engine.planning import check_has_images, check_same_corpus, count_to_do
 from engine.store.objects import ObjectStore, open_objects
-from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version, VersionInfo
+from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version
 from engine.store.schema import ShardSummary
+from engine.store.version_info import VersionInfo
 from engine.types import Status
 from jobs.flags import ClusterFlags
 from jobs.progress import ProgressDisplay

@@ -22,7 +22,8 @@ from engine.selftraining.figures import RoundFigures, measure_round
 from engine.selftraining.rounds import SelfTrainingConfig
 from engine.solo.training import RESULT_KEY, begin_output, snapshot_key
 from engine.store.objects import open_objects
-from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore, Version
+from engine.store.version_info import VersionInfo
 from jobs.console import run_job
 from jobs.flags import ClusterFlags, TrainingFlags
 from jobs.labelling import describe_labelling, describe_network

@@ -19,7 +19,8 @@ from PIL import Image
 
 from engine.instances import make_instances
 from engine.store.local import LocalObjects
-from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Outcome, Reason, ShardPlan, Status
 
 _DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).parents[1] / ".." / "shared")).resolve()

@@ -18,13 +18,13 @@ from engine.report.rounds import (
     Round,
     comparable_evaluations,
     figure_of,
-    flatten_settings,
     read_rounds,
     recall_name,
 )
 from engine.report.signatures import find_signatures
 from engine.report.statistics import Statistics
 from engine.store.pseudo_labels import PseudoLabelStore, Version
+from engine.store.version_info import flatten_settings
 from engine.types import ImageRecord
 
 __all__ = ["build_report"]

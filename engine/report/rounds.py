@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore, Version
+from engine.store.version_info import VersionInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +57,6 @@ def recall_name(rounds: Sequence[Round], digest: str | None) -> str:
         if name.startswith("AR@")
     }
     return max(names, key=lambda name: int(name.removeprefix("AR@")), default="AR@100")
-
-
-def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted names.
-
-    >>> flatten_settings({"method": "promerge", "promerge": {"tau_b": 0.2}})
-    {'method': 'promerge', 'promerge.tau_b': 0.2}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= flatten_settings(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _read_round(version: Version) -> Round:

@@ -16,12 +16,11 @@ No file but those of runs/ holds a time, and none a host: equal work gives equal
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -35,6 +34,7 @@ from engine.store.columns import InstanceColumn, ShardColumns, decode_columns, d
 from engine.store.objects import ObjectStore
 from engine.store.runs import RunRecord
 from engine.store.schema import ShardSummary
+from engine.store.version_info import VersionInfo, describe_difference
 from engine.types import Outcome, ShardPlan
 
 Mode = Literal["resume", "extend", "overwrite"]
@@ -44,30 +44,6 @@ _EVALUATIONS = "evaluation/"
 _RUNS = "runs/"
 # Footers that are read at one time.
 _READERS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class VersionInfo:
-    """What a version was made from. `configuration` is nested and holds what JSON can; the device, the code
-    version and the kind of corpus are recorded beside it and are no part of the digest."""
-
-    round: int
-    configuration: Mapping[str, Any]
-    weights_digest: str
-    parent: str | None
-    code_version: str
-    device: str
-    corpus_kind: str = "folder"
-
-    @property
-    def digest(self) -> str:
-        """Digest of what decides the labels, 12 hexadecimal digits."""
-        decisive = [self.round, self.configuration, self.weights_digest, self.parent]
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
-
-    @property
-    def name(self) -> str:
-        return f"round-{self.round:03d}-{self.digest}"
 
 
 class PseudoLabelStore:
@@ -125,9 +101,10 @@ class PseudoLabelStore:
             return None
         version = Version(self._objects, current)
         if version.info.digest != info.digest:
+            difference = describe_difference(version.info, info)
             raise StoreError(
-                f"{self.uri} holds round {info.round} of another configuration "
-                f"({_difference(version.info, info)}); use those flags, another --store, or --overwrite"
+                f"{self.uri} holds round {info.round} of another configuration ({difference}); "
+                "use those flags, another --store, or --overwrite"
             )
         return version
 
@@ -300,26 +277,3 @@ def _pointer(round_number: int) -> str:
 
 def _to_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _difference(there: VersionInfo, here: VersionInfo) -> str:
-    """The settings in which two versions differ, for a person."""
-    # Through JSON, so that tuples are the lists that were read back.
-    ours = json.loads(json.dumps(dict(here.configuration)))
-    old, new = _flatten(there.configuration), _flatten(ours)
-    old["weights"], new["weights"] = there.weights_digest[:12], here.weights_digest[:12]
-    parts = [
-        f"{name} is {old.get(name)!r} there, {new.get(name)!r} here"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-    return "; ".join(parts) or f"parent is {there.parent} there, {here.parent} here"
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat.update(
-            _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-        )
-    return flat

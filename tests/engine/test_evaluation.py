@@ -11,7 +11,8 @@ from engine.ground_truth import AnnotatedImage
 from engine.masks import encode_rles
 from engine.selection import SelectionConfig
 from engine.store.objects import MemoryObjects
-from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore, Version
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
 
 SIZE = (12, 20)

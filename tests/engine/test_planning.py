@@ -8,7 +8,8 @@ from engine.corpora import plan_shards
 from engine.errors import CorpusError, ImageError, StoreError
 from engine.planning import check_has_images, check_same_corpus, count_to_do, shard_plans
 from engine.store.objects import MemoryObjects
-from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore, Version
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Outcome, Reason, ShardPlan, Status
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="", parent=None, code_version="", device="cpu")

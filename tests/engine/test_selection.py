@@ -17,7 +17,8 @@ from engine.selection import (
     select_outcomes,
 )
 from engine.store.objects import MemoryObjects
-from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore, Version
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
 
 

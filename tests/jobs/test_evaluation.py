@@ -16,7 +16,8 @@ from engine.errors import ConfigurationError
 from engine.labelling_config import LabellingConfig
 from engine.masks import encode_rles
 from engine.store.objects import open_objects
-from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Status
 from jobs import evaluate, judge_encoder, sweep
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from engine.store.objects import open_objects
-from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from engine.store.objects import open_objects
-from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Outcome, Reason, Status
 from jobs.report import ReportArguments, main
 

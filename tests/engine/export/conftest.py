@@ -15,7 +15,8 @@ from engine.boxes import mask_boxes_xyxy
 from engine.corpora import Corpus, FolderCorpus
 from engine.masks import encode_rles
 from engine.store.objects import MemoryObjects, ObjectStore, open_objects
-from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore, Version
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")

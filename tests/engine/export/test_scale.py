@@ -15,7 +15,8 @@ from engine.masks import encode_rles
 from engine.report import build_report
 from engine.selection import SelectionConfig
 from engine.store.local import LocalObjects
-from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Status
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")

@@ -15,8 +15,9 @@ from engine.errors import ImageError
 from engine.masks import encode_rles
 from engine.report import build_report
 from engine.store.objects import MemoryObjects
-from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.runs import RunRecord
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
 
 INFO = VersionInfo(

@@ -14,7 +14,8 @@ from engine.report.signatures import find_signatures
 from engine.report.statistics import Statistics
 from engine.store.columns import ShardColumns
 from engine.store.objects import MemoryObjects
-from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
 
 INFO = VersionInfo(round=1, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")

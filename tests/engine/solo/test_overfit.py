@@ -21,7 +21,8 @@ from engine.solo.trainer import SoloTrainer
 from engine.solo.training import TrainingConfig
 from engine.solo.validation import plan_validation
 from engine.store.objects import MemoryObjects
-from engine.store.pseudo_labels import PseudoLabelStore, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.version_info import VersionInfo
 from engine.superpixels import SuperpixelConfig
 from engine.training.distribution import Place
 from engine.training.log import read_figures

@@ -9,7 +9,8 @@ from engine.errors import StoreError
 from engine.store.columns import ShardColumns
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
-from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore, Version
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")

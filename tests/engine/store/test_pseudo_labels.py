@@ -11,8 +11,9 @@ from engine.errors import ObjectMissing, StoreError
 from engine.store import schema
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
-from engine.store.pseudo_labels import PseudoLabelStore, Version, VersionInfo
+from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.runs import RunRecord
+from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Instances, Optimality, Outcome, Reason, ShardPlan, Status
 
 INFO = VersionInfo(
