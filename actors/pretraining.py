@@ -77,6 +77,8 @@ def run_pretraining(run: PretrainingRun, workers: Workers, on_line: Callable[[st
     watcher.start()
     try:
         result: Any = trainer.fit()
+    except SystemExit as error:  # how Ray ends a process that was interrupted
+        raise KeyboardInterrupt from error
     except ray.train.TrainingFailedError as error:
         raise RunError(f"pre-training failed: {_first_cause(error)}") from error
     finally:

@@ -113,6 +113,8 @@ def run_training(job: TrainingJob, sizes: WorkerSizes, on_figures: Callable[[int
         )
         try:
             trainer.fit()
+        except SystemExit as error:  # how Ray ends a process that was interrupted
+            raise KeyboardInterrupt from error
         except ray.train.TrainingFailedError as error:
             raise RunError(f"training failed: {_cause(error)}") from error
     failure = ray.get(mailbox.failure.remote())

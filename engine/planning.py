@@ -90,6 +90,12 @@ def check_has_images(corpus: Corpus) -> None:
         )
 
 
+def check_is_finished(version: Version) -> None:
+    """Raise StoreError for a version that is not labelled to its end."""
+    if not version.is_finished():
+        raise StoreError(f"the labels of {version.name} are not complete: run the label job again first")
+
+
 def check_same_corpus(corpus: Corpus, version: Version) -> None:
     """Raise StoreError where a version was begun on images that this corpus has not."""
     plan = next(version.plans(), None)
@@ -107,7 +113,8 @@ def check_same_corpus(corpus: Corpus, version: Version) -> None:
     if not any(_has(corpus, record) for record in some):
         raise StoreError(
             f"the store was begun on another corpus, or its images are gone: it starts with "
-            f"{plan.records[0].image_id!r}, {corpus.uri} with {min(listed)!r}; use another --store"
+            f"{plan.records[0].image_id!r}, {corpus.uri} with {min(listed, default=None)!r}; "
+            "say with --corpus where they are, or use another --store"
         )
 
 

@@ -22,7 +22,7 @@ from engine.instances import make_instances
 from engine.solo.augmentation import AugmentationConfig
 from engine.solo.config import GridConfig, RunSettings, SoloConfig
 from engine.solo.samples import SampleConfig, SampleMaker, list_images
-from engine.solo.training import TrainingConfig, begin_output
+from engine.solo.training import TrainingConfig, begin_output, name_labels
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects, ObjectStore
 from engine.store.pseudo_labels import PseudoLabelStore, Version
@@ -164,7 +164,8 @@ def store_coarse_masks(
     outcomes = []
     for number, truth in enumerate(truths):
         rng = np.random.default_rng([seed, number])
-        masks = np.stack([coarsen(mask, arguments, rng) for mask in truth.masks()])
+        coarse = [coarsen(mask, arguments, rng) for mask in truth.masks()]
+        masks = np.stack(coarse) if coarse else np.zeros((0, *truth.size), bool)
         instances = make_instances(masks, np.ones(len(masks), np.float32), truth.size, "coarse")
         height, width = truth.size
         outcomes.append(
@@ -262,7 +263,7 @@ def train_and_measure(run: Run, version: Version, arguments: ComparisonArguments
     from engine.solo.run import train_solo
 
     begins_from = "nothing" if run.begins_from is None else "the round before"
-    labels = {"version": version.name, "begins_from": begins_from}
+    labels = {**name_labels(version), "begins_from": begins_from}
     if not begin_output(run.output, run.config, labels, resume=True):
         images = list_images(
             version, run.config.selection, run.config.keep_empty, unsure_score=run.config.unsure_score

@@ -36,7 +36,7 @@ def run_job(arguments_type: type[Arguments], job: Callable[[Arguments], None]) -
     except MaskmillError as error:
         _exit_with(FAILED, error)
     except KeyboardInterrupt as error:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("interrupted; the same command goes on (trainings: with --resume)", file=sys.stderr)
         sys.exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
     sys.exit(DONE)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from engine.errors import ConfigurationError
 from engine.solo.config import RunSettings
 
 
@@ -32,3 +33,7 @@ class TrainingFlags:
     cache: Path = Path("~/.cache/maskmill/superpixels")
     """Folder on each node for images at the network's size and their superpixels; safe to delete between
     runs."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigurationError(f"--workers is at least 1, got {self.workers}")

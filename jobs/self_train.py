@@ -17,10 +17,10 @@ from engine import __version__
 from engine.corpora import Corpus, open_corpus
 from engine.errors import ConfigurationError, ObjectMissing, StoreError
 from engine.ground_truth import AnnotatedImage, read_ground_truth
-from engine.planning import repeat_plans
+from engine.planning import check_is_finished, check_same_corpus, repeat_plans
 from engine.selftraining.figures import RoundFigures, measure_round
 from engine.selftraining.rounds import SelfTrainingConfig
-from engine.solo.training import RESULT_KEY, begin_output, snapshot_key
+from engine.solo.training import RESULT_KEY, begin_output, name_labels, snapshot_key
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.version_info import VersionInfo
@@ -98,10 +98,10 @@ class SelfTraining:
         labels = open_objects(arguments.store)
         self.store = PseudoLabelStore(labels)
         version = self.store.version(0)
-        if not version.is_finished():
-            raise StoreError(f"the labels of {version.name} are not complete: run the label job again first")
+        check_is_finished(version)
         kind = version.info.corpus_kind
         self._corpus: Corpus = open_corpus(arguments.corpus, kind, kept_indexes=labels)
+        check_same_corpus(self._corpus, version)
         self._output = open_objects(arguments.output)
         # Counted once: trainings and labelling take turns.
         self._joined = join_cluster(arguments.cluster)
@@ -116,7 +116,8 @@ class SelfTraining:
         output = open_objects(f"{arguments.output}/{_folder(number)}")
         networks = [f"{output.uri}/{snapshot_key(step)}" for step in config.snapshot_steps]
         begins_from = self._network_before(number)
-        labels = {"version": version.name, "begins_from": version.info.weights_digest if begins_from else ""}
+        labels = name_labels(version)
+        labels["begins_from"] = version.info.weights_digest if begins_from else ""
         if begin_output(output, config, labels, resume=True):
             print(f"round {number}: {output.uri} holds the trained network already")
             return networks
@@ -196,7 +197,8 @@ class SelfTraining:
             arguments.config.selection_of(found.info.round) for found in (before or version, version)
         ]
         measured = {
-            "before": before.name if before is not None else None,
+            "before": name_labels(before) if before is not None else None,
+            "labels": name_labels(version),
             "selections": [asdict(selection) for selection in selections],
             "ground_truth": arguments.ground_truth,
         }

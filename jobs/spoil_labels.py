@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 
 from engine import __version__
-from engine.errors import ConfigurationError, StoreError
+from engine.errors import ConfigurationError
 from engine.instances import make_instances
 from engine.masks import decode_rles
+from engine.planning import check_is_finished
 from engine.solo.samples import is_held_out
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
@@ -51,8 +52,9 @@ class SpoilArguments:
 
 def main(arguments: SpoilArguments) -> None:
     version = PseudoLabelStore(open_objects(arguments.store)).version(arguments.round)
-    if not version.is_finished():
-        raise StoreError(f"the labels of {version.name} are not complete: run the label job again first")
+    check_is_finished(version)
+    if open_objects(arguments.output).uri == open_objects(arguments.store).uri:
+        raise ConfigurationError("--output is the store itself: the copy takes a place of its own")
     fault = {"fault": arguments.fault, "share": arguments.share}
     info = replace(
         version.info,

@@ -12,8 +12,9 @@ import tyro
 from engine.corpora import open_corpus
 from engine.errors import ConfigurationError
 from engine.ground_truth import AnnotatedImage, read_ground_truth
+from engine.planning import check_is_finished, check_same_corpus
 from engine.selection import check_stability
-from engine.solo.training import RESULT_KEY, TrainingConfig, begin_output
+from engine.solo.training import RESULT_KEY, TrainingConfig, begin_output, name_labels
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
 from jobs.console import run_job
@@ -64,7 +65,9 @@ def main(arguments: TrainArguments) -> None:
 
     labels = open_objects(arguments.store)
     version = PseudoLabelStore(labels).version(arguments.round)
+    check_is_finished(version)
     corpus = open_corpus(arguments.corpus, version.info.corpus_kind, kept_indexes=labels)
+    check_same_corpus(corpus, version)
     output = open_objects(arguments.output)
     if arguments.training.objective.needs_stability:
         check_stability(version, "the mask term adaptive")
@@ -72,7 +75,7 @@ def main(arguments: TrainArguments) -> None:
     if arguments.ground_truth is not None:
         truths = list(read_ground_truth(arguments.ground_truth))
         validation = plan_held_out(version, corpus, truths, arguments.training)
-    if begin_output(output, arguments.training, {"version": version.name}, arguments.resume):
+    if begin_output(output, arguments.training, name_labels(version), arguments.resume):
         print(f"nothing to do: {output.uri} holds the trained network")
         return
     joined = join_cluster(arguments.cluster)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -105,10 +104,9 @@ def _open_writer(config: ExportConfig, objects: ObjectStore, has_images: bool) -
 
 def _describe(version: Version, config: ExportConfig, has_images: bool) -> dict[str, Any]:
     """What an export is of, for its manifest; `labels` changes when a version is extended."""
-    digests = [summary.digest for summary in version.summaries()]
     return {
         "version": version.name,
-        "labels": hashlib.sha256("".join(digests).encode()).hexdigest()[:12],
+        "labels": version.content_digest(),
         "images": has_images,
         **asdict(config),
     }

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
+from engine.errors import RunError
 from engine.solo.batch import Batch
 from engine.solo.config import RunSettings
 from engine.solo.samples import SampleMaker, load_batches
@@ -18,6 +19,9 @@ from engine.training.checkpoints import read_checkpoint, write_checkpoint
 from engine.training.distribution import Place
 from engine.training.log import RunLog
 from engine.training.order import batch_numbers
+
+# A corpus of which nothing can be read teaches nothing, however long.
+_MOST_UNREAD_STEPS = 20
 
 Report = Callable[[int, Mapping[str, float]], None]
 
@@ -46,7 +50,7 @@ def train_solo(run: Run, maker: SampleMaker) -> None:
 
     A run that was interrupted and goes on ends with the weights of one that was not, bit for bit on CPUs of
     one kind with as many workers. Every worker calls this. Raises RunError where the loss is no finite
-    number; WeightsError, StoreError.
+    number or no image can be read; WeightsError, StoreError.
     """
     config, place = run.config, run.place
     share = place.share_of(config.batch_size)
@@ -74,6 +78,7 @@ class _Loop:
         self._log = RunLog(run.output, trainer.step, run.place.rank)
         self._logged_at = time.monotonic()
         self._logged_step = trainer.step
+        self._unread_steps = 0
 
     def train(self, batches: Iterator[Batch]) -> None:
         """Take a step with every batch."""
@@ -81,6 +86,7 @@ class _Loop:
         for batch in batches:
             figures = self._trainer.train_step(batch)
             step = self._trainer.step
+            self._check_readable(figures, batch)
             for image_id, failure in zip(batch.image_ids, batch.failures, strict=True):
                 if failure:
                     self._log.add_unread(step, image_id, failure)
@@ -93,6 +99,14 @@ class _Loop:
                 self._run.output.write(snapshot_key(step), data)
             if step % settings.checkpoint_every == 0 or is_last:
                 self._checkpoint(step)
+
+    def _check_readable(self, figures: Figures, batch: Batch) -> None:
+        """Raise RunError, on all workers together, where no image of many steps in a row could be read."""
+        is_unread = figures.unread == self._run.config.batch_size
+        self._unread_steps = self._unread_steps + 1 if is_unread else 0
+        if self._unread_steps == _MOST_UNREAD_STEPS:
+            last = f"{batch.image_ids[0]!r}: {batch.failures[0]}"
+            raise RunError(f"no image of {_MOST_UNREAD_STEPS} steps in a row could be read, at last {last}")
 
     def _take_down(self, step: int, figures: Figures) -> None:
         now = time.monotonic()

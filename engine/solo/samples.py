@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,12 @@ class LabelledImages:
         """(height, width) of the image as it was labelled."""
         shard, row = self.places[index]
         return int(self.shards[shard].heights[row]), int(self.shards[shard].widths[row])
+
+    def sha256(self, index: int) -> str | None:
+        """Of the file that was labelled, where that is known."""
+        shard, row = self.places[index]
+        digest: str | None = self.shards[shard].images["sha256"][int(row)].as_py()
+        return digest
 
     def rles(self, index: int) -> tuple[bytes, ...]:
         """Run lengths of the image's instances."""
@@ -220,7 +227,11 @@ class SampleMaker(Dataset[Sample]):
             scene = self._with_pasted(scene, rng)
         shown = change_colours(scene.image_hwc, task.config.augmentation.colour, rng)
         scene = replace(scene, shown_hwc=shown)
-        return make_sample(image_id, scene, task.grid, task.superpixel_loss, task.adaptive_loss)
+        sample = make_sample(image_id, scene, task.grid, task.superpixel_loss, task.adaptive_loss)
+        if sample.superpixels is not None and len(sample.superpixels.areas) == 0:
+            detail = "it is so thin that nothing of it is left at the mask stride"
+            return failed_sample(image_id, detail, (task.side, task.side), task.grid)
+        return sample
 
     def _scene(self, index: int, rng: np.random.Generator) -> Scene:
         return place_scene(self._source(index), self._task.side, self._task.config.augmentation, rng)
@@ -235,22 +246,28 @@ class SampleMaker(Dataset[Sample]):
     def _source(self, index: int) -> Source:
         """Raises ImageError, TransientError."""
         record, size = self._images.record(index), self._images.size(index)
-        path = self._cache / f"{hashlib.sha256(record.image_id.encode()).hexdigest()}.npz"
-        if not path.exists():
-            self._keep(path, record)
-        with np.load(path, allow_pickle=False) as arrays:
-            image, labels = arrays["image"], arrays["superpixels"].astype(np.int32)
-            read_size = (int(arrays["size"][0]), int(arrays["size"][1]))
-        if read_size != size:
+        sha256 = self._images.sha256(index)
+        name = f"{record.image_id}\0{sha256}"
+        path = self._cache / f"{hashlib.sha256(name.encode()).hexdigest()}.npz"
+        try:
+            image, labels, kept_size = _load(path)
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+            # It is not there, or a machine went away while its disk was written.
+            self._keep(path, record, sha256)
+            image, labels, kept_size = _load(path)
+        if kept_size != size:
             raise ImageError(
-                Reason.FAILED, f"the image is {read_size} now and was {size} when it was labelled"
+                Reason.FAILED, f"the image is {kept_size} now and was {size} when it was labelled"
             )
         masks = resize_masks(decode_rles(self._images.rles(index), size), labels.shape)
         weights = self._images.weights(index, self._task.adaptive_loss)
         return Source(image_hwc=image, masks=masks, weights=weights, superpixels=labels)
 
-    def _keep(self, path: Path, record: ImageRecord) -> None:
-        image = decode_image(self._corpus.read(record), self._task.config.decoding)
+    def _keep(self, path: Path, record: ImageRecord, sha256: str | None) -> None:
+        data = self._corpus.read(record)
+        if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+            raise ImageError(Reason.CORRUPT, "the file is not the one that was labelled")
+        image = decode_image(data, self._task.config.decoding)
         height, width = image.shape[:2]
         small = resize_image(image, fit_size((height, width), self._task.side))
         if self._task.superpixel_loss is None:
@@ -264,6 +281,13 @@ class SampleMaker(Dataset[Sample]):
         partial = path.with_suffix(f".{os.getpid()}")
         partial.write_bytes(sink.getvalue())
         partial.replace(path)
+
+
+def _load(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32], tuple[int, int]]:
+    """A shrunk image, its superpixels, and the (height, width) that it had."""
+    with np.load(path, allow_pickle=False) as arrays:
+        height, width = arrays["size"].tolist()
+        return arrays["image"], arrays["superpixels"].astype(np.int32), (height, width)
 
 
 def cut_superpixels(

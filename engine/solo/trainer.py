@@ -56,7 +56,8 @@ class SoloTrainer:
     def train_step(self, batch: Batch) -> Figures:
         """Learn from this worker's part of a batch.
 
-        Raises RunError, with the images' ids, where the loss is no finite number; nothing is learned then.
+        Raises RunError, with the images' ids, where the loss is no finite number, or where its gradient is
+        none; nothing is learned then.
         """
         config = self._config
         rate = learning_rate_at(self.step, config.steps, config.optimiser)
@@ -89,6 +90,12 @@ class SoloTrainer:
         torch.autograd.backward(self._scaler.scale(loss * self._place.world_size))
         self._scaler.unscale_(self._optimiser)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._config.optimiser.clip_norm)
+        # In float16 the scaler passes over such a step and goes on with smaller numbers.
+        if self._config.precision != "float16" and not bool(torch.isfinite(norm)):
+            raise RunError(
+                f"the gradient is {float(norm)} at step {self.step + 1}: lower --optimiser.learning-rate and "
+                "start again; what was kept before is whole"
+            )
         self._scaler.step(self._optimiser)
         self._scaler.update()
         return float(norm)

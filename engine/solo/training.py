@@ -21,6 +21,7 @@ from engine.solo.config import SoloConfig
 from engine.solo.objective import ObjectiveConfig
 from engine.solo.samples import SampleConfig, SampleTask
 from engine.store.objects import ObjectStore
+from engine.store.pseudo_labels import Version
 from engine.training.schedule import OptimiserConfig
 
 DESCRIPTION_KEY = "training.json"
@@ -94,6 +95,11 @@ def snapshot_key(step: int) -> str:
     return f"network-{step:09d}.safetensors"
 
 
+def name_labels(version: Version) -> dict[str, str]:
+    """Which labels of which images a version holds, for `begin_output`."""
+    return {"version": version.name, "content": version.content_digest()}
+
+
 def begin_output(
     output: ObjectStore, config: TrainingConfig, labels: Mapping[str, str], resume: bool
 ) -> bool:
@@ -106,12 +112,16 @@ def begin_output(
     ours = json.loads(json.dumps({"config": asdict(config), "labels": dict(labels)}))
     try:
         theirs = json.loads(output.read(DESCRIPTION_KEY))
+        different = [
+            name for name in ("labels", *ours["config"]) if _setting(ours, name) != _setting(theirs, name)
+        ]
     except ObjectMissing:
         output.write(DESCRIPTION_KEY, (json.dumps(ours, indent=1, sort_keys=True) + "\n").encode())
         return False
-    different = [
-        name for name in ("labels", *ours["config"]) if _setting(ours, name) != _setting(theirs, name)
-    ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{output.uri}/{DESCRIPTION_KEY} is damaged: restore it, or give another --output"
+        ) from error
     if different:
         raise ConfigurationError(
             f"{output.uri} holds a training of another kind (it differs in {', '.join(different)}): give the "

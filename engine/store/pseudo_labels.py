@@ -16,6 +16,7 @@ No file but those of runs/ holds a time, and none a host: equal work gives equal
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,6 +198,12 @@ class Version:
             return schema.decode_manifest(self._objects.read(key), key)
         except ObjectMissing:
             return self._read_summaries()
+
+    def content_digest(self) -> str:
+        """Digest of all committed rows, 12 hexadecimal digits: by it versions of one name differ in different
+        stores, and before and after an extension."""
+        digests = [summary.digest for summary in self.summaries()]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
     def summary(self, shard: int) -> ShardSummary:
         """A committed shard's footer. Raises ObjectMissing, StoreError."""

@@ -33,10 +33,10 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "clip_norm"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(f"optimiser.{name} must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"optimiser.{name} must not be negative, got {getattr(self, name)}")
 
 

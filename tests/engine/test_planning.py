@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 
 from engine.corpora import plan_shards
 from engine.errors import CorpusError, ImageError, StoreError
-from engine.planning import check_has_images, check_same_corpus, count_to_do, shard_plans
+from engine.planning import (
+    check_has_images,
+    check_is_finished,
+    check_same_corpus,
+    count_to_do,
+    shard_plans,
+)
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.version_info import VersionInfo
@@ -115,6 +121,10 @@ def test_a_corpus_is_checked_before_work() -> None:
     check_same_corpus(ListCorpus("BCDcd"), into)
     with pytest.raises(StoreError, match="another corpus"):
         check_same_corpus(ListCorpus("xyz"), into)
+    with pytest.raises(StoreError, match="say with --corpus where they are"):
+        check_same_corpus(ListCorpus(""), into)
+    with pytest.raises(StoreError, match="are not complete"):
+        check_is_finished(into)
 
 
 def test_a_plan_that_is_missing_is_an_error() -> None:

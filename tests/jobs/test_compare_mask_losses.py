@@ -54,6 +54,11 @@ def test_losses_are_compared_once(arguments, capsys):
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     with pytest.raises(ConfigurationError, match="it differs in labels"):
         main(replace(arguments, block_px=8))
+    # Other photographs in the place of these, without objects.
+    for path in (arguments.data / "masks").glob("*.png"):
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
+    with pytest.raises(ConfigurationError, match="it differs in labels"):
+        main(arguments)
 
 
 def test_coarse_masks_are_blocks_that_grow_or_shrink():

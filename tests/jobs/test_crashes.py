@@ -122,7 +122,7 @@ def test_a_job_that_is_told_to_end_says_how_to_go_on(
     run.wait_for_shards(2)
     run.process.terminate()
     assert run.process.wait() == 143
-    assert run.log.read_text().endswith("interrupted; the same command goes on where this one stopped\n")
+    assert run.log.read_text().endswith("interrupted; the same command goes on (trainings: with --resume)\n")
 
 
 @pytest.mark.slow

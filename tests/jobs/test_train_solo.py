@@ -105,6 +105,9 @@ def test_a_share_without_a_truth_is_wrong_use() -> None:
         with pytest.raises(UsageError, match="go together"):
             parse_arguments(TrainArguments, [*places, *given])
     assert parse_arguments(TrainArguments, [*places, *_FLAGS]).training.solo.backbone == "test_resnet"
+    for given in (["--workers", "0"], ["--optimiser.learning-rate", "nan"]):
+        with pytest.raises(UsageError, match=r"at least 1|above 0"):
+            parse_arguments(TrainArguments, [*places, *given])
 
 
 def true_annotations(store: Path) -> dict[str, list[dict[str, object]]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,10 @@ from engine.errors import StoreError
 from engine.selection import SelectionConfig
 from engine.solo import samples
 from engine.solo.augmentation import AugmentationConfig, Source, paste_objects, place_scene
+from engine.solo.batch import Scene
 from engine.solo.samples import SampleMaker, cut_superpixels, list_held_out, list_images
+from engine.store.objects import MemoryObjects
+from engine.store.pseudo_labels import PseudoLabelStore
 from engine.superpixels import SuperpixelConfig
 from engine.superpixels.hierarchy import number_by_first_pixel
 from engine.training.order import SampleNumber
@@ -152,3 +157,51 @@ def test_unsure_objects_are_not_pasted(make_scene):
     behind, front = make_scene(0, [(0, 0, 30, 30)]), make_scene(1, [(20, 20, 50, 50)])
     unsure = replace(front, weights=np.zeros(1, np.float32))
     assert all(paste_objects(behind, unsure, np.random.default_rng(seed)) is behind for seed in range(8))
+
+
+def test_kept_images_are_those_that_were_labelled(
+    labelled_folder, tiny_training, encode_image, make_maker, tmp_path
+):
+    corpus, version = labelled_folder
+    path = Path(corpus.uri) / "1.png"
+    number = SampleNumber(0, 0)
+    assert make_maker(tiny_training)[number].failure == ""
+    # Another file of the same name and size, and labels of it.
+    path.write_bytes(encode_image(np.zeros((48, 64, 3), np.uint8), "PNG"))
+    outcomes = list(version.outcomes())
+    (position,) = (i for i, row in enumerate(outcomes) if row.record.image_id == "1.png")
+    for sha256, expected in ((hashlib.sha256(path.read_bytes()).hexdigest(), ""), ("0", "not the one")):
+        outcomes[position] = replace(outcomes[position], sha256=sha256)
+        anew = PseudoLabelStore(MemoryObjects()).begin(version.info, "resume")
+        anew.commit(0, outcomes)
+        images = list_images(anew, SelectionConfig())
+        sample = SampleMaker(images, corpus, tmp_path / "cache", tiny_training.sample_task)[number]
+        assert expected in sample.failure
+        assert (sample.failure == "") == (expected == "")
+        assert sample.shown_chw.max() < 100
+
+
+def test_a_damaged_cache_is_made_anew(make_maker, tiny_training, tmp_path):
+    maker, number = make_maker(tiny_training), SampleNumber(0, 1)
+    before = maker[number]
+    for path in (tmp_path / "cache").rglob("*.npz"):
+        path.write_bytes(b"")
+    assert equal_samples(maker[number], before)
+
+
+def test_an_image_too_thin_for_a_superpixel_is_said_to_be(
+    make_maker, tiny_training, monkeypatch: pytest.MonkeyPatch
+):
+    def thin(*_: object) -> Scene:
+        labels = np.full((64, 64), -1, np.int32)
+        labels[0] = 0
+        image = np.zeros((64, 64, 3), np.uint8)
+        weights = np.ones(1, np.float32)
+        return Scene(
+            image_hwc=image, shown_hwc=image, masks=labels[None] == 0, weights=weights, superpixels=labels
+        )
+
+    monkeypatch.setattr(SampleMaker, "_scene", thin)
+    plain = AugmentationConfig.none()
+    config = replace(tiny_training, samples=replace(tiny_training.samples, augmentation=plain))
+    assert "so thin" in make_maker(config)[SampleNumber(0, 0)].failure

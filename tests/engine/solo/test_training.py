@@ -26,11 +26,12 @@ from engine.solo.samples import (
     load_batches,
 )
 from engine.solo.trainer import SoloTrainer
-from engine.solo.training import TrainingConfig, begin_output
+from engine.solo.training import TrainingConfig, begin_output, name_labels
 from engine.solo.validation import plan_validation
 from engine.solo.weights import load_network
 from engine.store.local import LocalObjects
 from engine.store.objects import MemoryObjects
+from engine.store.pseudo_labels import PseudoLabelStore
 from engine.training.distribution import Place
 from engine.training.log import read_figures
 from engine.training.order import SampleNumber, batch_numbers
@@ -81,6 +82,15 @@ def test_an_image_that_is_gone_or_another_is_said_to_be(
     ]
     assert {line["image_id"] for line in unread} == {"1.png", "3.png"}
     assert len(unread) == sum(line["unread"] for line in figures)
+
+
+def test_a_corpus_of_which_nothing_can_be_read_ends_the_run(labelled_folder, make_maker, tiny_training):
+    corpus, _ = labelled_folder
+    for path in Path(corpus.uri).iterdir():
+        path.write_bytes(b"damaged")
+    run = run_of(MemoryObjects(), replace(tiny_training, steps=40))
+    with pytest.raises(RunError, match=r"no image of 20 steps in a row could be read, at last .*png"):
+        train_solo(run, make_maker(tiny_training))
 
 
 def test_a_run_that_goes_on_ends_with_the_same_bytes(make_maker, tiny_training, tmp_path):
@@ -176,6 +186,33 @@ def test_output_of_another_run_is_refused(tiny_training):
         begin_output(output, tiny_training, {"version": "round-000-b"}, resume=True)
     output.write("network.safetensors", b"")
     assert begin_output(output, tiny_training, labels, resume=True)
+    output.write("training.json", b"{")
+    with pytest.raises(ConfigurationError, match=r"training\.json is damaged"):
+        begin_output(output, tiny_training, labels, resume=True)
+
+
+def test_labels_are_known_by_what_they_are(labelled_folder):
+    _, version = labelled_folder
+    store = PseudoLabelStore(MemoryObjects())
+    same, other = store.begin(version.info, "resume"), store.begin(replace(version.info, round=1), "resume")
+    same.commit(0, list(version.outcomes()))
+    other.commit(0, list(version.outcomes())[1:])
+    assert name_labels(same) == name_labels(version)
+    assert name_labels(other)["content"] != name_labels(version)["content"]
+    same.commit(1, list(version.outcomes())[:1])
+    assert name_labels(same) != name_labels(version)
+
+
+def test_a_gradient_that_is_not_finite_is_not_learned(make_maker, tiny_training):
+    maker = make_maker(tiny_training)
+    trainer = SoloTrainer(tiny_training, Place())
+    weight = trainer.network.mask_branch.output[0].weight
+    weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = weight.detach().clone()
+    batch = next(load_batches(maker, batch_numbers(0, len(maker), 2, range(1), slice(None)), 0))
+    with pytest.raises(RunError, match=r"the gradient is (inf|nan) at step 1"):
+        trainer.train_step(batch)
+    assert torch.equal(weight, before)
 
 
 def test_a_loss_that_is_not_finite_names_the_images(make_maker, tiny_training):
