@@ -13,6 +13,7 @@ from rich.table import Table
 
 from engine.corpora import open_corpus
 from engine.export import ExportConfig, ExportReport, export_version
+from engine.export.split import TRAIN, VAL
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
 from jobs.console import run_job
@@ -59,12 +60,14 @@ def main(arguments: ExportArguments) -> None:
         on_progress=ProgressLines().show,
     )
     if report is None:
-        print(f"nothing to do: {objects.uri} holds this export already (--overwrite makes it anew)")
+        print(
+            f"nothing to do: {objects.uri} holds this export already, with all images that can be had "
+            "(--overwrite makes it anew)"
+        )
         return
     Console().print(summary_table(report))
-    if arguments.export.split.val_fraction > 0 and report.images and report.val_images in (0, report.images):
-        split = "val" if report.val_images == 0 else "train"
-        print(f"the {split} split is empty: give more images, or another --val-fraction or --seed")
+    for line in empty_split_lines(report, arguments.export):
+        print(line)
     for image_id, reason, detail in report.listed[:_LISTED]:
         print(f"left out {image_id!r}: {reason}: {detail}")
     if report.unavailable.total() > _LISTED:
@@ -98,6 +101,17 @@ def summary_table(report: ExportReport) -> Table:
     for reason, count in sorted((report.rejected + report.unavailable).items()):
         table.add_row(f"  {reason}", str(count))
     return table
+
+
+def empty_split_lines(report: ExportReport, config: ExportConfig) -> list[str]:
+    """A line for each split without an image."""
+    sizes = {TRAIN: report.images - report.val_images, VAL: report.val_images}
+    instead = ": data.yaml names the other one in its place" if config.format == "yolo" else ""
+    return [
+        f"the {split} split is empty (--val-fraction {config.split.val_fraction:g}){instead}"
+        for split, size in sizes.items()
+        if size == 0
+    ]
 
 
 if __name__ == "__main__":

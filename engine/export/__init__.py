@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from engine.corpora import Corpus
 from engine.errors import ConfigurationError, CorpusError
-from engine.export.batch import ExportBatch, ExportReport, export_batches
+from engine.export.batch import ExportBatch, ExportReport, can_any_be_had, export_batches
 from engine.export.coco import Segmentation, open_coco
 from engine.export.destination import begin_export, finish_export
 from engine.export.parquet import open_parquet
@@ -60,15 +60,15 @@ def export_version(
     """Write a version's labels as a training set, in constant memory; None where this export is there.
 
     With a corpus, images are copied; YOLO and WebDataset hold images and need one. Equal labels,
-    configuration and images give equal bytes. Raises UsageError where the export cannot begin or the corpus
-    has none of its images, and TransientError where a server stays away: nothing looks whole then, and
-    another call makes it anew, as it does where images were left out.
+    configuration and images give equal bytes. An export that had to do without images is made anew once one
+    of those it lists can be had. Raises UsageError where the export cannot begin or no image can be had, and
+    TransientError where a server stays away: nothing looks whole then, and another call makes it anew.
     """
     if corpus is None and config.format in ("yolo", "webdataset"):
         raise ConfigurationError(f"--format {config.format} holds images: say with --corpus where they are")
     selection = plan_selection(version, config.selection)
     description = _describe(version, config, has_images=corpus is not None)
-    if not begin_export(objects, description, overwrite):
+    if not begin_export(objects, description, overwrite, lambda ids: can_any_be_had(version, ids, corpus)):
         return None
     report = ExportReport()
     with _open_writer(config, objects, has_images=corpus is not None) as writer:
@@ -76,14 +76,20 @@ def export_version(
             writer.add(batch)
             report.add(batch)
             on_progress(report)
-    if corpus is not None and report.unavailable and not report.images:
-        image_id, reason, _ = report.listed[0]
-        raise CorpusError(
-            f"none of the {report.unavailable.total()} images can be had from {corpus.uri} (the first, "
-            f"{image_id!r}: {reason}): say with --corpus where they are now"
-        )
+        if corpus is not None:
+            _check_has_images(report, corpus)
     finish_export(objects, description, vars(report))
     return report
+
+
+def _check_has_images(report: ExportReport, corpus: Corpus) -> None:
+    """Raise CorpusError where there were images to copy and not one of them could be had."""
+    if report.images == 0 and report.listed:
+        image_id, reason, detail = report.listed[0]
+        raise CorpusError(
+            f"none of {report.unavailable.total()} images are in {corpus.uri} as they were labelled "
+            f"({image_id!r}: {reason}: {detail}); give their place with --corpus"
+        )
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from engine.corpora import Corpus
@@ -107,6 +109,20 @@ def export_batches(
                 yield from _with_files(batch, corpus, executor, report)
 
 
+def can_any_be_had(version: Version, image_ids: Sequence[str], corpus: Corpus | None) -> bool:
+    """Whether the file of one of these images, as it was labelled, is in the corpus now."""
+    if corpus is None or not image_ids:
+        return False
+    wanted = pa.array(image_ids, pa.string())
+    with ThreadPoolExecutor(_READERS) as executor:
+        for shard in version.columns():
+            rows = shard.images.filter(pc.is_in(shard.images["image_id"], wanted))
+            for found in _read_files(rows, corpus, executor):
+                if any(isinstance(file, ImageFile) for _, file in found):
+                    return True
+    return False
+
+
 def _has_coco_ids(version: Version) -> bool:
     """Whether every image of the version has a COCO id of its own."""
     parts = []
@@ -122,23 +138,33 @@ def _with_files(
     batch: ExportBatch, corpus: Corpus, executor: ThreadPoolExecutor, report: ExportReport
 ) -> Iterator[ExportBatch]:
     """The batch in small ones that hold their images' files; images without are left out and told."""
-    table = batch.columns.images.select(["image_id", "path", "coco_id", "sha256"])
+    start = 0
+    for found in _read_files(batch.columns.images, corpus, executor):
+        is_kept = np.zeros(batch.columns.num_images, bool)
+        for position, (image_id, file) in enumerate(found, start):
+            is_kept[position] = isinstance(file, ImageFile)
+            if isinstance(file, ImageError):
+                report.leave_out(image_id, file)
+        start += len(found)
+        yield replace(
+            batch,
+            columns=batch.columns.keep_images(is_kept),
+            numbers=batch.numbers[is_kept],
+            is_val=batch.is_val[is_kept],
+            files=tuple(file for _, file in found if isinstance(file, ImageFile)),
+        )
+
+
+def _read_files(
+    images: pa.Table, corpus: Corpus, executor: ThreadPoolExecutor
+) -> Iterator[list[tuple[str, ImageFile | ImageError]]]:
+    """The ids and files of the images of a shard's table, a few at a time, in their order."""
+    table = images.select(["image_id", "path", "coco_id", "sha256"])
     for start in range(0, table.num_rows, _IMAGES_AT_ONCE):
         rows = table.slice(start, _IMAGES_AT_ONCE).to_pylist()
         wanted = [
             (ImageRecord(image_id=row["image_id"], path=row["path"], coco_id=row["coco_id"]), row["sha256"])
             for row in rows
         ]
-        found = read_image_files(corpus, wanted, executor)
-        is_kept = np.zeros(table.num_rows, bool)
-        for offset, (row, file) in enumerate(zip(rows, found, strict=True)):
-            is_kept[start + offset] = isinstance(file, ImageFile)
-            if isinstance(file, ImageError):
-                report.leave_out(row["image_id"], file)
-        yield replace(
-            batch,
-            columns=batch.columns.keep_images(is_kept),
-            numbers=batch.numbers[is_kept],
-            is_val=batch.is_val[is_kept],
-            files=tuple(file for file in found if isinstance(file, ImageFile)),
-        )
+        files = read_image_files(corpus, wanted, executor)
+        yield [(row["image_id"], file) for row, file in zip(rows, files, strict=True)]

@@ -3,13 +3,14 @@
     export.json    what the export is of; `finished` is true, and counts are there, once all is written
     ...            the files of the format, in folders that are its own
 
-An export that was killed has `finished` false, and the same command makes it anew.
+An export that was killed has `finished` false, and the same command makes it anew. So it does where images
+that are `listed` as left out can be had by now.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.errors import ObjectMissing, StoreError
@@ -20,11 +21,17 @@ MANIFEST = "export.json"
 _OWN_PREFIXES = ("annotations/", "images/", "labels/", "train/", "val/", "data.yaml")
 
 
-def begin_export(objects: ObjectStore, description: Mapping[str, Any], overwrite: bool) -> bool:
-    """Clear the place for an export; False where this very export is there already, with all its images.
+def begin_export(
+    objects: ObjectStore,
+    description: Mapping[str, Any],
+    overwrite: bool,
+    can_any_be_had: Callable[[Sequence[str]], bool],
+) -> bool:
+    """Clear the place for an export; False where this very export is there already.
 
-    Raises StoreError where something else is there: files that are no export, or another export that
-    `overwrite` does not give up.
+    `can_any_be_had` is asked about images, given by id, that the export there does without. Raises StoreError
+    where something else is there: files that are no export, or another export that `overwrite` does not give
+    up.
     """
     there = _read_manifest(objects)
     if there is None and next(objects.keys(), None) is not None:
@@ -35,7 +42,7 @@ def begin_export(objects: ObjectStore, description: Mapping[str, Any], overwrite
                 f"{objects.uri} holds another export ({_difference(there['export'], description)}); "
                 "use another --output, or --overwrite"
             )
-        if there["finished"] and not there.get("unavailable"):
+        if there["finished"] and not can_any_be_had([image_id for image_id, *_ in there["listed"]]):
             return False
     _write_manifest(objects, {"finished": False, "export": description})
     for prefix in _OWN_PREFIXES:

@@ -19,7 +19,10 @@ from engine.types import ImageRecord, Reason
 
 _ORIENTATION_TAG = 0x0112
 _QUALITY = 95
-_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}
+# What a file is called by whose own name does not tell what it is.
+_SUFFIXES = {
+    "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,29 +66,26 @@ def _read(corpus: Corpus, record: ImageRecord, sha256: str | None) -> ImageFile:
     data = corpus.read(record)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ImageError(Reason.CORRUPT, "the file is not the one that was labelled")
-    return ImageFile(data=_upright(data), suffix=_suffix(record.path, data))
-
-
-def _suffix(path: str, data: bytes) -> str:
-    """Of the image's name or, where that has none by which readers know images, of its format."""
-    suffix = PurePosixPath(path).suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        return suffix
     with Image.open(io.BytesIO(data)) as image:
-        return _SUFFIXES[image.format or ""]
+        return ImageFile(data=_upright(image, data), suffix=_suffix(record.path, image))
 
 
-def _upright(data: bytes) -> bytes:
+def _suffix(path: str, image: Image.Image) -> str:
+    """That of the path; where it is no image's, as in lists that name files without one, the format's."""
+    own = PurePosixPath(path).suffix.lower()
+    return own if own in IMAGE_SUFFIXES else _SUFFIXES.get(image.format or "", own)
+
+
+def _upright(image: Image.Image, data: bytes) -> bytes:
     """The file itself, or one with turned pixels where EXIF turns it: masks are those of the upright image,
     and most readers of training sets do not look at EXIF."""
-    with Image.open(io.BytesIO(data)) as image:
-        try:
-            if image.getexif().get(_ORIENTATION_TAG, 1) in (0, 1):
-                return data
-            turned = ImageOps.exif_transpose(image)
-        except Exception:  # PIL's EXIF reader raises nearly anything on damaged tags; labelling ignored them
+    try:
+        if image.getexif().get(_ORIENTATION_TAG, 1) in (0, 1):
             return data
-        return _encode(turned, image)
+        turned = ImageOps.exif_transpose(image)
+    except Exception:  # PIL's EXIF reader raises nearly anything on damaged tags; labelling ignored them
+        return data
+    return _encode(turned, image)
 
 
 def _encode(turned: Image.Image, image: Image.Image) -> bytes:

@@ -1,11 +1,13 @@
 """YOLO segmentation, as ultralytics and supervision read it.
 
-    data.yaml                                                names both; the other one, where a split is empty
+    data.yaml
     images/train/<name>.jpg    images/val/<name>.jpg     the images' files
     labels/train/<name>.txt    labels/val/<name>.txt     a line per instance: 0 and its polygon, x y x y ...
 
 A name is `safe_name` of the image id. Coordinates are shares of the width and height, in the convention of
 `engine.export.polygons`; there is one class, 0, object. An image without instances has an empty label file.
+Where a split has no image, data.yaml names the other one in its place, since readers stop at a folder that is
+not there.
 """
 
 from __future__ import annotations
@@ -24,31 +26,37 @@ from engine.store.objects import ObjectStore
 
 
 class YoloWriter:
-    """Writes batches that have files."""
+    """Writes batches that have files; made by `open_yolo`. `splits` are those that have an image by now."""
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
-        self._splits: set[str] = set()
+        self.splits: set[str] = set()
 
     def add(self, batch: ExportBatch) -> None:
+        self.splits.update(batch.splits)
         write_all(self._objects, _named_files(batch))
-        self._splits.update(batch.splits)
-
-    def finish(self) -> None:
-        """Write data.yaml. Readers stop at a folder that is not there, so an empty split is the other one."""
-        there = self._splits or {TRAIN, VAL}
-        train, val = TRAIN if TRAIN in there else VAL, VAL if VAL in there else TRAIN
-        # Without `path`, readers take the folder that the file lies in.
-        text = f"train: images/{train}\nval: images/{val}\nnames:\n  0: object\n"
-        self._objects.write("data.yaml", text.encode())
 
 
 @contextmanager
 def open_yolo(objects: ObjectStore) -> Iterator[YoloWriter]:
-    """A writer whose data.yaml is there when the block has ended."""
+    """A writer whose data.yaml is there once the block has ended well."""
     writer = YoloWriter(objects)
     yield writer
-    writer.finish()
+    objects.write("data.yaml", data_yaml(writer.splits).encode())
+
+
+def data_yaml(splits: set[str]) -> str:
+    """The description of a training set that has images in these splits.
+
+    >>> print(data_yaml({"train"}), end="")
+    train: images/train
+    val: images/train
+    names:
+      0: object
+    """
+    train, val = (TRAIN if TRAIN in splits else VAL), (VAL if VAL in splits else TRAIN)
+    # Without `path`, readers take the folder that the file lies in.
+    return f"train: images/{train}\nval: images/{val}\nnames:\n  0: object\n"
 
 
 def label_texts(columns: ShardColumns) -> Iterator[str]:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,13 @@ from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Instances, Outcome, Reason, Status
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")
+# A bitmap of 3 x 2 black pixels.
+FILE = b"BM" + struct.pack("<IIIIiiHHIIiiII", 78, 0, 54, 40, 3, 2, 1, 24, 0, 24, 0, 0, 0, 0) + bytes(24)
 
 
 @pytest.fixture
-def store(tmp_path: Path, encode_image: Callable[..., bytes]) -> Path:
-    """Two images with a mask, which are in images/, and one that could not be read."""
-    pixel = encode_image(np.zeros((2, 3, 3), np.uint8), "JPEG")
+def store(tmp_path: Path) -> Path:
+    """Two images with a mask, and one that could not be read."""
     found = Instances(
         size=(2, 3),
         method="promerge",
@@ -34,16 +36,13 @@ def store(tmp_path: Path, encode_image: Callable[..., bytes]) -> Path:
             status=Status.LABELLED,
             height=2,
             width=3,
-            sha256=hashlib.sha256(pixel).hexdigest(),
+            sha256=hashlib.sha256(FILE).hexdigest(),
             instances=found,
         )
-        for name in ("a.jpg", "b.jpg")
+        for name in ("a.bmp", "b.bmp")
     ]
-    broken = ImageRecord(image_id="c.jpg", path="c.jpg")
+    broken = ImageRecord(image_id="c.bmp", path="c.bmp")
     rows.append(Outcome(record=broken, status=Status.REJECTED, reason=Reason.TRUNCATED))
-    (tmp_path / "images").mkdir()
-    for row in rows[:2]:
-        (tmp_path / "images" / row.record.path).write_bytes(pixel)
     version = PseudoLabelStore(open_objects(str(tmp_path / "store"))).begin(INFO, "resume")
     version.commit(0, rows)
     return tmp_path / "store"
@@ -66,17 +65,20 @@ def test_the_job_s_words(
     run_here: Callable[..., subprocess.CompletedProcess[str]], store: Path, tmp_path: Path
 ) -> None:
     PseudoLabelStore(open_objects(str(store))).version().finish()
-    images = tmp_path / "images"
+    for folder in ("images", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "images/a.bmp").write_bytes(FILE)
     flags = ("--store", str(store), "--output", str(tmp_path / "out"), "--format", "coco")
-    (images / "a.jpg").rename(tmp_path / "a.jpg")
-    done = run_here("export", *flags, "--corpus", str(images))
+    flags += ("--val-fraction", "0")
+    mistyped = run_here("export", *flags, "--corpus", str(tmp_path / "elsewhere"))
+    assert (mistyped.returncode, mistyped.stderr.count("\n")) == (2, 1)
+    assert "none of 2 images are in" in mistyped.stderr
+    done = run_here("export", *flags, "--corpus", str(tmp_path / "images"))
     assert done.returncode == 0
-    assert "left out 'a.jpg': missing" in done.stdout
-    assert "the val split is empty" in done.stdout
-    (tmp_path / "a.jpg").rename(images / "a.jpg")
-    for said in ("export: ", "nothing to do"):
-        again = run_here("export", *flags, "--corpus", str(images))
-        assert (again.returncode, said in again.stdout) == (0, True)
+    assert "left out 'b.bmp': missing" in done.stdout
+    assert "the val split is empty (--val-fraction 0)\n" in done.stdout
+    again = run_here("export", *flags, "--corpus", str(tmp_path / "images"))
+    assert (again.returncode, "nothing to do" in again.stdout) == (0, True)
     other = run_here("export", *flags)
     assert other.returncode == 2
     assert "images is True there, False here" in other.stderr

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,35 @@ def test_images_that_cannot_be_had_are_left_out_and_told(labelled: Any, name: st
     everything = b"".join(data for key, data in contents(objects).items() if key != "export.json")
     assert b"image.2.jpg" not in everything
     assert safe_name("image.2.jpg").encode() not in everything
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_corpus_without_a_single_image_is_told(labelled: Any, tmp_path: Path, name: str) -> None:
+    objects, config = MemoryObjects(), ExportConfig(format=name)
+    elsewhere = FolderCorpus(open_objects(str(tmp_path / "elsewhere")))
+    with pytest.raises(CorpusError, match=r"none of 13 images are in .*elsewhere.*missing.*--corpus"):
+        export_version(labelled.version, config, objects, corpus=elsewhere)
+    assert not json.loads(objects.read("export.json"))["finished"]
+    report = export_version(labelled.version, config, objects, corpus=labelled.corpus)
+    assert report is not None
+    assert report.images == 13
+
+
+def test_an_export_is_made_anew_once_images_that_it_lacks_can_be_had(labelled: Any) -> None:
+    lost = labelled.folder / "image.2.jpg"
+    data = lost.read_bytes()
+    lost.unlink()
+    objects = MemoryObjects()
+    export_version(labelled.version, COCO, objects, corpus=labelled.corpus)
+    before = contents(objects)
+    lost.write_bytes(b"another")
+    assert export_version(labelled.version, COCO, objects, corpus=labelled.corpus) is None
+    assert contents(objects) == before
+    lost.write_bytes(data)
+    report = export_version(labelled.version, COCO, objects, corpus=labelled.corpus)
+    assert report is not None
+    assert (report.images, report.unavailable) == (13, {})
+    assert objects.read("images/image.2.jpg") == data
 
 
 def test_a_server_that_is_away_ends_the_export(labelled: Any) -> None:
@@ -185,44 +214,6 @@ def test_images_that_exif_turns_are_stored_upright(
         assert np.asarray(stored.convert("L"))[:, :8].max() < 30
 
 
-def test_names_without_a_suffix_get_that_of_their_format(
-    make_labelled: Callable[..., Any], encode_image: Callable[..., bytes]
-) -> None:
-    labelled = make_labelled(1)
-    image, _ = lying_image()
-    add_images(labelled, {"scan": encode_image(image, "WEBP"), "b.jpg_large": encode_image(image, "JPEG")})
-    objects = MemoryObjects()
-    config = ExportConfig(format="yolo", split=SplitConfig(val_fraction=0))
-    export_version(labelled.version, config, objects, corpus=labelled.corpus)
-    keys = set(objects.keys("images/"))
-    assert {f"images/train/{safe_name('scan')}.webp", f"images/train/{safe_name('b.jpg_large')}.jpg"} <= keys
-    assert {PurePosixPath(key).suffix for key in keys} == {".jpg", ".png", ".webp"}
-
-
-def test_a_wrong_corpus_makes_no_export(labelled: Any, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    objects, wrong = MemoryObjects(), FolderCorpus.open(str(tmp_path / "elsewhere"))
-    with pytest.raises(CorpusError, match=r"none of the \d+ images can be had from .*elsewhere"):
-        export_version(labelled.version, COCO, objects, corpus=wrong)
-    report = export_version(labelled.version, COCO, objects, corpus=labelled.corpus)
-    assert report is not None
-    assert report.images > 0
-
-
-def test_images_that_were_left_out_are_asked_for_again(labelled: Any) -> None:
-    objects = MemoryObjects()
-    (name, *_) = labelled.masks
-    (labelled.folder / name).rename(labelled.folder / "away")
-    first = export_version(labelled.version, COCO, objects, corpus=labelled.corpus)
-    assert first is not None
-    assert first.unavailable == {"missing": 1}
-    (labelled.folder / "away").rename(labelled.folder / name)
-    second = export_version(labelled.version, COCO, objects, corpus=labelled.corpus)
-    assert second is not None
-    assert (second.images, second.unavailable) == (first.images + 1, {})
-    assert export_version(labelled.version, COCO, objects, corpus=labelled.corpus) is None
-
-
 def test_an_image_that_cannot_be_stored_upright_is_left_out(
     make_labelled: Callable[..., Any], encode_image: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +228,26 @@ def test_an_image_that_cannot_be_stored_upright_is_left_out(
     assert report is not None
     assert (report.images, report.unavailable) == (2, {"failed": 1})
     assert report.listed == [("turned.png", "failed", "it cannot be stored upright: OSError: encoder error")]
+
+
+def test_files_are_called_by_their_format_where_their_names_are_silent(
+    make_labelled: Callable[..., Any], encode_image: Callable[..., bytes]
+) -> None:
+    labelled = make_labelled(1)
+    image, _ = lying_image()
+    add_images(
+        labelled,
+        {
+            "000139": encode_image(image, "JPEG"),
+            "shot.2": encode_image(image, "TIFF"),
+            "named.JPG": encode_image(image, "PNG"),
+        },
+    )
+    objects = MemoryObjects()
+    config = ExportConfig(format="yolo", split=SplitConfig(val_fraction=0))
+    export_version(labelled.version, config, objects, corpus=labelled.corpus)
+    for name, suffix in (("000139", ".jpg"), ("shot.2", ".tif"), ("named.JPG", ".jpg")):
+        assert f"images/train/{safe_name(name)}{suffix}" in list_keys(objects)
 
 
 @pytest.mark.parametrize("name", ["yolo", "webdataset"])

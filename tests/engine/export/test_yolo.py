@@ -1,4 +1,5 @@
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,24 @@ import yaml
 from engine.export import ExportConfig, export_version
 from engine.export.images import safe_name
 from engine.export.split import SplitConfig
-from engine.store.objects import MemoryObjects, open_objects
+from engine.store.objects import open_objects
 
 with warnings.catch_warnings():
     # It says that it has no OpenCV and does without.
     warnings.simplefilter("ignore", UserWarning)
     import supervision
+
+
+@pytest.mark.parametrize(("val_fraction", "there"), [(0.0, "train"), (0.999, "val")])
+def test_a_split_without_images_is_the_other_one(
+    make_labelled: Callable[..., Any], tmp_path: Path, val_fraction: float, there: str
+) -> None:
+    labelled, out = make_labelled(2), tmp_path / "out"
+    config = ExportConfig(format="yolo", split=SplitConfig(val_fraction=val_fraction))
+    export_version(labelled.version, config, open_objects(str(out)), corpus=labelled.corpus)
+    described = yaml.safe_load((out / "data.yaml").read_text())
+    assert (described["train"], described["val"]) == (f"images/{there}",) * 2
+    assert len(list((out / "images" / there).iterdir())) == 3
 
 
 def test_supervision_reads_the_masks_back(labelled: Any, tmp_path: Path) -> None:
@@ -43,19 +56,3 @@ def test_supervision_reads_the_masks_back(labelled: Any, tmp_path: Path) -> None
                 # The bridge to a hole lies on the mask.
                 assert np.array_equal(read, mask)
     assert sorted(seen) == sorted(masks_by_name)
-
-
-@pytest.mark.parametrize(
-    ("val_fraction", "train", "val"),
-    [(0.0, "train", "train"), (0.3, "train", "val"), (0.999999, "val", "val")],
-)
-def test_both_splits_name_folders_that_are_there(
-    labelled: Any, val_fraction: float, train: str, val: str
-) -> None:
-    objects = MemoryObjects()
-    config = ExportConfig(format="yolo", split=SplitConfig(val_fraction=val_fraction))
-    export_version(labelled.version, config, objects, corpus=labelled.corpus)
-    described = yaml.safe_load(objects.read("data.yaml"))
-    assert (described["train"], described["val"]) == (f"images/{train}", f"images/{val}")
-    for split in ("train", "val"):
-        assert list(objects.keys(described[split]))
