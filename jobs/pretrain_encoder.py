@@ -17,7 +17,7 @@ from engine.errors import ConfigurationError
 from engine.planning import check_has_images
 from engine.pretraining.card import CARD_KEY, ENCODER_KEY
 from engine.pretraining.config import PretrainingConfig
-from engine.pretraining.run import RunSettings, check_output, check_training
+from engine.pretraining.run import RunSettings, check_output, check_training, digest_images
 from engine.store.objects import open_objects
 from jobs.console import run_job
 from jobs.flags import ClusterFlags
@@ -80,7 +80,8 @@ def main(arguments: PretrainingArguments) -> None:
     corpora = tuple(FolderCorpus.open(uri) for uri in arguments.corpus)
     for corpus in corpora:
         check_has_images(corpus)
-    if check_output(output, arguments.training, arguments.resume):
+    images = digest_images(corpora, arguments.limit)
+    if check_output(output, arguments.training, images, arguments.resume):
         print(f"nothing to do: {output.uri} holds this encoder already")
     else:
         train(corpora, arguments)

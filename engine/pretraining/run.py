@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -66,12 +67,12 @@ class _Diary:
     rejected: dict[str, str] = field(default_factory=dict)
 
 
-def check_output(output: ObjectStore, config: PretrainingConfig, resume: bool) -> bool:
-    """Whether `output` holds the finished encoder of this run already.
+def check_output(output: ObjectStore, config: PretrainingConfig, images: str, resume: bool) -> bool:
+    """Whether `output` holds the finished encoder of this run already; `images` is their `digest_images`.
 
     Raises ConfigurationError where another run is there, or one that `resume` does not ask to go on with.
     """
-    state = _stored_state(output, config)
+    state = _stored_state(output, config, images)
     if state is None:
         return False
     if not resume:
@@ -103,7 +104,8 @@ def pretrain(
     """
     share = place.share_of(config.batch_size)
     trainer, diary = Pretrainer(config, place), _Diary()
-    state = _stored_state(output, config)
+    images = digest_images(corpora, settings.limit)
+    state = _stored_state(output, config, images)
     if state is not None:
         trainer.load_state(state["trainer"])
         diary = _Diary(**state["diary"])
@@ -113,9 +115,26 @@ def pretrain(
     stream = SampleStream(sources, ViewMaker(views_in_use(config), trainer.patch_size), config.seed)
     part = slice(place.rank * share, (place.rank + 1) * share)
     numbers = batch_numbers(config.seed, len(sources), config.batch_size, count(trainer.step), part)
-    run = _Run(trainer=trainer, diary=diary, output=output, config=config, settings=settings, place=place)
+    run = _Run(
+        trainer=trainer,
+        diary=diary,
+        output=output,
+        config=config,
+        images=images,
+        settings=settings,
+        place=place,
+    )
     run.train(batches(stream, numbers, settings.processes, place.device.type == "cuda"), len(sources))
     run.finish(tuple(corpus.uri for corpus in corpora), len(sources))
+
+
+def digest_images(corpora: Sequence[Corpus], limit: int | None) -> str:
+    """Digest of the names of all images that are learned from, in their order, 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    records = (record for corpus in corpora for record in corpus.records())
+    for record in islice(records, limit):
+        digest.update(f"{record.path}\0".encode())
+    return digest.hexdigest()[:12]
 
 
 def list_sources(
@@ -137,8 +156,9 @@ def views_in_use(config: PretrainingConfig) -> ViewConfig:
     return config.views if config.dino.weight > 0 else replace(config.views, num_local=0)
 
 
-def _stored_state(output: ObjectStore, config: PretrainingConfig) -> dict[str, Any] | None:
-    """The run's last checkpoint. Raises ConfigurationError where it is of another configuration."""
+def _stored_state(output: ObjectStore, config: PretrainingConfig, images: str) -> dict[str, Any] | None:
+    """The run's last checkpoint. Raises ConfigurationError where it is of another configuration or of other
+    images."""
     state = read_checkpoint(output)
     if state is None:
         return None
@@ -148,6 +168,11 @@ def _stored_state(output: ObjectStore, config: PretrainingConfig) -> dict[str, A
         raise ConfigurationError(
             f"{output.uri} holds a run of another configuration (it differs in {', '.join(different)}): "
             "give the same flags, or another --output"
+        )
+    if state.get("images") != images:
+        raise ConfigurationError(
+            f"{output.uri} holds a run on other images: give the same --corpus and --limit, or another "
+            "--output"
         )
     return state
 
@@ -164,6 +189,7 @@ class _Run:
     diary: _Diary
     output: ObjectStore
     config: PretrainingConfig
+    images: str
     settings: RunSettings
     place: Place
 
@@ -216,6 +242,7 @@ class _Run:
         if self.place.rank == 0:
             state = {
                 "configuration": _as_json(self.config),
+                "images": self.images,
                 "trainer": self.trainer.state(),
                 "diary": asdict(self.diary),
             }

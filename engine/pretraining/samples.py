@@ -47,10 +47,12 @@ class ImageCache:
     def read(self, record: ImageRecord) -> NDArray[np.uint8]:
         """The image and its regions as planes, uint8 (3 + n, H, W). Raises ImageError, TransientError."""
         path = self._folder / hashlib.sha256(record.path.encode()).hexdigest()
-        if not path.exists():
+        try:
+            return _load(path)
+        except (OSError, EOFError, ValueError):
+            # It is not there, or a machine went away while its disk was written.
             _write(path, self._prepare(record))
-        planes: NDArray[np.uint8] = np.load(path, allow_pickle=False)
-        return planes
+            return _load(path)
 
     def _prepare(self, record: ImageRecord) -> NDArray[np.uint8]:
         image = decode_image(self._corpus.read(record), self._decoding)
@@ -60,6 +62,11 @@ class ImageCache:
             image = resize_image(image, (max(1, round(height * factor)), max(1, round(width * factor))))
         planes = [image] + ([cut_regions(image, self._counts)] if self._counts else [])
         return np.ascontiguousarray(np.concatenate(planes, axis=2).transpose(2, 0, 1))
+
+
+def _load(path: Path) -> NDArray[np.uint8]:
+    planes: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+    return planes
 
 
 def _write(path: Path, planes: NDArray[np.uint8]) -> None:

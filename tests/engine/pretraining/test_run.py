@@ -15,7 +15,14 @@ from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoConfig
 from engine.pretraining.network import build_network
 from engine.pretraining.regions import RegionConfig
-from engine.pretraining.run import LOG_KEY, RunSettings, check_output, check_training, pretrain
+from engine.pretraining.run import (
+    LOG_KEY,
+    RunSettings,
+    check_output,
+    check_training,
+    digest_images,
+    pretrain,
+)
 from engine.pretraining.schedules import OptimiserConfig
 from engine.pretraining.trainer import Pretrainer
 from engine.pretraining.views import ViewConfig, Views
@@ -72,13 +79,14 @@ def test_a_resumed_run_ends_with_the_same_bytes(corpus, settings):
     pretrain([corpus], whole, CONFIG, settings, Place())
     with pytest.raises(StoreError):
         pretrain([corpus], broken, CONFIG, settings, Place())
-    assert not check_output(broken, CONFIG, resume=True)
+    images = digest_images([corpus], None)
+    assert not check_output(broken, CONFIG, images, resume=True)
     pretrain([corpus], broken, CONFIG, settings, Place())
     assert whole.read(ENCODER_KEY) == broken.read(ENCODER_KEY)
     lines = [[json.loads(line) for line in store.read(LOG_KEY).splitlines()] for store in (whole, broken)]
     assert [line["step"] for line in lines[0]] == [2, 4, 5]
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
-    assert check_output(whole, CONFIG, resume=True)
+    assert check_output(whole, CONFIG, images, resume=True)
     card = whole.read(CARD_KEY).decode()
     assert "6 of" in card
     assert "2a.png: not_an_image" in card
@@ -144,13 +152,26 @@ def test_without_the_image_level_loss_nothing_behind_the_keys_moves(corpus, sett
 
 
 def test_other_runs_are_not_overwritten(corpus, settings):
-    output = MemoryObjects()
+    output, images = MemoryObjects(), digest_images([corpus], None)
     pretrain([corpus], output, replace(CONFIG, steps=1), settings, Place())
     with pytest.raises(ConfigurationError, match="--resume"):
-        check_output(output, replace(CONFIG, steps=1), resume=False)
+        check_output(output, replace(CONFIG, steps=1), images, resume=False)
     with pytest.raises(ConfigurationError, match=r"another configuration \(it differs in seed, steps\)"):
-        check_output(output, replace(CONFIG, seed=1), resume=True)
-    assert not check_output(MemoryObjects(), CONFIG, resume=True)
+        check_output(output, replace(CONFIG, seed=1), images, resume=True)
+    with pytest.raises(ConfigurationError, match="a run on other images"):
+        check_output(output, replace(CONFIG, steps=1), digest_images([corpus], 3), resume=True)
+    assert not check_output(MemoryObjects(), CONFIG, images, resume=True)
+
+
+def test_a_damaged_cache_is_made_anew(corpus, settings):
+    first, second = MemoryObjects(), MemoryObjects()
+    pretrain([corpus], first, replace(CONFIG, steps=1), settings, Place())
+    kept = [path for path in settings.cache.rglob("*") if path.is_file()]
+    assert kept
+    for path in kept:
+        path.write_bytes(b"")
+    pretrain([corpus], second, replace(CONFIG, steps=1), settings, Place())
+    assert first.read(ENCODER_KEY) == second.read(ENCODER_KEY)
 
 
 def test_a_time_budget_ends_the_run_and_its_schedules(corpus, settings):
