@@ -14,9 +14,10 @@ from engine.errors import ConfigurationError
 from engine.ground_truth import AnnotatedImage, read_ground_truth
 from engine.planning import check_is_finished, check_same_corpus
 from engine.selection import check_stability
-from engine.solo.training import RESULT_KEY, TrainingConfig, begin_output, name_labels
+from engine.solo.training import RESULT_KEY, TrainingConfig, begin_output, check_output, name_labels
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
+from engine.training.distribution import Place
 from jobs.console import run_job
 from jobs.flags import ClusterFlags, TrainingFlags
 from jobs.progress import TrainingDisplay
@@ -75,11 +76,15 @@ def main(arguments: TrainArguments) -> None:
     if arguments.ground_truth is not None:
         truths = list(read_ground_truth(arguments.ground_truth))
         validation = plan_held_out(version, corpus, truths, arguments.training)
-    if begin_output(output, arguments.training, name_labels(version), arguments.resume):
+    described = (output, arguments.training, name_labels(version), arguments.resume)
+    if check_output(*described):
         print(f"nothing to do: {output.uri} holds the trained network")
         return
     joined = join_cluster(arguments.cluster)
     sizes = size_workers(joined.cpus, joined.gpus, largest_node_cpus(), arguments.trainer.workers)
+    Place(world_size=sizes.workers).share_of(arguments.training.batch_size)
+    # Only now: a mistake in the flags must not take the output.
+    begin_output(*described)
     job = TrainingJob(
         version=version,
         corpus=corpus,

@@ -103,7 +103,18 @@ def name_labels(version: Version) -> dict[str, str]:
 def begin_output(
     output: ObjectStore, config: TrainingConfig, labels: Mapping[str, str], resume: bool
 ) -> bool:
-    """Note in `output` what is trained; whether it holds the result already.
+    """Note in `output` what is trained; whether it holds the result already. Raises as `check_output` does."""
+    is_trained = check_output(output, config, labels, resume)
+    description = {"config": asdict(config), "labels": dict(labels)}
+    # What is there says the same.
+    output.create(DESCRIPTION_KEY, (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
+    return is_trained
+
+
+def check_output(
+    output: ObjectStore, config: TrainingConfig, labels: Mapping[str, str], resume: bool
+) -> bool:
+    """Whether `output` holds the result already.
 
     `labels` says which labels of which images. Raises ConfigurationError where another run is there, or one
     that `resume` does not ask to go on with.
@@ -116,7 +127,6 @@ def begin_output(
             name for name in ("labels", *ours["config"]) if _setting(ours, name) != _setting(theirs, name)
         ]
     except ObjectMissing:
-        output.write(DESCRIPTION_KEY, (json.dumps(ours, indent=1, sort_keys=True) + "\n").encode())
         return False
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(

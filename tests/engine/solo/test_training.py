@@ -26,7 +26,7 @@ from engine.solo.samples import (
     load_batches,
 )
 from engine.solo.trainer import SoloTrainer
-from engine.solo.training import TrainingConfig, begin_output, name_labels
+from engine.solo.training import TrainingConfig, begin_output, check_output, name_labels
 from engine.solo.validation import plan_validation
 from engine.solo.weights import load_network
 from engine.store.local import LocalObjects
@@ -176,6 +176,8 @@ def test_tensorboard_reads_the_log(make_maker, tiny_training, tmp_path):
 
 def test_output_of_another_run_is_refused(tiny_training):
     output, labels = MemoryObjects(), {"version": "round-000-a"}
+    assert not check_output(output, tiny_training, labels, resume=False)
+    assert list(output.keys()) == []
     assert not begin_output(output, tiny_training, labels, resume=False)
     with pytest.raises(ConfigurationError, match="--resume goes on"):
         begin_output(output, tiny_training, labels, resume=False)
