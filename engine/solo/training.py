@@ -103,7 +103,7 @@ def name_labels(version: Version) -> dict[str, str]:
 def begin_output(
     output: ObjectStore, config: TrainingConfig, labels: Mapping[str, str], resume: bool
 ) -> bool:
-    """Note in `output` what is trained; whether it holds the result already. Raises as `check_output` does."""
+    """Note in `output` what is trained; whether it holds the result already. Raises like `check_output`."""
     is_trained = check_output(output, config, labels, resume)
     description = {"config": asdict(config), "labels": dict(labels)}
     # What is there says the same.
