@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from engine.selftraining.rounds import SelfTrainingConfig
 from engine.solo.training import RESULT_KEY, begin_output, name_labels, snapshot_key
 from engine.store.objects import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
-from engine.store.version_info import VersionInfo
+from engine.store.version_info import VersionInfo, describe_difference
 from jobs.console import run_job
 from jobs.flags import ClusterFlags, TrainingFlags
 from jobs.labelling import describe_labelling, describe_network
@@ -113,6 +113,7 @@ class SelfTraining:
 
         arguments, number = self._arguments, version.info.round
         config = arguments.config.training_of(number)
+        self._check_following(version)
         output = open_objects(f"{arguments.output}/{_folder(number)}")
         networks = [f"{output.uri}/{snapshot_key(step)}" for step in config.snapshot_steps]
         begins_from = self._network_before(number)
@@ -144,6 +145,21 @@ class SelfTraining:
         )
         run_training(job, sizes, TrainingDisplay(config.steps).show)
         return networks
+
+    def _check_following(self, version: Version) -> None:
+        """Raise StoreError where the next round is there already and came of another training than this one:
+        now, and not when this one is over."""
+        number = version.info.round
+        if number + 1 not in self.store.rounds():
+            return
+        there = self.store.version(number + 1).info
+        configuration = {**there.configuration, **self._describe_training(number)}
+        here = replace(there, parent=version.name, configuration=configuration)
+        if here.digest != there.digest:
+            raise StoreError(
+                f"{self.store.uri} holds round {number + 1} of another training "
+                f"({describe_difference(there, here)}); give those flags, or another --store and --output"
+            )
 
     def predict(self, version: Version, networks: Sequence[str]) -> Version:
         """Label the images of a round by the networks that have learned it: the next round."""

@@ -222,7 +222,7 @@ def test_labels_that_settle_end_it(
     assert PseudoLabelStore(LocalObjects(discs / "labels")).rounds() == [0, 1]
     other = run_job("self_train", *flags(discs, "--rounds", "3", "--batch-size", "2"))
     assert other.returncode == 2
-    assert "differs in batch_size" in other.stderr
+    assert "holds round 1 of another training (training.batch_size is 4 there, 2 here)" in other.stderr
 
 
 @pytest.mark.parametrize(
