@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import WorkerCrashedError
 
+from actors import pipeline
 from actors.pipeline import Progress
 from actors.pool import size_pool
 from actors.storage import Work
 from engine.corpora import FolderCorpus
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, RunError
 from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import Version
 from engine.types import ImageRecord, Outcome, Reason, Status
@@ -32,6 +34,15 @@ def test_small_and_large_clusters() -> None:
     assert (few_cpus.workers, few_cpus.gpus_each) == (8, 1.0)
     with pytest.raises(ConfigurationError, match="at least one"):
         size_pool(0.5, 4)
+
+
+def test_a_write_that_ray_gives_up_ends_the_run_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(_: object) -> None:
+        raise WorkerCrashedError
+
+    monkeypatch.setattr(pipeline.ray, "get", crash)
+    with pytest.raises(RunError, match=r"a shard could not be written .* run the same command again"):
+        pipeline._count_written([], Progress(), print)
 
 
 def test_progress_counts_what_came() -> None:

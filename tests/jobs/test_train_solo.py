@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -180,6 +181,20 @@ def test_a_killed_worker_costs_nothing_but_time(labelled_discs: tuple[Path, Path
     expected, found = (load_file(folder / "network.safetensors") for folder in (undisturbed, output))
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
     assert losses(output) == losses(undisturbed)
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_says_how_to_go_on(labelled_discs: tuple[Path, Path], tmp_path: Path) -> None:
+    output, log = tmp_path / "out", tmp_path / "log"
+    command = [sys.executable, str(_JOB), *flags(labelled_discs, output, "--steps", "4000")]
+    with log.open("wb") as sink:
+        # A session of its own, whose processes are interrupted together as a terminal does it.
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True)
+    while not (output / "checkpoint.pt").exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 130, log.read_text()
+    assert "interrupted; the same command goes on (trainings: with --resume)" in log.read_text()
 
 
 def threads_in(log: str) -> int:
