@@ -56,8 +56,8 @@ class SoloTrainer:
     def train_step(self, batch: Batch) -> Figures:
         """Learn from this worker's part of a batch.
 
-        Raises RunError, with the images' ids, where the loss is no finite number, or where its gradient is
-        none; nothing is learned then.
+        Raises RunError where the loss, whose images' ids it names, or its gradient is not finite; nothing is
+        learned then.
         """
         config = self._config
         rate = learning_rate_at(self.step, config.steps, config.optimiser)
