@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.pool import CHUNKS_IN_HAND, PoolSize, WorkerPool
+from actors.pool import MAX_IN_FLIGHT, PoolSize, WorkerPool
+from actors.read_ahead import read_ahead
 from actors.storage import Work, commit_shard
 from actors.workers import Worker
 from engine.errors import RunError, TransientError
-from engine.labelling_config import LabellingConfig
-from engine.read_ahead import read_ahead
+from engine.labelling.config import LabellingConfig
 from engine.store.runs import RunRecord
 from engine.store.schema import ShardSummary
 from engine.types import Chunk, Outcome, Reason, ShardPlan
@@ -142,7 +142,7 @@ def _label_shards(
 
 def _make_pool(run: LabellingRun, size: PoolSize) -> WorkerPool:
     actor = ray.remote(Worker).options(
-        num_cpus=size.cpus_each, num_gpus=size.gpus_each, max_concurrency=CHUNKS_IN_HAND
+        num_cpus=size.cpus_each, num_gpus=size.gpus_each, max_concurrency=MAX_IN_FLIGHT
     )
     corpus, config = ray.put(run.work.corpus), ray.put(run.config)
     return WorkerPool(lambda: actor.remote(corpus, config, run.image_size, run.device), size.workers)

@@ -21,7 +21,7 @@ from engine.errors import ConfigurationError, DeviceMemoryError, RunError
 from engine.types import Chunk, Outcome, Reason
 
 # Chunks that a worker has at one time: while it computes one, it reads the next.
-CHUNKS_IN_HAND = 2
+MAX_IN_FLIGHT = 2
 # Workers that share a GPU at most: each holds a network and its own share of the memory.
 _WORKERS_ON_A_GPU = 8
 # A chunk with which so many workers have died is taken apart, and an image given up; the last times it was
@@ -29,7 +29,7 @@ _WORKERS_ON_A_GPU = 8
 _DEATHS_OF_A_CHUNK = 2
 _DEATHS_OF_AN_IMAGE = 3
 # Whoever watches the run hears of it this often, even where nothing has come.
-_PATIENCE_S = 5.0
+_HEARTBEAT_S = 5.0
 # So many workers in a row may die before they have started.
 _FAILED_STARTS = 3
 
@@ -68,7 +68,7 @@ def size_pool(num_cpus: float, num_gpus: float) -> PoolSize:
 
 
 @dataclass(eq=False)
-class _Member:
+class _PooledWorker:
     """A worker of the pool, and the chunks it has in hand."""
 
     actor: Any
@@ -83,13 +83,13 @@ class WorkerPool:
     def __init__(self, make_actor: Callable[[], Any], size: int) -> None:
         self._make_actor = make_actor
         self._size = size
-        self._members: list[_Member] = []
+        self._members: list[_PooledWorker] = []
         # What a member was asked: to label a chunk, or to start.
-        self._asked: dict[ray.ObjectRef[Any], tuple[_Member, Chunk | None]] = {}
+        self._asked: dict[ray.ObjectRef[Any], tuple[_PooledWorker, Chunk | None]] = {}
         self._chunks: Iterator[Chunk] = iter(())
         # What members died with: each is handed out alone.
         self._returned: deque[Chunk] = deque()
-        self._deaths: Counter[Chunk] = Counter()
+        self._crashes: Counter[Chunk] = Counter()
         self._given_up: list[Outcome] = []
         self._failed_starts = 0
 
@@ -121,7 +121,7 @@ class WorkerPool:
     def _answered(self) -> list[ray.ObjectRef[Any]]:
         """Waits for an answer and returns all that are there: a wait takes time for every worker."""
         asked = list(self._asked)
-        ray.wait(asked, timeout=_PATIENCE_S)
+        ray.wait(asked, timeout=_HEARTBEAT_S)
         answered: list[ray.ObjectRef[Any]]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
         return answered
@@ -136,7 +136,7 @@ class WorkerPool:
             self._given_up.clear()
             return
         except (DeviceMemoryError, OutOfMemoryError) as error:
-            self._do_without(member, error)
+            self._drop(member, error)
             return
         if chunk is None:
             member.has_started, self._failed_starts = True, 0
@@ -144,29 +144,29 @@ class WorkerPool:
             member.chunks.remove(chunk)
             member.is_alone = False
             yield rows
-        self._feed(member)
+        self._fill(member)
 
     def _begin(self) -> None:
-        member = _Member(actor=self._make_actor())
+        member = _PooledWorker(actor=self._make_actor())
         self._members.append(member)
         self._asked[member.actor.start.remote()] = (member, None)
 
-    def _feed(self, member: _Member) -> None:
+    def _fill(self, member: _PooledWorker) -> None:
         """Hand a member what it has room for."""
         if self._returned and not member.chunks:
             member.is_alone = True
-            self._hand(member, self._returned.popleft())
-        while len(member.chunks) < CHUNKS_IN_HAND and not member.is_alone:
+            self._submit(member, self._returned.popleft())
+        while len(member.chunks) < MAX_IN_FLIGHT and not member.is_alone:
             chunk = next(self._chunks, None)
             if chunk is None:
                 return
-            self._hand(member, chunk)
+            self._submit(member, chunk)
 
-    def _hand(self, member: _Member, chunk: Chunk) -> None:
+    def _submit(self, member: _PooledWorker, chunk: Chunk) -> None:
         member.chunks.append(chunk)
         self._asked[member.actor.label.remote(chunk)] = (member, chunk)
 
-    def _do_without(self, member: _Member, error: DeviceMemoryError | OutOfMemoryError) -> None:
+    def _drop(self, member: _PooledWorker, error: DeviceMemoryError | OutOfMemoryError) -> None:
         self._remove(member)
         if not self._members:
             where = "the GPU's memory" if isinstance(error, DeviceMemoryError) else "memory"
@@ -177,33 +177,33 @@ class WorkerPool:
         self._returned.extend(member.chunks)
         self._feed_all()
 
-    def _remove(self, member: _Member) -> None:
+    def _remove(self, member: _PooledWorker) -> None:
         self._members.remove(member)
         self._asked = {answer: asked for answer, asked in self._asked.items() if asked[0] is not member}
         ray.kill(member.actor)  # one that is only out of reach must not work on
 
-    def _replace(self, member: _Member, error: RayActorError) -> None:
+    def _replace(self, member: _PooledWorker, error: RayActorError) -> None:
         self._remove(member)
         if not member.has_started and not error.preempted:
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
                 raise RunError(f"{self._failed_starts} workers in a row died while they started: {error}")
         for chunk in member.chunks:
-            self._give_back(chunk, is_death=not error.preempted)
+            self._requeue(chunk, is_death=not error.preempted)
         self._begin()
         self._feed_all()
 
     def _feed_all(self) -> None:
         for member in self._members:
             if member.has_started:
-                self._feed(member)
+                self._fill(member)
 
-    def _give_back(self, chunk: Chunk, is_death: bool) -> None:
-        self._deaths[chunk] += is_death
-        deaths = self._deaths[chunk]
+    def _requeue(self, chunk: Chunk, is_death: bool) -> None:
+        self._crashes[chunk] += is_death
+        deaths = self._crashes[chunk]
         if len(chunk.records) > 1 and deaths >= _DEATHS_OF_A_CHUNK:
             parts = [Chunk(shard=chunk.shard, records=(record,)) for record in chunk.records]
-            self._deaths.update(parts)
+            self._crashes.update(parts)
             self._returned.extend(parts)
         elif deaths >= _DEATHS_OF_AN_IMAGE:
             (record,) = chunk.records

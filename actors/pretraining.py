@@ -20,10 +20,10 @@ from ray.train.torch import TorchTrainer
 
 from engine.corpora import Corpus
 from engine.errors import ObjectMissing, RunError
+from engine.objects.object_store import ObjectStore
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.run import LOG_KEY, RunSettings, pretrain
-from engine.store.objects import ObjectStore
-from engine.training.distribution import Place
+from engine.training.distribution import WorkerContext
 
 _SECONDS_BETWEEN_LOOKS = 5.0
 
@@ -95,7 +95,7 @@ def _train(arguments: dict[str, Any]) -> str | None:
     if device.type == "cpu":
         torch.set_num_threads(arguments["threads"])
     context = ray.train.get_context()
-    place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    place = WorkerContext(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
     try:
         pretrain(run.corpora, run.output, run.config, run.settings, place)
     except RunError as error:

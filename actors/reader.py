@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from engine.corpora import Corpus
-from engine.decoding_process import DecodingProcess
 from engine.errors import ImageError, TransientError
-from engine.preparation import Crop, PreparationConfig
+from engine.images.crops import Crop, PreparationConfig
+from engine.images.decoding_process import DecodingProcess
 from engine.stopwatch import stage
 from engine.types import Chunk, ImageRecord, Outcome, Reason, Status
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from engine.corpora import Corpus
 from engine.errors import ConfigurationError
-from engine.planning import shard_plans
+from engine.store.planning import shard_plans
 from engine.store.pseudo_labels import Version
 from engine.types import Outcome, ShardPlan
 

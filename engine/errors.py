@@ -3,6 +3,7 @@
 MaskmillError
 ├── UsageError              what was asked for cannot be done; one line says what to do (exit code 2)
 │   ├── ConfigurationError    a setting is out of range, or settings contradict each other
+│   │   └── OutOfBoundsError    a number lies outside the bounds of its field
 │   ├── CorpusError           the corpus is missing, empty or not of this kind
 │   ├── StoreError            the store cannot be read or written, or holds something else
 │   └── WeightsError          the encoder or its weights are unknown, unreachable or do not fit
@@ -30,6 +31,18 @@ class UsageError(MaskmillError):
 
 class ConfigurationError(UsageError):
     """A setting is out of range, or settings contradict each other."""
+
+
+class OutOfBoundsError(ConfigurationError):
+    """A number lies outside the bounds of its field: `field` of the dataclass named `owner`."""
+
+    def __init__(self, message: str, owner: str, field: str) -> None:
+        super().__init__(message, owner, field)
+        self.owner = owner
+        self.field = field
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CorpusError(UsageError):

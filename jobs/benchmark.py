@@ -26,17 +26,17 @@ from engine.corpora import Corpus, CorpusKind, open_corpus
 from engine.corpora.repeated import RepeatedCorpus
 from engine.encoders import Encoder, load_encoder
 from engine.errors import ConfigurationError
-from engine.labelling_config import LabellingConfig
-from engine.planning import check_has_images
+from engine.labelling.config import LabellingConfig
+from engine.objects.object_store import open_objects
 from engine.stopwatch import stage, timed_stages
-from engine.store.objects import open_objects
+from engine.store.planning import check_has_images
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.schema import encode_shard
 from engine.store.version_info import VersionInfo
 from engine.types import Chunk, Outcome, ShardPlan
-from jobs.console import run_job
-from jobs.flags import ClusterFlags
-from jobs.output import check_output, write_output
+from jobs.cli.console import run_job
+from jobs.cli.flags import ClusterFlags
+from jobs.cli.output import check_output, write_output
 
 # The steady part of a run leaves out so many chunks at either end, while the pipeline fills and empties.
 _EDGE_CHUNKS = 5
@@ -219,9 +219,9 @@ def time_pipeline(encoder: Encoder, arguments: BenchmarkArguments) -> PipelineFi
     from actors.pipeline import LabellingRun, Progress, run_labelling
     from actors.pool import size_pool
     from actors.storage import Work
-    from jobs.cluster import join_cluster, leave_cluster
+    from jobs.cli.cluster import connect, leave_cluster
 
-    joined = join_cluster(ClusterFlags(device=arguments.device, address="local"))
+    joined = connect(ClusterFlags(device=arguments.device, address="local"))
     size = size_pool(joined.cpus, joined.gpus)
     arrivals: list[tuple[float, int]] = []
 

@@ -15,13 +15,14 @@ from rich.live import Live
 from rich.table import Table
 
 from engine.corpora import Corpus, FolderCorpus
-from engine.decoding import DecodingConfig, decode_image, resize_image
 from engine.encoders import Encoder, EncoderConfig, load_encoder
 from engine.errors import ConfigurationError, ImageError
+from engine.images.decoding import DecodingConfig, decode_image
+from engine.images.resizing import resize_image
 from engine.proposals.bias import BiasScore, choose_biases, score_biases
 from engine.proposals.config import MaskFilterConfig, MultiCutConfig
-from jobs.console import run_job
-from jobs.output import check_output, write_output
+from jobs.cli.console import run_job
+from jobs.cli.output import check_output, write_output
 
 # Below, the table shows 0.00, and what differs is rounding.
 _LEAST_CRITERION = 0.005

@@ -11,14 +11,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from engine.evaluation import Evaluation, EvaluationProtocol, evaluate_version
-from engine.ground_truth import read_ground_truth
-from engine.store.objects import open_objects
+from engine.evaluation.ground_truth import read_ground_truth
+from engine.evaluation.protocol import Evaluation, EvaluationProtocol, evaluate_version
+from engine.objects.object_store import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
-from jobs.console import run_job
-from jobs.output import check_output, write_output
+from jobs.cli.console import run_job
+from jobs.cli.output import check_output, write_output
 
-_LISTED = 5
+_MAX_LISTED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         ("of another size there", evaluation.resized),
     ):
         if names:
-            shown = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+            shown = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
             print(f"left out: {len(names)} images of the ground truth that are {what}: {shown}")
     print(
         f"AP at {protocol['max_detections']} instances an image, ranked by {protocol['score']}; "

@@ -14,11 +14,11 @@ from rich.table import Table
 from engine.corpora import open_corpus
 from engine.export import ExportConfig, ExportReport, export_version
 from engine.export.split import TRAIN, VAL
-from engine.store.objects import open_objects
+from engine.objects.object_store import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
-from jobs.console import run_job
+from jobs.cli.console import run_job
 
-_LISTED = 20
+_MAX_LISTED = 20
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -68,10 +68,10 @@ def main(arguments: ExportArguments) -> None:
     Console().print(summary_table(report))
     for line in empty_split_lines(report, arguments.export):
         print(line)
-    for image_id, reason, detail in report.listed[:_LISTED]:
+    for image_id, reason, detail in report.listed[:_MAX_LISTED]:
         print(f"left out {image_id!r}: {reason}: {detail}")
-    if report.unavailable.total() > _LISTED:
-        print(f"... and {report.unavailable.total() - _LISTED} more, see export.json")
+    if report.unavailable.total() > _MAX_LISTED:
+        print(f"... and {report.unavailable.total() - _MAX_LISTED} more, see export.json")
     print(f"export: {objects.uri} ({arguments.export.format}, version {version.name})")
 
 

@@ -4,8 +4,8 @@
 from dataclasses import dataclass
 
 from engine.corpora import open_coco
-from jobs.console import run_job
-from jobs.labelling import LabelArguments, run_label_job
+from jobs.cli.console import run_job
+from jobs.cli.labelling import LabelArguments, run_label_job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 """Label every image below a folder or an S3 prefix."""
 
 from engine.corpora import FolderCorpus
-from jobs.console import run_job
-from jobs.labelling import LabelArguments, run_label_job
+from jobs.cli.console import run_job
+from jobs.cli.labelling import LabelArguments, run_label_job
 
 
 def main(arguments: LabelArguments) -> None:

@@ -7,10 +7,10 @@ from typing import Annotated
 import tyro
 
 from engine.corpora import open_hrsid
-from engine.labelling_config import LabellingConfig
-from engine.tiling import TilingConfig
-from jobs.console import run_job
-from jobs.labelling import LabelArguments, run_label_job
+from engine.images.tiling import TilingConfig
+from engine.labelling.config import LabellingConfig
+from jobs.cli.console import run_job
+from jobs.cli.labelling import LabelArguments, run_label_job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@
 from dataclasses import dataclass
 
 from engine.corpora import Sa1bCorpus
-from engine.store.objects import open_objects
-from jobs.console import run_job
-from jobs.labelling import LabelArguments, run_label_job
+from engine.objects.object_store import open_objects
+from jobs.cli.console import run_job
+from jobs.cli.labelling import LabelArguments, run_label_job
 
 
 @dataclass(frozen=True, kw_only=True)

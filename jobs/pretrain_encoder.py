@@ -14,13 +14,13 @@ import tyro
 
 from engine.corpora import FolderCorpus
 from engine.errors import ConfigurationError
-from engine.planning import check_has_images
+from engine.objects.object_store import open_objects
 from engine.pretraining.card import CARD_KEY, ENCODER_KEY
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.run import RunSettings, check_output, check_training, digest_images
-from engine.store.objects import open_objects
-from jobs.console import run_job
-from jobs.flags import ClusterFlags
+from engine.store.planning import check_has_images
+from jobs.cli.console import run_job
+from jobs.cli.flags import ClusterFlags
 
 # Below this spread all keys point the same way, and beyond these entropies the teacher says nothing.
 _COLLAPSED_SPREAD = 0.05
@@ -94,9 +94,9 @@ def train(corpora: tuple[FolderCorpus, ...], arguments: PretrainingArguments) ->
     import ray
 
     from actors.pretraining import PretrainingRun, Workers, run_pretraining
-    from jobs.cluster import join_cluster
+    from jobs.cli.cluster import connect
 
-    joined = join_cluster(arguments.cluster)
+    joined = connect(arguments.cluster)
     count = arguments.workers or (max(1, math.floor(joined.gpus)) if joined.device == "cuda" else 1)
     cpus_each = share_cpus(joined.cpus, count)
     check_training(arguments.training, count)

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.corpora import open_corpus
+from engine.objects.object_store import open_objects, write_uri
 from engine.report import build_report
-from engine.store.objects import open_objects, write_uri
 from engine.store.pseudo_labels import PseudoLabelStore
-from jobs.console import run_job
+from jobs.cli.console import run_job
 
 
 @dataclass(frozen=True, kw_only=True)

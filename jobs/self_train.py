@@ -16,19 +16,19 @@ from rich.table import Table
 from engine import __version__
 from engine.corpora import Corpus, open_corpus
 from engine.errors import ConfigurationError, ObjectMissing, StoreError
-from engine.ground_truth import AnnotatedImage, read_ground_truth
-from engine.planning import check_is_finished, check_same_corpus, repeat_plans
-from engine.selftraining.figures import RoundFigures, measure_round
+from engine.evaluation.ground_truth import AnnotatedImage, read_ground_truth
+from engine.labelling.description import describe_labelling, describe_network
+from engine.objects.object_store import open_objects
+from engine.selftraining.figures import RoundMetrics, measure_round
 from engine.selftraining.rounds import SelfTrainingConfig
-from engine.solo.training import RESULT_KEY, begin_output, name_labels, snapshot_key
-from engine.store.objects import open_objects
+from engine.solo.training import RESULT_KEY, create_output, labels_fingerprint, snapshot_key
+from engine.solo.validation import plan_held_out
+from engine.store.planning import check_is_finished, check_same_corpus, copy_plans
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.version_info import VersionInfo, describe_difference
-from jobs.console import run_job
-from jobs.flags import ClusterFlags, TrainingFlags
-from jobs.labelling import describe_labelling, describe_network
-from jobs.progress import ProgressDisplay, TrainingDisplay
-from jobs.train_solo import plan_held_out
+from jobs.cli.console import run_job
+from jobs.cli.flags import ClusterFlags, TrainingFlags
+from jobs.cli.progress import ProgressDisplay, TrainingDisplay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def main(arguments: SelfTrainArguments) -> None:
     print(f"labels: {job.store.uri} (version {version.name}); network: {networks[-1]}")
 
 
-def check_is_learnable(figures: RoundFigures) -> None:
+def check_is_learnable(figures: RoundMetrics) -> None:
     """Raise StoreError where nothing of a round is learned from."""
     if figures.learned == 0:
         flag = "--selection" if figures.round == 0 else "--later.selection"
@@ -92,7 +92,7 @@ class SelfTraining:
     """The parts of a round. Each does what is left of it to do, and nothing where that is nothing."""
 
     def __init__(self, arguments: SelfTrainArguments) -> None:
-        from jobs.cluster import join_cluster
+        from jobs.cli.cluster import connect
 
         self._arguments = arguments
         labels = open_objects(arguments.store)
@@ -104,22 +104,23 @@ class SelfTraining:
         check_same_corpus(self._corpus, version)
         self._output = open_objects(arguments.output)
         # Counted once: trainings and labelling take turns.
-        self._joined = join_cluster(arguments.cluster)
+        self._joined = connect(arguments.cluster)
 
     def train(self, version: Version) -> list[str]:
         """Learn a round's labels; returns the URIs of the networks along the training, the result last."""
-        from actors.training import TrainingJob, run_training, size_workers
-        from jobs.cluster import largest_node_cpus
+        from actors.train_workers import size_workers
+        from actors.training import TrainingJob, run_training
+        from jobs.cli.cluster import largest_node_cpus
 
         arguments, number = self._arguments, version.info.round
         config = arguments.config.training_of(number)
         self._check_following(version)
         output = open_objects(f"{arguments.output}/{_folder(number)}")
         networks = [f"{output.uri}/{snapshot_key(step)}" for step in config.snapshot_steps]
-        begins_from = self._network_before(number)
-        labels = name_labels(version)
-        labels["begins_from"] = version.info.weights_digest if begins_from else ""
-        if begin_output(output, config, labels, resume=True):
+        init_from = self._network_before(number)
+        labels = labels_fingerprint(version)
+        labels["init_from"] = version.info.weights_digest if init_from else ""
+        if create_output(output, config, labels, resume=True):
             print(f"round {number}: {output.uri} holds the trained network already")
             return networks
         sizes = size_workers(
@@ -141,7 +142,7 @@ class SelfTraining:
             settings=arguments.trainer.run,
             cache=arguments.trainer.cache.expanduser(),
             validation=validation,
-            begins_from=begins_from,
+            init_from=init_from,
         )
         run_training(job, sizes, TrainingDisplay(config.steps).show)
         return networks
@@ -189,7 +190,7 @@ class SelfTraining:
             print(f"round {number + 1}: {self.store.uri} holds these labels already")
             return following
         # A round has the images of the one before it, in its shards: nothing is listed, nothing cut anew.
-        num_images = repeat_plans(version, following)
+        num_images = copy_plans(version, following)
         work = Work(corpus=self._corpus, version=following, shard_size=1, chunk_size=arguments.chunk_size)
         run = LabellingRun(
             work=work, config=labelling, image_size=network.image_size, device=self._joined.device
@@ -205,7 +206,7 @@ class SelfTraining:
             run_labelling(run, size, display.show)
         return following
 
-    def measure(self, version: Version, before: Version | None) -> RoundFigures:
+    def measure(self, version: Version, before: Version | None) -> RoundMetrics:
         """The figures of a round, kept in the output, as long as they are of the same."""
         arguments = self._arguments
         key = f"{_folder(version.info.round)}.json"
@@ -213,8 +214,8 @@ class SelfTraining:
             arguments.config.selection_of(found.info.round) for found in (before or version, version)
         ]
         measured = {
-            "before": name_labels(before) if before is not None else None,
-            "labels": name_labels(version),
+            "before": labels_fingerprint(before) if before is not None else None,
+            "labels": labels_fingerprint(version),
             "selections": [asdict(selection) for selection in selections],
             "ground_truth": arguments.ground_truth,
         }
@@ -223,7 +224,7 @@ class SelfTraining:
         except ObjectMissing:
             kept = {}
         if kept.get("measured") == measured and kept["figures"]["version"] == version.name:
-            return RoundFigures(**kept["figures"])
+            return RoundMetrics(**kept["figures"])
         figures = measure_round(version, before, arguments.config, self._truths)
         content = {"measured": measured, "figures": asdict(figures)}
         self._output.write(key, (json.dumps(content, indent=1) + "\n").encode())
@@ -256,7 +257,7 @@ def _folder(number: int) -> str:
     return f"round-{number:03d}"
 
 
-def figures_table(figures: Sequence[RoundFigures]) -> Table:
+def figures_table(figures: Sequence[RoundMetrics]) -> Table:
     """A row for each round."""
     table = Table(
         "round", "labelled images", "masks", "learned from", "stability", "changed", "mask AP", "box AP"

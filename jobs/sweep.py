@@ -15,18 +15,18 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from engine.decoding import DecodingConfig
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
-from engine.feature_cache import FeatureCache
-from engine.grid import GridAxis, grid_points, parse_axis, with_settings
-from engine.labelling_config import LabellingConfig
-from engine.line_plot import LinePlot, Series, draw_plot
-from engine.store.objects import open_objects
-from engine.sweep import SweepPoint, SweptImage
-from jobs.console import run_job
-from jobs.measuring import MeasuringArguments, encode_images, figures_of
-from jobs.output import check_output, write_output
+from engine.images.decoding import DecodingConfig
+from engine.labelling.config import LabellingConfig
+from engine.objects.object_store import open_objects
+from engine.sweep.axes import GridAxis, grid_points, parse_axis, with_settings
+from engine.sweep.feature_cache import FeatureCache
+from engine.sweep.line_plot import LinePlot, Series, draw_plot
+from engine.sweep.points import SweepPoint, SweptImage
+from jobs.cli.console import run_job
+from jobs.cli.measuring import MeasuringArguments, encode_images, figures_of
+from jobs.cli.output import check_output, write_output
 
 Row = dict[str, Any]
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,21 +10,20 @@ import tyro
 
 from engine.corpora import open_corpus
 from engine.errors import ConfigurationError
-from engine.ground_truth import AnnotatedImage, read_ground_truth
-from engine.planning import check_is_finished, check_same_corpus
-from engine.selection import check_stability
-from engine.solo.training import RESULT_KEY, TrainingConfig, begin_output, check_output, name_labels
-from engine.store.objects import open_objects
+from engine.evaluation.ground_truth import read_ground_truth
+from engine.objects.object_store import open_objects
+from engine.solo.training import RESULT_KEY, TrainingConfig, check_output, create_output, labels_fingerprint
+from engine.solo.validation import plan_held_out
+from engine.store.planning import check_is_finished, check_same_corpus
 from engine.store.pseudo_labels import PseudoLabelStore
-from engine.training.distribution import Place
-from jobs.console import run_job
-from jobs.flags import ClusterFlags, TrainingFlags
-from jobs.progress import TrainingDisplay
+from engine.store.selection import check_stability
+from engine.training.distribution import WorkerContext
+from jobs.cli.console import run_job
+from jobs.cli.flags import ClusterFlags, TrainingFlags
+from jobs.cli.progress import TrainingDisplay
 
 if TYPE_CHECKING:
-    from engine.corpora import Corpus
-    from engine.solo.validation import Validation
-    from engine.store.pseudo_labels import Version
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +59,9 @@ class TrainArguments:
 
 def main(arguments: TrainArguments) -> None:
     # Imported once the flags are known to be right, so that mistakes answer at once.
-    from actors.training import TrainingJob, run_training, size_workers
-    from jobs.cluster import join_cluster, largest_node_cpus
+    from actors.train_workers import size_workers
+    from actors.training import TrainingJob, run_training
+    from jobs.cli.cluster import connect, largest_node_cpus
 
     labels = open_objects(arguments.store)
     version = PseudoLabelStore(labels).version(arguments.round)
@@ -76,15 +75,16 @@ def main(arguments: TrainArguments) -> None:
     if arguments.ground_truth is not None:
         truths = list(read_ground_truth(arguments.ground_truth))
         validation = plan_held_out(version, corpus, truths, arguments.training)
-    described = (output, arguments.training, name_labels(version), arguments.resume)
+        print(f"held out: {len(validation.images)} images with ground truth")
+    described = (output, arguments.training, labels_fingerprint(version), arguments.resume)
     if check_output(*described):
         print(f"nothing to do: {output.uri} holds the trained network")
         return
-    joined = join_cluster(arguments.cluster)
+    joined = connect(arguments.cluster)
     sizes = size_workers(joined.cpus, joined.gpus, largest_node_cpus(), arguments.trainer.workers)
-    Place(world_size=sizes.workers).share_of(arguments.training.batch_size)
+    WorkerContext(world_size=sizes.workers).local_batch_size(arguments.training.batch_size)
     # Only now: a mistake in the flags must not take the output.
-    begin_output(*described)
+    create_output(*described)
     job = TrainingJob(
         version=version,
         corpus=corpus,
@@ -97,19 +97,6 @@ def main(arguments: TrainArguments) -> None:
     print(f"training on {version.name} with {sizes.workers} worker(s) of {sizes.cpus_each} CPUs", flush=True)
     run_training(job, sizes, TrainingDisplay(arguments.training.steps).show)
     print(f"network: {output.uri}/{RESULT_KEY}")
-
-
-def plan_held_out(
-    version: Version, corpus: Corpus, truths: Sequence[AnnotatedImage], training: TrainingConfig
-) -> Validation:
-    """The part that is not trained on, with its truth."""
-    from engine.solo.samples import list_held_out
-    from engine.solo.validation import plan_validation
-
-    held_out = list_held_out(version, training.held_out)
-    validation = plan_validation(corpus, held_out, truths, training.samples.decoding)
-    print(f"held out: {len(held_out)} images, {len(validation.images)} of them with ground truth")
-    return validation
 
 
 if __name__ == "__main__":

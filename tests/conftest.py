@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.instances import make_instances
-from engine.store.local import LocalObjects
+from engine.masks.packing import make_instances
+from engine.objects.local import LocalObjects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Outcome, Reason, ShardPlan, Status

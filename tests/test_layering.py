@@ -36,7 +36,7 @@ def test_no_import_runs_against_the_direction(package: str) -> None:
 
 
 def test_an_import_in_a_function_is_seen() -> None:
-    assert _imports("def f():\n    import ray.data\n    from jobs.console import x") == {"ray", "jobs"}
+    assert _imports("def f():\n    import ray.data\n    from jobs.cli.console import x") == {"ray", "jobs"}
 
 
 def test_ray_starts_only_in_jobs() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from jobs.console import parse_arguments
+from jobs.cli.console import parse_arguments
 
 _ROOT = Path(__file__).parents[1]
 _README = (_ROOT / "README.md").read_text()

@@ -10,7 +10,7 @@ from engine.corpora.files import open_corpus_objects
 from engine.corpora.folder import FolderCorpus
 from engine.corpora.sa1b import Sa1bCorpus
 from engine.errors import CorpusError
-from engine.store.objects import ObjectStore
+from engine.objects.object_store import ObjectStore
 from engine.types import ImageRecord, ShardPlan
 
 __all__ = [

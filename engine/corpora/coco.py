@@ -12,7 +12,7 @@ from engine.corpora.files import escape_name, open_corpus_objects
 from engine.corpora.folder import FolderCorpus
 from engine.corpora.image_list import ImageList
 from engine.errors import CorpusError, StoreError
-from engine.store.objects import ObjectStore, open_objects
+from engine.objects.object_store import ObjectStore, open_objects
 from engine.types import ImageRecord
 
 HRSID_IMAGES = "JPEGImages"

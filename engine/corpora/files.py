@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 
-from engine.decoding import IMAGE_SUFFIXES
 from engine.errors import CorpusError, ImageError, ObjectMissing, StoreError
-from engine.store.local import LocalObjects
-from engine.store.objects import ObjectStore, open_objects
+from engine.images.decoding import IMAGE_SUFFIXES
+from engine.objects.local import LocalObjects
+from engine.objects.object_store import ObjectStore, open_objects
 from engine.types import Reason
 
 # More than any image that is small enough to be decoded; what claims to be larger is not fetched.
@@ -36,30 +36,30 @@ def is_hidden(key: str) -> bool:
     return any(part.startswith(".") for part in key.split("/"))
 
 
-def as_text(key: str) -> str:
+def key_to_text(key: str) -> str:
     """The key as text that any file can hold: bytes that are no UTF-8 become \\xNN.
 
-    >>> as_text("caf\\udce9.jpg"), as_text(r"caf\\xe9.jpg")
+    >>> key_to_text("caf\\udce9.jpg"), key_to_text(r"caf\\xe9.jpg")
     ('caf\\\\xe9.jpg', 'caf\\\\x5cxe9.jpg')
     """
     return os.fsencode(escape_name(key)).decode("utf-8", "backslashreplace")
 
 
 def escape_name(name: str) -> str:
-    """A name in which what only looks like one of the bytes that `as_text` writes has its backslash so."""
+    """Escape backslashes that look like an escape written by `key_to_text`."""
     return re.sub(r"\\(?=x(5c|[89a-f][0-9a-f]))", r"\\x5c", name)
 
 
-def as_key(text: str) -> str:
-    """The key that `as_text` was given."""
+def text_to_key(text: str) -> str:
+    """The key that `key_to_text` was given."""
     data = re.sub(rb"\\x(5c|[89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), text.encode())
     return os.fsdecode(data)
 
 
-def leaves_corpus(path: str) -> bool:
+def escapes_root(path: str) -> bool:
     """Whether a path is none of a file below the corpus.
 
-    >>> [leaves_corpus(path) for path in ("a/b.jpg", "../b.jpg", "/b.jpg", "a/../../b.jpg", "a..b.jpg")]
+    >>> [escapes_root(path) for path in ("a/b.jpg", "../b.jpg", "/b.jpg", "a/../../b.jpg", "a..b.jpg")]
     [False, True, True, True, False]
     """
     return path.startswith("/") or ".." in path.split("/")
@@ -67,7 +67,7 @@ def leaves_corpus(path: str) -> bool:
 
 def read_file(objects: ObjectStore, key: str, start: int = 0, size: int | None = None) -> bytes:
     """An object's bytes, or `size` of them from `start` on. Raises ImageError, or TransientError."""
-    if leaves_corpus(key):
+    if escapes_root(key):
         raise ImageError(Reason.UNREADABLE, "its path leads out of the corpus")
     try:
         data = objects.read_range(key, start, MAX_FILE_BYTES + 1 if size is None else size)

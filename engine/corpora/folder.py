@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from engine.corpora.files import as_key, as_text, is_image, open_corpus_objects, read_file
+from engine.corpora.files import is_image, key_to_text, open_corpus_objects, read_file, text_to_key
 from engine.errors import CorpusError, StoreError
-from engine.store.local import LocalObjects
-from engine.store.objects import ObjectStore
+from engine.objects.local import LocalObjects
+from engine.objects.object_store import ObjectStore
 from engine.types import ImageRecord
 
 SKIMAGE_URI = "skimage:"
@@ -45,9 +45,9 @@ class FolderCorpus:
 
     def records(self, after: ImageRecord | None = None) -> Iterator[ImageRecord]:
         try:
-            for key in self._keys(as_key(after.path) if after is not None else ""):
+            for key in self._keys(text_to_key(after.path) if after is not None else ""):
                 if is_image(key):
-                    yield ImageRecord(image_id=as_text(key), path=as_text(key))
+                    yield ImageRecord(image_id=key_to_text(key), path=key_to_text(key))
         except StoreError as error:
             raise CorpusError(str(error)) from error
 
@@ -57,7 +57,7 @@ class FolderCorpus:
         return (name for name in self._names if name > start_after)
 
     def read(self, record: ImageRecord) -> bytes:
-        return read_file(self._objects, as_key(record.path))
+        return read_file(self._objects, text_to_key(record.path))
 
 
 def _skimage_folder() -> Path:

@@ -13,7 +13,7 @@ import ijson
 import numpy as np
 
 from engine.errors import CorpusError, ObjectMissing, StoreError
-from engine.store.objects import ObjectStore
+from engine.objects.object_store import ObjectStore
 
 _BLOCK_BYTES = 4 << 20
 # No annotation file nests deeper or has a longer text; what does would only fill the memory.

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from threading import Lock
 from typing import Any, Literal
 
-from engine.corpora.files import as_key, as_text, is_hidden, is_image, open_corpus_objects, read_file
+from engine.corpora.files import is_hidden, is_image, key_to_text, open_corpus_objects, read_file, text_to_key
 from engine.corpora.tar_index import TarIndex
 from engine.errors import CorpusError, ImageError, ObjectMissing, StoreError
-from engine.store.objects import ObjectStore
+from engine.objects.object_store import ObjectStore
 from engine.types import ImageRecord, Reason
 
 _TAR_SUFFIX = ".tar"
@@ -62,7 +62,7 @@ class Sa1bCorpus:
                 if _is_tar(key):
                     yield from self._members(key, None)
                 elif is_image(key) or _is_compressed_tar(key):
-                    yield _record(as_text(key))
+                    yield _record(key_to_text(key))
         except StoreError as error:
             raise CorpusError(str(error)) from error
 
@@ -91,10 +91,10 @@ class Sa1bCorpus:
     def _split(self, path: str) -> tuple[str, str | None]:
         """The key of the file, and the member where that is a tar; a folder may be called like one, too."""
         for end in (match.end() for match in _END_OF_TAR_NAME.finditer(path)):
-            key = as_key(path[:end])
+            key = text_to_key(path[:end])
             if key in self._indexes or self._has(key):
                 return key, path[end + 1 :]
-        return as_key(path), None
+        return text_to_key(path), None
 
     def _has(self, key: str) -> bool:
         try:
@@ -107,10 +107,10 @@ class Sa1bCorpus:
         try:
             members = self._index(key).members(after)
         except (ObjectMissing, StoreError):
-            yield _record(as_text(key))
+            yield _record(key_to_text(key))
             return
         for member in members:
-            yield _record(f"{as_text(key)}/{member.name}")
+            yield _record(f"{key_to_text(key)}/{member.name}")
 
     def _index(self, key: str) -> TarIndex:
         # One thread may count what another one plans.

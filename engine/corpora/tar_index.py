@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.corpora.files import as_text
+from engine.corpora.files import key_to_text
 from engine.corpora.tar_members import TarMember, TarScan
 from engine.errors import CorpusError, ObjectMissing
-from engine.store.objects import ObjectStore
+from engine.objects.object_store import ObjectStore
 from engine.types import Reason
 
 # Segments grow: the first is there after a few requests, and a whole tar has less than ten.
@@ -126,7 +126,7 @@ class TarIndex:
         self._by_name.update((member.name, member) for member in members)
 
     def _segment_key(self) -> str:
-        return f"tar-index/{as_text(self._key)}/{self._num_segments:03d}.parquet"
+        return f"tar-index/{key_to_text(self._key)}/{self._num_segments:03d}.parquet"
 
 
 def _encode(members: list[TarMember], footer: dict[str, Any]) -> bytes:

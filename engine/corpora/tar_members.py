@@ -10,8 +10,8 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.corpora.files import MAX_FILE_BYTES, as_text, is_image, leaves_corpus
-from engine.store.objects import ObjectStore
+from engine.corpora.files import MAX_FILE_BYTES, escapes_root, is_image, key_to_text
+from engine.objects.object_store import ObjectStore
 from engine.types import Reason
 
 _BLOCK_BYTES = tarfile.BLOCKSIZE
@@ -183,13 +183,13 @@ def _parse(block: bytes, position: int) -> tarfile.TarInfo:
 
 def _describe(header: _Header, start: int, tar_size: int, names: set[str]) -> TarMember | None:
     """The member as an image, with what is wrong with it; None for what is no image."""
-    name = as_text(header.name)
+    name = key_to_text(header.name)
     while name.startswith("./"):
         name = name[2:]
-    if not is_image(name) and not (leaves_corpus(name) and is_image(name.rpartition("/")[2])):
+    if not is_image(name) and not (escapes_root(name) and is_image(name.rpartition("/")[2])):
         return None
     flaw, detail = None, ""
-    if leaves_corpus(name):
+    if escapes_root(name):
         flaw, detail = Reason.UNREADABLE, f"its name {name!r} leads out of the archive"
     elif not header.is_file:
         flaw, detail = Reason.UNREADABLE, f"{name!r} is a link, a device or a sparse file"

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
+from engine.device import autocast, reproducible, upload_images
 from engine.encoders.encoder import EMBEDDED, EncoderConfig, check_images, patch_grid
 from engine.encoders.keys import Transformer, keep_keys_only
 from engine.encoders.layout import IMAGENET_MEAN, IMAGENET_STD, Layout, Statistics
 from engine.encoders.weights import State, Weights, check_fit, digest_state, drop_heads, read_weights
 from engine.errors import WeightsError
-from engine.precision import autocast, reproducible
-from engine.transfer import upload_images
 
 # Made by jobs/pretrain_encoder.py; embedded.md beside it says from what.
 EMBEDDED_FILE = Path(__file__).with_name("embedded.safetensors")

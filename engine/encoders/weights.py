@@ -22,7 +22,7 @@ import torch
 
 from engine.encoders.layout import Layout, read_layout
 from engine.errors import ObjectMissing, StoreError, TransientError, WeightsError
-from engine.store.objects import read_uri
+from engine.objects.object_store import read_uri
 
 SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")

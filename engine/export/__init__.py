@@ -9,16 +9,16 @@ from typing import Any, Literal, Protocol
 
 from engine.corpora import Corpus
 from engine.errors import ConfigurationError, CorpusError
-from engine.export.batch import ExportBatch, ExportReport, can_any_be_had, export_batches
+from engine.export.batch import ExportBatch, ExportReport, any_available, export_batches
 from engine.export.coco import Segmentation, open_coco
 from engine.export.destination import begin_export, finish_export
 from engine.export.parquet import open_parquet
 from engine.export.split import SplitConfig
 from engine.export.webdataset import open_webdataset
 from engine.export.yolo import open_yolo
-from engine.selection import SelectionConfig, plan_selection
-from engine.store.objects import ObjectStore
+from engine.objects.object_store import ObjectStore
 from engine.store.pseudo_labels import Version
+from engine.store.selection import SelectionConfig, plan_selection
 
 __all__ = ["ExportConfig", "ExportReport", "Format", "export_version"]
 
@@ -68,7 +68,7 @@ def export_version(
         raise ConfigurationError(f"--format {config.format} holds images: say with --corpus where they are")
     selection = plan_selection(version, config.selection)
     description = _describe(version, config, has_images=corpus is not None)
-    if not begin_export(objects, description, overwrite, lambda ids: can_any_be_had(version, ids, corpus)):
+    if not begin_export(objects, description, overwrite, lambda ids: any_available(version, ids, corpus)):
         return None
     report = ExportReport()
     with _open_writer(config, objects, has_images=corpus is not None) as writer:

@@ -17,15 +17,15 @@ from engine.corpora import Corpus
 from engine.errors import ImageError
 from engine.export.images import ImageFile, read_image_files
 from engine.export.split import TRAIN, VAL, SplitConfig, is_validation
-from engine.selection import Selection, select_columns
 from engine.store.columns import ShardColumns
 from engine.store.pseudo_labels import Version
+from engine.store.selection import Selection, select_columns
 from engine.types import ImageRecord, Status
 
 # Images that are in memory at one time, and that are read at one time.
 _IMAGES_AT_ONCE = 32
 _READERS = 8
-_LISTED = 1000
+_MAX_LISTED = 1000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,7 +79,7 @@ class ExportReport:
 
     def leave_out(self, image_id: str, error: ImageError) -> None:
         self.unavailable[error.reason] += 1
-        if len(self.listed) < _LISTED:
+        if len(self.listed) < _MAX_LISTED:
             self.listed.append((image_id, str(error.reason), error.detail))
 
 
@@ -109,7 +109,7 @@ def export_batches(
                 yield from _with_files(batch, corpus, executor, report)
 
 
-def can_any_be_had(version: Version, image_ids: Sequence[str], corpus: Corpus | None) -> bool:
+def any_available(version: Version, image_ids: Sequence[str], corpus: Corpus | None) -> bool:
     """Whether the file of one of these images, as it was labelled, is in the corpus now."""
     if corpus is None or not image_ids:
         return False

@@ -27,8 +27,8 @@ from engine.export.batch import ExportBatch
 from engine.export.polygons import coco_polygons
 from engine.export.split import TRAIN, VAL
 from engine.export.writing import write_all
-from engine.masks import decode_rles
-from engine.store.objects import ObjectStore
+from engine.masks.rle import decode_rles
+from engine.objects.object_store import ObjectStore
 
 Segmentation = Literal["rle", "polygon"]
 _HEAD = {

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.errors import ObjectMissing, StoreError
-from engine.store.objects import ObjectStore
+from engine.objects.object_store import ObjectStore
 
 MANIFEST = "export.json"
 # What any format writes; nothing else is ever deleted.
@@ -25,11 +25,11 @@ def begin_export(
     objects: ObjectStore,
     description: Mapping[str, Any],
     overwrite: bool,
-    can_any_be_had: Callable[[Sequence[str]], bool],
+    any_available: Callable[[Sequence[str]], bool],
 ) -> bool:
     """Clear the place for an export; False where this very export is there already.
 
-    `can_any_be_had` is asked about images, given by id, that the export there does without. Raises StoreError
+    `any_available` is asked about images, given by id, that the export there does without. Raises StoreError
     where something else is there: files that are no export, or another export that `overwrite` does not give
     up.
     """
@@ -42,7 +42,7 @@ def begin_export(
                 f"{objects.uri} holds another export ({_difference(there['export'], description)}); "
                 "use another --output, or --overwrite"
             )
-        if there["finished"] and not can_any_be_had([image_id for image_id, *_ in there["listed"]]):
+        if there["finished"] and not any_available([image_id for image_id, *_ in there["listed"]]):
             return False
     _write_manifest(objects, {"finished": False, "export": description})
     for prefix in _OWN_PREFIXES:

@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 from PIL import Image, ImageOps
 
 from engine.corpora import Corpus
-from engine.decoding import IMAGE_SUFFIXES
 from engine.errors import ImageError
+from engine.images.decoding import IMAGE_SUFFIXES
 from engine.types import ImageRecord, Reason
 
 _ORIENTATION_TAG = 0x0112

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from engine.export.batch import ExportBatch
 from engine.export.rolling import RollingFiles
 from engine.export.split import TRAIN, VAL
-from engine.store.objects import ObjectStore
+from engine.objects.object_store import ObjectStore
 from engine.store.schema import SHARD_SCHEMA
 
 _STORED = ("image_id", "coco_id", "path", "height", "width", "sha256", "status", "reason")

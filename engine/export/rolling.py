@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import BinaryIO, Generic, TypeVar
 
-from engine.store.objects import ObjectStore
+from engine.objects.object_store import ObjectStore
 
 Opened = TypeVar("Opened")
 _FULL_BYTES = 512 << 20

@@ -20,8 +20,8 @@ from engine.export.batch import ExportBatch
 from engine.export.images import safe_name
 from engine.export.rolling import RollingFiles
 from engine.export.split import TRAIN, VAL
+from engine.objects.object_store import ObjectStore
 from engine.store.columns import ShardColumns
-from engine.store.objects import ObjectStore
 
 
 class WebDatasetWriter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from engine.store.objects import ObjectStore
+from engine.objects.object_store import ObjectStore
 
 _WRITERS = 8
 

@@ -20,9 +20,9 @@ from engine.export.images import safe_name
 from engine.export.polygons import yolo_polygon
 from engine.export.split import TRAIN, VAL
 from engine.export.writing import write_all
-from engine.masks import decode_rles
+from engine.masks.rle import decode_rles
+from engine.objects.object_store import ObjectStore
 from engine.store.columns import ShardColumns
-from engine.store.objects import ObjectStore
 
 
 class YoloWriter:

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from engine.decoding import DecodingConfig
 from engine.encoders.encoder import EMBEDDED
 from engine.errors import ConfigurationError
+from engine.images.decoding import DecodingConfig
 from engine.pretraining.dino import DinoConfig
 from engine.pretraining.regions import RegionConfig
 from engine.pretraining.schedules import OptimiserConfig

@@ -20,7 +20,7 @@ from engine.superpixels.boundary import BoundaryConfig
 from engine.superpixels.hierarchy import HierarchyConfig, build_hierarchy
 from engine.superpixels.segmentation import to_unit_rgb
 
-_MOST_REGIONS = 256
+_MAX_REGIONS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class RegionConfig:
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ConfigurationError(f"regions.weight must not be negative, got {self.weight}")
-        if not self.counts or min(self.counts) < 2 or max(self.counts) > _MOST_REGIONS:
-            raise ConfigurationError(f"regions.counts are 2 to {_MOST_REGIONS} regions, got {self.counts}")
+        if not self.counts or min(self.counts) < 2 or max(self.counts) > _MAX_REGIONS:
+            raise ConfigurationError(f"regions.counts are 2 to {_MAX_REGIONS} regions, got {self.counts}")
         if self.temperature <= 0:
             raise ConfigurationError(f"regions.temperature must be above 0, got {self.temperature}")
         if not -1 < self.same_cosine < 1:
@@ -88,8 +88,8 @@ def _contrast(directions: torch.Tensor, labels: torch.Tensor, config: RegionConf
     """The patches of `view` against the regions of the other."""
     patches, own, others = directions[view], labels[view], labels[1 - view]
     # A region has a place for each name that it could have, whether it is there or not.
-    places = _MOST_REGIONS * torch.arange(len(own), device=own.device)[:, None]
-    counts = torch.bincount((others + places).flatten(), minlength=len(own) * _MOST_REGIONS)
+    places = _MAX_REGIONS * torch.arange(len(own), device=own.device)[:, None]
+    counts = torch.bincount((others + places).flatten(), minlength=len(own) * _MAX_REGIONS)
     is_shown = counts >= config.min_patches
     is_matched = is_shown[own + places]
     if not is_matched.any():
@@ -99,11 +99,11 @@ def _contrast(directions: torch.Tensor, labels: torch.Tensor, config: RegionConf
     regions = functional.normalize(sums[is_shown], dim=-1)
     # Numbers among the regions of the whole batch, and among those of the region's image.
     in_batch = is_shown.cumsum(0) - 1
-    in_image = is_shown.reshape(len(own), _MOST_REGIONS).cumsum(1) - 1
+    in_image = is_shown.reshape(len(own), _MAX_REGIONS).cumsum(1) - 1
     among_all = functional.cross_entropy(
         patches[is_matched] @ (regions / config.temperature).T, in_batch[own + places][is_matched]
     )
-    image_of_region = is_shown.nonzero()[:, 0] // _MOST_REGIONS
+    image_of_region = is_shown.nonzero()[:, 0] // _MAX_REGIONS
     most = int(in_image.max()) + 1
     place_of_region = most * image_of_region + in_image.flatten()[is_shown]
     by_image = regions.new_zeros(len(own) * most, regions.shape[-1]).index_copy(0, place_of_region, regions)

@@ -13,15 +13,15 @@ from typing import Any
 
 from engine.corpora import Corpus
 from engine.errors import ConfigurationError, CorpusError
+from engine.objects.object_store import ObjectStore
 from engine.pretraining.card import CARD_KEY, ENCODER_KEY, Card, pack_encoder, write_card
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.network import build_network
 from engine.pretraining.samples import Batch, ImageCache, SampleStream, batches
 from engine.pretraining.trainer import Figures, Pretrainer
 from engine.pretraining.views import ViewConfig, ViewMaker
-from engine.store.objects import ObjectStore
 from engine.training.checkpoints import read_checkpoint, write_checkpoint
-from engine.training.distribution import Place, from_all_workers, from_first_worker
+from engine.training.distribution import WorkerContext, from_all_workers, from_first_worker
 from engine.training.order import batch_numbers
 from engine.types import ImageRecord
 
@@ -58,7 +58,7 @@ class RunSettings:
 
 
 @dataclass
-class _Diary:
+class _RunState:
     """How far a run is and what it has seen; kept in the checkpoint."""
 
     progress: float = 0.0
@@ -84,7 +84,7 @@ def check_output(output: ObjectStore, config: PretrainingConfig, images: str, re
 
 def check_training(config: PretrainingConfig, world_size: int) -> None:
     """Raise what every worker would find wrong with the configuration: WeightsError, ConfigurationError."""
-    Place(world_size=world_size).share_of(config.batch_size)
+    WorkerContext(world_size=world_size).local_batch_size(config.batch_size)
     ViewMaker(views_in_use(config), build_network(config).layout.patch_size)
 
 
@@ -93,7 +93,7 @@ def pretrain(
     output: ObjectStore,
     config: PretrainingConfig,
     settings: RunSettings,
-    place: Place,
+    place: WorkerContext,
 ) -> None:
     """Train from what `output` holds of this run, or from the beginning, and write the encoder there.
 
@@ -102,13 +102,13 @@ def pretrain(
     time. Every worker calls this. Raises RunError where the loss is no finite number; CorpusError,
     WeightsError, ConfigurationError, StoreError.
     """
-    share = place.share_of(config.batch_size)
-    trainer, diary = Pretrainer(config, place), _Diary()
+    share = place.local_batch_size(config.batch_size)
+    trainer, diary = Pretrainer(config, place), _RunState()
     images = digest_images(corpora, settings.limit)
     state = _stored_state(output, config, images)
     if state is not None:
         trainer.load_state(state["trainer"])
-        diary = _Diary(**state["diary"])
+        diary = _RunState(**state["diary"])
     if diary.progress >= 1:
         return
     sources = list_sources(corpora, config, settings)
@@ -186,12 +186,12 @@ class _Run:
     """The steps of one worker, and what is written between them."""
 
     trainer: Pretrainer
-    diary: _Diary
+    diary: _RunState
     output: ObjectStore
     config: PretrainingConfig
     images: str
     settings: RunSettings
-    place: Place
+    place: WorkerContext
 
     def train(self, stream: Iterator[Batch], num_images: int) -> None:
         """Take steps until the run's progress is 1."""

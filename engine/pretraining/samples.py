@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from engine.corpora import Corpus
-from engine.decoding import DecodingConfig, decode_image, resize_image
 from engine.errors import CorpusError, ImageError
+from engine.images.decoding import DecodingConfig, decode_image
+from engine.images.resizing import resize_image
 from engine.pretraining.regions import cut_regions
 from engine.pretraining.views import ViewMaker, Views
 from engine.training.order import SampleNumber

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.device import autocast
 from engine.errors import RunError
-from engine.precision import autocast
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoLoss
 from engine.pretraining.network import Network, Outputs, build_network, parameter_groups
 from engine.pretraining.regions import contrast_regions
 from engine.pretraining.schedules import Settings, settings_at
 from engine.pretraining.views import Views
-from engine.training.distribution import Place, mean_over_workers
+from engine.training.distribution import WorkerContext, mean_over_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Figures:
 class Pretrainer:
     """Student, teacher and optimiser of one worker."""
 
-    def __init__(self, config: PretrainingConfig, place: Place) -> None:
+    def __init__(self, config: PretrainingConfig, place: WorkerContext) -> None:
         self._config = config
         self._device = place.device
         self._student = build_network(config).to(place.device).train()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.masks import component_owners, label_components
+from engine.masks.components import label_components, mask_of_component
 from engine.proposals.config import ProMergeConfig
 from engine.proposals.patches import cover_background, normalised_features, touched_sides
 from engine.types import Reason
@@ -146,7 +146,7 @@ def _split(masks: NDArray[np.bool_], seeds: NDArray[np.int64], config: ProMergeC
     """Components of each mask that are not small beside the seed's own, as masks of their own (2.3)."""
     labels, count = label_components(masks)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
-    owners = component_owners(labels, count)
+    owners = mask_of_component(labels, count)
     flat = labels.reshape(len(masks), masks.shape[1] * masks.shape[2])
     seed_labels = flat[np.arange(len(masks)), seeds]
     seed_areas = np.where(seed_labels > 0, areas[seed_labels], 0)

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.device import download_masks, upload_images, upload_masks
 from engine.refine.config import CrfConfig
 from engine.refine.tensor_lattice import TensorKernel, make_kernel
-from engine.transfer import download_masks, upload_images, upload_masks
 
 
 def refine_on_device(

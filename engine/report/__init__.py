@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from engine.corpora import Corpus
-from engine.decoding import DecodingConfig
+from engine.images.decoding import DecodingConfig
 from engine.report import charts
 from engine.report.charts import BarChart, LineChart, bar_chart, line_chart
 from engine.report.pictures import Picture, PictureMaker, PicturePicker

@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.boxes import mask_boxes_xyxy
 from engine.corpora import Corpus
-from engine.decoding import DecodingConfig, decode_image
 from engine.errors import ImageError, TransientError
-from engine.masks import decode_rles, encode_rles, resize_masks
-from engine.preview import draw_instances, encode_jpeg
+from engine.images.decoding import DecodingConfig, decode_image
+from engine.masks.boxes import mask_boxes_xyxy
+from engine.masks.components import resize_masks
+from engine.masks.instances import Instances
+from engine.masks.rle import decode_rles, encode_rles
+from engine.report.drawing import draw_instances, encode_jpeg
 from engine.store.columns import ShardColumns
-from engine.types import ImageRecord, Instances
+from engine.types import ImageRecord
 
 _PER_GROUP = 8
 _LONG_SIDE = 400

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from itertools import zip_longest
 
 from engine.errors import StoreError
-from engine.masks import cross_ious
-from engine.types import Instances, Outcome
+from engine.masks.instances import Instances
+from engine.masks.rle import cross_ious
+from engine.types import Outcome
 
 
 def label_change(before: Iterable[Outcome], after: Iterable[Outcome]) -> float:

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.evaluation import EvaluationProtocol, evaluate_version
-from engine.ground_truth import AnnotatedImage
-from engine.selection import kept_instances, plan_selection, select_outcomes
+from engine.evaluation.ground_truth import AnnotatedImage
+from engine.evaluation.protocol import EvaluationProtocol, evaluate_version
 from engine.selftraining.change import label_change
 from engine.selftraining.rounds import SelfTrainingConfig
 from engine.store.pseudo_labels import Version
+from engine.store.selection import kept_instances, plan_selection, select_outcomes
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundFigures:
+class RoundMetrics:
     """A round in numbers: its images with a mask, its masks, and how many of them are learned from.
 
     `mean_stability` is None where none was measured, `change`, the share of the labels that is new since the
@@ -39,7 +39,7 @@ def measure_round(
     before: Version | None,
     config: SelfTrainingConfig,
     truths: Sequence[AnnotatedImage] | None,
-) -> RoundFigures:
+) -> RoundMetrics:
     """Measure a version, and against the one that it was made from; an evaluation is kept in the store.
 
     One shard of each is in memory at a time. Raises CorpusError where the ground truth is of other images.
@@ -63,7 +63,7 @@ def measure_round(
             select_outcomes(version, config.selection_of(number)),
         )
     mask_ap, box_ap = _precisions(version, truths) if truths is not None else (None, None)
-    return RoundFigures(
+    return RoundMetrics(
         round=number,
         version=version.name,
         labelled=labelled,

@@ -10,10 +10,10 @@ import tyro
 
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
-from engine.labelling_config import LabellingConfig
-from engine.selection import SelectionConfig
+from engine.images.tiling import TilingConfig
+from engine.labelling.config import LabellingConfig
 from engine.solo.training import TrainingConfig
-from engine.tiling import TilingConfig
+from engine.store.selection import SelectionConfig
 
 LaterLoss = Literal["adaptive", "pixel", "superpixel"]
 
@@ -33,7 +33,7 @@ class LaterRoundsConfig:
     selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(min_score=0.3))
     """Which of the predicted instances are learned from; scores are the network's own, 0 to 1. After 300
     steps on PennFudan 31 % of all masks are right (IoU of 0.5), and 75 % of those with 0.3 or more."""
-    unsure_score: float | None = 0.1
+    ignore_above_score: float | None = 0.1
     """What is left out and has this score at least is not taught as background either: a young network finds
     less than half of the objects with a score of 0.3. A second round on PennFudan, half of whose masks were
     missing, ends with mask AP 16.6, and 15.9 without; 12.3 and 12.5 where all were there."""
@@ -107,7 +107,7 @@ class SelfTrainingConfig:
             objective=objective,
             optimiser=optimiser,
             selection=later.selection,
-            unsure_score=later.unsure_score,
+            ignore_above_score=later.ignore_above_score,
         )
 
     def selection_of(self, round_number: int) -> SelectionConfig:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from engine.boxes import mask_boxes_xyxy
 from engine.errors import ConfigurationError
+from engine.masks.boxes import mask_boxes_xyxy
 
 # Beyond so many sigmas, 1 - exp(-d² / 2 sigma²) is 1 in float32: 1 - exp(-18) = 1 - 1.5e-8.
 _REACH_SIGMAS = 6

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from engine.decoding import resize_image
 from engine.errors import ConfigurationError
-from engine.masks import resize_masks
-from engine.solo.batch import Scene
+from engine.images.resizing import resize_image
+from engine.masks.components import resize_masks
+from engine.solo.batch import Canvas
 from engine.superpixels.graph import resize_labels
 from engine.superpixels.hierarchy import number_by_first_pixel
 
@@ -49,7 +49,7 @@ class AugmentationConfig:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
     """An image as it is kept: uint8 RGB (H, W, 3) with a longer side of at most the square's, masks bool
-    (N, H, W) and what each counts for, float32 (N,), as in `Scene`, superpixels int32 (H, W)."""
+    (N, H, W) and what each counts for, float32 (N,), as in `Canvas`, superpixels int32 (H, W)."""
 
     image_hwc: NDArray[np.uint8]
     masks: NDArray[np.bool_]
@@ -57,7 +57,9 @@ class Source:
     superpixels: NDArray[np.int32]
 
 
-def place_scene(source: Source, side: int, config: AugmentationConfig, rng: np.random.Generator) -> Scene:
+def place_on_canvas(
+    source: Source, side: int, config: AugmentationConfig, rng: np.random.Generator
+) -> Canvas:
     """The source scaled, mirrored and laid on a square (side, side), or a part of it where it is larger."""
     scale = rng.uniform(*config.scales)
     is_mirrored = rng.random() < config.flip
@@ -79,12 +81,12 @@ def place_scene(source: Source, side: int, config: AugmentationConfig, rng: np.r
     masks[:, to_rows, to_columns] = scaled.masks[:, from_rows, from_columns]
     labels = np.full((side, side), -1, np.int32)
     labels[to_rows, to_columns] = number_by_first_pixel(scaled.superpixels[from_rows, from_columns])
-    return _seen(
-        Scene(image_hwc=image, shown_hwc=image, masks=masks, weights=scaled.weights, superpixels=labels)
+    return _drop_hidden(
+        Canvas(image_hwc=image, shown_hwc=image, masks=masks, weights=scaled.weights, superpixels=labels)
     )
 
 
-def paste_objects(scene: Scene, other: Scene, rng: np.random.Generator) -> Scene:
+def paste_objects(scene: Canvas, other: Canvas, rng: np.random.Generator) -> Canvas:
     """The scene with some of the learned objects of the other in front of its own; both are of one size.
 
     Objects that are hidden altogether are no longer there.
@@ -97,8 +99,8 @@ def paste_objects(scene: Scene, other: Scene, rng: np.random.Generator) -> Scene
     labels = np.where(front, other.superpixels + scene.superpixels.max() + 1, scene.superpixels)
     on_image = labels >= 0
     labels[on_image] = number_by_first_pixel(labels[on_image][None])[0]
-    return _seen(
-        Scene(
+    return _drop_hidden(
+        Canvas(
             image_hwc=image,
             shown_hwc=image,
             masks=np.concatenate([scene.masks & ~front, other.masks[chosen]]),
@@ -143,7 +145,7 @@ def _window(
     return slice(start, start + side), slice(0, side)
 
 
-def _seen(scene: Scene) -> Scene:
+def _drop_hidden(scene: Canvas) -> Canvas:
     """The scene without the objects of which no pixel is left."""
     is_seen: NDArray[np.bool_] = np.any(scene.masks, axis=(1, 2))
     return replace(scene, masks=scene.masks[is_seen], weights=scene.weights[is_seen])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.boxes import mask_boxes_xyxy
+from engine.masks.boxes import mask_boxes_xyxy
 from engine.solo.adaptive_targets import (
     AdaptiveLossConfig,
     AdaptiveTargets,
@@ -18,11 +18,11 @@ from engine.solo.adaptive_targets import (
 )
 from engine.solo.config import MASK_STRIDE, GridConfig
 from engine.solo.superpixel_targets import SuperpixelLossConfig, SuperpixelTargets, superpixel_targets
-from engine.solo.targets import CellTargets, assign_cells, leave_open
+from engine.solo.targets import CellTargets, assign_cells, ignore_cells
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scene:
+class Canvas:
     """An image with its coarse masks, augmented: all of one size (H, W), multiples of the mask stride.
 
     `image_hwc` is uint8 RGB; `shown_hwc` the same with changed colours, which the network is shown; `masks`
@@ -140,7 +140,7 @@ class Batch:
 
 def make_sample(
     image_id: str,
-    scene: Scene,
+    scene: Canvas,
     grid: GridConfig,
     superpixels: SuperpixelLossConfig | None,
     adaptive: AdaptiveLossConfig | None = None,
@@ -148,7 +148,7 @@ def make_sample(
     """The targets of a scene; without `superpixels` or `adaptive`, those of a loss that does without."""
     is_learned = scene.weights > 0
     learned = scene.masks[is_learned]
-    cells = leave_open(assign_cells(learned, grid), assign_cells(scene.masks[~is_learned], grid))
+    cells = ignore_cells(assign_cells(learned, grid), assign_cells(scene.masks[~is_learned], grid))
     on_image = masks_at_stride((scene.superpixels >= 0)[None])[0]
     masks = masks_at_stride(learned)
     targets = None

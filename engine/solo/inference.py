@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from engine.decoding import fit_image, fit_size
-from engine.instances import make_instances
+from engine.device import upload_images
+from engine.images.resizing import fit_image, fit_size
+from engine.masks.instances import Instances
+from engine.masks.packing import make_instances
 from engine.solo.config import DetectionConfig, SoloConfig
-from engine.transfer import upload_images
-from engine.types import Instances
 
 if TYPE_CHECKING:
     from engine.solo.network import SoloNetwork, SoloOutputs

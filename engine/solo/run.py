@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 from engine.errors import RunError
+from engine.objects.object_store import ObjectStore
 from engine.solo.batch import Batch
-from engine.solo.config import RunSettings
 from engine.solo.samples import SampleMaker, load_batches
 from engine.solo.trainer import Figures, SoloTrainer
 from engine.solo.training import RESULT_KEY, TrainingConfig, snapshot_key
 from engine.solo.validation import Validation
 from engine.solo.weights import pack_network
-from engine.store.objects import ObjectStore
 from engine.training.checkpoints import read_checkpoint, write_checkpoint
-from engine.training.distribution import Place
+from engine.training.distribution import WorkerContext
 from engine.training.log import RunLog
 from engine.training.order import batch_numbers
+from engine.training.settings import RunSettings
 
 # A corpus of which nothing can be read teaches nothing, however long.
-_MOST_UNREAD_STEPS = 20
+_MAX_UNREAD_STEPS = 20
 
 Report = Callable[[int, Mapping[str, float]], None]
 
@@ -31,18 +31,18 @@ class Run:
     """What a run of one worker works with.
 
     `report` is told the figures of every logged step, on the first worker alone; `on_checkpoint` the step
-    of every checkpoint, on all workers; `validation` is measured there on the first worker. `begins_from` is
+    of every checkpoint, on all workers; `validation` is measured there on the first worker. `init_from` is
     the URI of a trained network of the same kind, in the place of first weights.
     """
 
     output: ObjectStore
     config: TrainingConfig
     settings: RunSettings
-    place: Place
+    place: WorkerContext
     report: Report = field(default=lambda step, figures: None)
     on_checkpoint: Callable[[int], None] = field(default=lambda step: None)
     validation: Validation | None = None
-    begins_from: str | None = None
+    init_from: str | None = None
 
 
 def train_solo(run: Run, maker: SampleMaker) -> None:
@@ -53,13 +53,13 @@ def train_solo(run: Run, maker: SampleMaker) -> None:
     number or no image can be read; WeightsError, StoreError.
     """
     config, place = run.config, run.place
-    share = place.share_of(config.batch_size)
+    share = place.local_batch_size(config.batch_size)
     state = read_checkpoint(run.output)
-    trainer = SoloTrainer(config, place, pretrained=state is None and run.begins_from is None)
+    trainer = SoloTrainer(config, place, pretrained=state is None and run.init_from is None)
     if state is not None:
         trainer.load_state(state)
-    elif run.begins_from is not None:
-        trainer.begin_from(run.begins_from)
+    elif run.init_from is not None:
+        trainer.load_initial(run.init_from)
     part = slice(place.rank * share, (place.rank + 1) * share)
     steps = range(trainer.step, config.steps)
     numbers = batch_numbers(config.seed, len(maker), config.batch_size, steps, part)
@@ -104,9 +104,9 @@ class _Loop:
         """Raise RunError, on all workers together, where no image of many steps in a row could be read."""
         is_unread = figures.unread == self._run.config.batch_size
         self._unread_steps = self._unread_steps + 1 if is_unread else 0
-        if self._unread_steps == _MOST_UNREAD_STEPS:
+        if self._unread_steps == _MAX_UNREAD_STEPS:
             last = f"{batch.image_ids[0]!r}: {batch.failures[0]}"
-            raise RunError(f"no image of {_MOST_UNREAD_STEPS} steps in a row could be read, at last {last}")
+            raise RunError(f"no image of {_MAX_UNREAD_STEPS} steps in a row could be read, at last {last}")
 
     def _take_down(self, step: int, figures: Figures) -> None:
         now = time.monotonic()

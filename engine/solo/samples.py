@@ -15,18 +15,26 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from engine.corpora import Corpus
-from engine.decoding import DecodingConfig, decode_image, fit_size, resize_image
 from engine.errors import ImageError, StoreError, TransientError
-from engine.masks import decode_rles, resize_masks
-from engine.selection import SelectionConfig, kept_instances, plan_selection
-from engine.selftraining.stability import StabilityRange, stability_range, stability_weights
+from engine.images.decoding import DecodingConfig, decode_image
+from engine.images.resizing import fit_size, resize_image
+from engine.masks.components import resize_masks
+from engine.masks.rle import decode_rles
 from engine.solo.adaptive_targets import AdaptiveLossConfig
-from engine.solo.augmentation import AugmentationConfig, Source, change_colours, paste_objects, place_scene
-from engine.solo.batch import Batch, Sample, Scene, collate, failed_sample, make_sample
+from engine.solo.augmentation import (
+    AugmentationConfig,
+    Source,
+    change_colours,
+    paste_objects,
+    place_on_canvas,
+)
+from engine.solo.batch import Batch, Canvas, Sample, collate, failed_sample, make_sample
 from engine.solo.config import GridConfig
+from engine.solo.stability import StabilityRange, stability_range, stability_weights
 from engine.solo.superpixel_targets import SuperpixelLossConfig
 from engine.store.columns import ShardColumns
 from engine.store.pseudo_labels import Version
+from engine.store.selection import SelectionConfig, kept_instances, plan_selection
 from engine.superpixels import SuperpixelConfig, segment
 from engine.superpixels.graph import resize_labels
 from engine.superpixels.hierarchy import number_by_first_pixel
@@ -107,11 +115,11 @@ def list_images(
     selection: SelectionConfig,
     keep_empty: bool = False,
     held_out: float = 0.0,
-    unsure_score: float | None = None,
+    ignore_above_score: float | None = None,
 ) -> LabelledImages:
     """The images of a version with at least one instance that `selection` takes.
 
-    Instances that it leaves out come along as unsure if they have the score `unsure_score` at least.
+    Instances that it leaves out come along as unsure if they have the score `ignore_above_score` at least.
     `keep_empty` takes those without as well: an image in which the method found nothing, which teaches that
     nothing is there. Rejected images never come, nor does the share `held_out`, see `is_held_out`. Raises
     StoreError where nothing is left.
@@ -122,7 +130,9 @@ def list_images(
     places: list[NDArray[np.int32]] = []
     for columns in version.columns():
         is_learned = kept_instances(plan, columns.offsets, columns.scores, columns.stabilities)
-        is_kept = is_learned if unsure_score is None else is_learned | (columns.scores >= unsure_score)
+        is_kept = (
+            is_learned if ignore_above_score is None else is_learned | (columns.scores >= ignore_above_score)
+        )
         selected = columns.keep_instances(is_kept)
         statuses = np.asarray(selected.images["status"].to_pylist())
         taken = np.bincount(columns.owners[is_learned], minlength=columns.num_images) > 0
@@ -233,10 +243,10 @@ class SampleMaker(Dataset[Sample]):
             return failed_sample(image_id, detail, (task.side, task.side), task.grid)
         return sample
 
-    def _scene(self, index: int, rng: np.random.Generator) -> Scene:
-        return place_scene(self._source(index), self._task.side, self._task.config.augmentation, rng)
+    def _scene(self, index: int, rng: np.random.Generator) -> Canvas:
+        return place_on_canvas(self._source(index), self._task.side, self._task.config.augmentation, rng)
 
-    def _with_pasted(self, scene: Scene, rng: np.random.Generator) -> Scene:
+    def _with_pasted(self, scene: Canvas, rng: np.random.Generator) -> Canvas:
         try:
             return paste_objects(scene, self._scene(int(rng.integers(len(self._images))), rng), rng)
         except (ImageError, TransientError):

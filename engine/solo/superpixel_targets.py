@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.boxes import mask_boxes_xyxy
 from engine.errors import ConfigurationError
+from engine.masks.boxes import mask_boxes_xyxy
 from engine.solo.config import MASK_STRIDE
 from engine.superpixels.graph import build_graph, labels_at_stride
 from engine.superpixels.hierarchy import number_by_first_pixel

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.boxes import mask_boxes_xyxy
+from engine.masks.boxes import mask_boxes_xyxy
 from engine.solo.config import GridConfig
 
 
@@ -61,13 +61,13 @@ def assign_cells(masks: NDArray[np.bool_], config: GridConfig) -> CellTargets:
     )
 
 
-def leave_open(targets: CellTargets, unsure: CellTargets) -> CellTargets:
+def ignore_cells(targets: CellTargets, unsure: CellTargets) -> CellTargets:
     """The targets of some objects where cells of others, of which it is not sure that they are objects, are
     no background either.
 
     >>> def targets_of(*objectness):
     ...     return CellTargets(objectness=np.float32(objectness), cells=np.arange(0), owners=np.arange(0))
-    >>> leave_open(targets_of(1, 0, 0), targets_of(1, 1, 0)).objectness.tolist()
+    >>> ignore_cells(targets_of(1, 0, 0), targets_of(1, 1, 0)).objectness.tolist()
     [1.0, nan, 0.0]
     """
     is_open = (unsure.objectness == 1) & (targets.objectness == 0)

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.device import autocast
 from engine.encoders.weights import check_fit
 from engine.errors import RunError
-from engine.precision import autocast
 from engine.solo.batch import Batch
 from engine.solo.network import SoloOutputs, build_network
 from engine.solo.objective import LossSums, batch_losses
 from engine.solo.training import TrainingConfig
 from engine.solo.weights import load_network
-from engine.training.distribution import Place, total_over_workers
+from engine.training.distribution import WorkerContext, total_over_workers
 from engine.training.schedule import build_optimiser, learning_rate_at
 
 
@@ -41,7 +41,7 @@ class Figures:
 class SoloTrainer:
     """The network and the optimiser of one worker."""
 
-    def __init__(self, config: TrainingConfig, place: Place, pretrained: bool = True) -> None:
+    def __init__(self, config: TrainingConfig, place: WorkerContext, pretrained: bool = True) -> None:
         """Without `pretrained`, the backbone's weights are not looked for: a state will be loaded."""
         self._config = config
         self._place = place
@@ -100,7 +100,7 @@ class SoloTrainer:
         self._scaler.update()
         return float(norm)
 
-    def begin_from(self, uri: str) -> None:
+    def load_initial(self, uri: str) -> None:
         """Take the weights of a trained network. Raises WeightsError where they are of another kind."""
         state = load_network(uri, self._place.device)[0].state_dict()
         check_fit(state, self.network.state_dict(), f"the network {uri!r} is of another configuration")

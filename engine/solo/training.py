@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from engine.errors import ConfigurationError, ObjectMissing
-from engine.selection import SelectionConfig
+from engine.objects.object_store import ObjectStore
 from engine.solo.config import SoloConfig
 from engine.solo.objective import ObjectiveConfig
 from engine.solo.samples import SampleConfig, SampleTask
-from engine.store.objects import ObjectStore
 from engine.store.pseudo_labels import Version
+from engine.store.selection import SelectionConfig
 from engine.training.schedule import OptimiserConfig
 
 DESCRIPTION_KEY = "training.json"
@@ -53,7 +53,7 @@ class TrainingConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
-    unsure_score: float | None = None
+    ignore_above_score: float | None = None
     """Instances that `selection` leaves out are neither learned nor background where they have this score at
     least; without it, all that is not taken is background."""
 
@@ -95,12 +95,12 @@ def snapshot_key(step: int) -> str:
     return f"network-{step:09d}.safetensors"
 
 
-def name_labels(version: Version) -> dict[str, str]:
-    """Which labels of which images a version holds, for `begin_output`."""
+def labels_fingerprint(version: Version) -> dict[str, str]:
+    """Which labels of which images a version holds, for `create_output`."""
     return {"version": version.name, "content": version.content_digest()}
 
 
-def begin_output(
+def create_output(
     output: ObjectStore, config: TrainingConfig, labels: Mapping[str, str], resume: bool
 ) -> bool:
     """Note in `output` what is trained; whether it holds the result already. Raises like `check_output`."""

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.corpora import Corpus
-from engine.decoding import DecodingConfig, decode_image
 from engine.errors import ImageError
-from engine.evaluation import EvaluatedImage, EvaluationProtocol, evaluate
-from engine.ground_truth import AnnotatedImage
-from engine.matching import match_images
+from engine.evaluation.ground_truth import AnnotatedImage
+from engine.evaluation.matching import match_images
+from engine.evaluation.protocol import EvaluatedImage, EvaluationProtocol, evaluate
+from engine.images.decoding import DecodingConfig, decode_image
+from engine.masks.instances import Instances
 from engine.solo.config import SoloConfig
 from engine.solo.inference import find_instances
-from engine.types import ImageRecord, Instances
+from engine.solo.samples import list_held_out
+from engine.solo.training import TrainingConfig
+from engine.types import ImageRecord
 
 if TYPE_CHECKING:
     from engine.solo.network import SoloNetwork
+    from engine.store.pseudo_labels import Version
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,3 +71,11 @@ def plan_validation(
     return Validation(
         corpus=corpus, images=tuple((match.item, match.truth) for match in matches), decoding=decoding
     )
+
+
+def plan_held_out(
+    version: Version, corpus: Corpus, truths: Sequence[AnnotatedImage], training: TrainingConfig
+) -> Validation:
+    """The part that is not trained on, with its truth."""
+    held_out = list_held_out(version, training.held_out)
+    return plan_validation(corpus, held_out, truths, training.samples.decoding)

@@ -13,9 +13,9 @@ import torch
 
 from engine.encoders.weights import check_fit, digest_state
 from engine.errors import ObjectMissing, StoreError, TransientError, WeightsError
+from engine.objects.object_store import read_uri
 from engine.solo.config import SoloConfig
 from engine.solo.network import SoloNetwork, build_network
-from engine.store.objects import read_uri
 
 Settings = TypeVar("Settings")
 _METADATA_KEY = "maskmill-solo"

@@ -30,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ObjectMissing, StoreError
+from engine.objects.object_store import ObjectStore
 from engine.store import schema
 from engine.store.columns import InstanceColumn, ShardColumns, decode_columns, decode_instance_column
-from engine.store.objects import ObjectStore
 from engine.store.runs import RunRecord
 from engine.store.schema import ShardSummary
 from engine.store.version_info import VersionInfo, describe_difference
@@ -238,7 +238,7 @@ class Version:
             yield decode_instance_column(self._objects.read(key), column, key)
 
     def record_evaluation(self, digest: str, evaluation: Mapping[str, Any]) -> None:
-        """Keep an evaluation (see engine.evaluation) in the version, instead of one of this digest."""
+        """Store an evaluation (see engine.evaluation.protocol), replacing one of the same digest."""
         self._objects.write(self._key(f"{_EVALUATIONS}{digest}.json"), _to_json(evaluation))
 
     def evaluations(self) -> dict[str, dict[str, Any]]:

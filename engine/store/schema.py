@@ -34,7 +34,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.errors import StoreError
-from engine.types import ImageRecord, Instances, Optimality, Outcome, Reason, ShardPlan, Status
+from engine.masks.instances import Instances
+from engine.types import ImageRecord, Optimality, Outcome, Reason, ShardPlan, Status
 
 FORMAT = 1
 _FOOTER_KEY = b"maskmill"

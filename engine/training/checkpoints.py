@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from engine.errors import ObjectMissing, StoreError
-from engine.store.objects import ObjectStore
+from engine.objects.object_store import ObjectStore
 
 CHECKPOINT_KEY = "checkpoint.pt"
 

@@ -14,17 +14,17 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class WorkerContext:
     """Where a worker stands: its number of so many, and the device that it computes on."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def share_of(self, batch_size: int) -> int:
+    def local_batch_size(self, batch_size: int) -> int:
         """Images of a batch that fall to each worker. Raises ConfigurationError where they do not divide.
 
-        >>> Place(world_size=4).share_of(32)
+        >>> WorkerContext(world_size=4).local_batch_size(32)
         8
         """
         if batch_size % self.world_size:

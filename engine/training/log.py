@@ -15,7 +15,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from engine.store.objects import ObjectStore
+from engine.objects.object_store import ObjectStore
 
 
 class RunLog:

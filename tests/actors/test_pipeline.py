@@ -13,7 +13,7 @@ from actors.pool import size_pool
 from actors.storage import Work
 from engine.corpora import FolderCorpus
 from engine.errors import ConfigurationError, RunError
-from engine.store.objects import MemoryObjects
+from engine.objects.memory import MemoryObjects
 from engine.store.pseudo_labels import Version
 from engine.types import ImageRecord, Outcome, Reason, Status
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 
 from actors import pool
-from actors.pool import CHUNKS_IN_HAND, WorkerPool
+from actors.pool import MAX_IN_FLIGHT, WorkerPool
 from engine.errors import DeviceMemoryError, RunError, WeightsError
 from engine.types import Chunk, ImageRecord, Outcome, Reason, ShardPlan, Status
 
@@ -75,7 +75,7 @@ class PlayedActor:
 
     def _ask(self, records: tuple[ImageRecord, ...]) -> Answer:
         self.in_hand += 1
-        assert self.in_hand <= CHUNKS_IN_HAND
+        assert self.in_hand <= MAX_IN_FLIGHT
         return Answer(self, records)
 
 

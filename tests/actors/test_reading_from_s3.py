@@ -14,10 +14,10 @@ from actors import reader
 from actors.reader import ReadCrop, Reader
 from engine.corpora import Corpus, Sa1bCorpus, open_coco, open_corpus, open_hrsid
 from engine.errors import CorpusError
-from engine.planning import check_has_images
-from engine.preparation import PreparationConfig
-from engine.store import s3
-from engine.store.objects import MemoryObjects
+from engine.images.crops import PreparationConfig
+from engine.objects import s3
+from engine.objects.memory import MemoryObjects
+from engine.store.planning import check_has_images
 from engine.types import Chunk, ImageRecord, Outcome, Reason
 
 

@@ -12,24 +12,26 @@ import torch
 from torch import nn
 
 from actors import reader, workers
-from actors.pool import CHUNKS_IN_HAND
+from actors.pool import MAX_IN_FLIGHT
 from actors.workers import Worker
 from engine.corpora import Corpus, FolderCorpus
-from engine.decoding import decode_image, resize_image
 from engine.encoders import EncoderConfig, load_encoder
 from engine.errors import DeviceMemoryError, TransientError
-from engine.labelling import label_images
-from engine.labelling_config import LabellingConfig
-from engine.masks import cross_ious
+from engine.images.decoding import decode_image
+from engine.images.resizing import resize_image
+from engine.images.tiling import TilingConfig
+from engine.labelling.config import LabellingConfig
+from engine.labelling.patch_labeller import label_images
+from engine.masks.instances import Instances
+from engine.masks.rle import cross_ious
+from engine.objects.memory import MemoryObjects
 from engine.refine import CrfConfig, refine_images
 from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
 from engine.solo.inference import find_instances
 from engine.solo.network import build_network
 from engine.solo.weights import load_network, pack_network
-from engine.store.objects import MemoryObjects
-from engine.tiling import TilingConfig
-from engine.types import ImageRecord, Instances, Outcome, Reason, ShardPlan, Status
-from tests.stand_in_cuda import seeing_stand_in, stand_in_cuda
+from engine.types import ImageRecord, Outcome, Reason, ShardPlan, Status
+from tests.fake_cuda import fake_cuda, in_fake_cuda
 
 CONFIG = LabellingConfig(refine="none", encoder=EncoderConfig(image_size=96, batch_size=2))
 SIZE = (96, 96)
@@ -66,9 +68,9 @@ def label(
     worker = Worker(corpus, config, SIZE, device)
     worker.start()
     rows: dict[ImageRecord, Outcome] = {}
-    with ThreadPoolExecutor(CHUNKS_IN_HAND) as threads:
+    with ThreadPoolExecutor(MAX_IN_FLIGHT) as threads:
         chunks = list(plan.chunks(chunk_size))
-        work = seeing_stand_in(worker.label) if device == "cuda" else worker.label
+        work = in_fake_cuda(worker.label) if device == "cuda" else worker.label
         for chunk, outcomes in zip(chunks, threads.map(work, chunks), strict=True):
             assert {row.record for row in outcomes} == set(chunk.records)
             assert len(outcomes) == len(chunk.records)
@@ -112,7 +114,7 @@ def test_a_worker_on_a_gpu_labels_as_one_without(
     config = by_network if method == "solo" else replace(CONFIG, method=method)
     config = replace(config, refine="crf", crf=CrfConfig(backend="torch"), tiling=TilingConfig(tile=48))
     expected = label(corpus, config)
-    with stand_in_cuda():
+    with fake_cuda():
         rows = label(corpus, config, device="cuda")
     assert sum(row.instances is not None for row in rows) >= 2
     for row, other in zip(rows, expected, strict=True):
@@ -173,7 +175,7 @@ def test_an_image_that_refinement_fails_at_does_not_take_its_batch_along(
             raise RuntimeError("surprise")
         return refine_images(images, *arguments, **keywords)
 
-    monkeypatch.setattr("engine.candidates.refine_images", refine_or_fail)
+    monkeypatch.setattr("engine.labelling.candidates.refine_images", refine_or_fail)
     rows = label(corpus, config)
     assert (rows[1].reason, rows[1].detail) == (Reason.FAILED, "while labelling: RuntimeError: surprise")
     for i in (0, 2, 3):
@@ -184,7 +186,9 @@ def test_an_image_that_refinement_fails_at_does_not_take_its_batch_along(
     assert sizes == [3, 1, 1, 1]
 
 
-@pytest.mark.parametrize("where", ["engine.candidates.refine_images", "engine.encoders.vit.upload_images"])
+@pytest.mark.parametrize(
+    "where", ["engine.labelling.candidates.refine_images", "engine.encoders.vit.upload_images"]
+)
 def test_want_of_gpu_memory_is_no_images_fault(
     corpus: FolderCorpus, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +210,7 @@ def test_a_worker_that_a_gpu_has_no_room_for_says_so_when_it_starts(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("engine.encoders.vit.upload_images", fail)
-    with stand_in_cuda(), pytest.raises(DeviceMemoryError):
+    with fake_cuda(), pytest.raises(DeviceMemoryError):
         Worker(corpus, CONFIG, SIZE, "cuda").start()
     assert sizes == [(1, CONFIG.encoder.batch_size)]
 
@@ -283,6 +287,6 @@ def test_an_image_that_a_network_fails_at_is_a_row(
     def fail(*_: object) -> None:
         raise RuntimeError("surprise")
 
-    monkeypatch.setattr("engine.solo.labelling.detect", fail)
+    monkeypatch.setattr("engine.labelling.network_labeller.detect", fail)
     rows = label(corpus, by_network)
     assert [row.reason for row in rows] == [Reason.FAILED] * 2 + [Reason.NOT_AN_IMAGE, Reason.FAILED]

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from jobs.console import run_job as exit_after
+from jobs.cli.console import run_job as exit_after
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

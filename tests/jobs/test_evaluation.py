@@ -10,16 +10,17 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from engine.boxes import mask_boxes_xyxy
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
-from engine.labelling_config import LabellingConfig
-from engine.masks import encode_rles
-from engine.store.objects import open_objects
+from engine.labelling.config import LabellingConfig
+from engine.masks.boxes import mask_boxes_xyxy
+from engine.masks.instances import Instances
+from engine.masks.rle import encode_rles
+from engine.objects.object_store import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.version_info import VersionInfo
-from engine.types import ImageRecord, Instances, Outcome, Status
-from jobs import evaluate, judge_encoder, sweep
+from engine.types import ImageRecord, Outcome, Status
+from jobs import evaluate, evaluate_encoder, sweep
 
 SMALL = LabellingConfig(refine="none", encoder=EncoderConfig(image_size=96))
 
@@ -175,8 +176,8 @@ def test_an_encoder_is_judged(
     annotated_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "judgement.json"
-    judge_encoder.main(
-        judge_encoder.JudgeArguments(
+    evaluate_encoder.main(
+        evaluate_encoder.JudgeArguments(
             corpus=str(annotated_folder),
             ground_truth=str(annotated_folder / "masks"),
             labelling=SMALL,
@@ -188,7 +189,7 @@ def test_an_encoder_is_judged(
     judgement = json.loads(output.read_text())
     assert judgement["encoder"]["name"] == "embedded"
     assert judgement["images"] == 4
-    assert judgement["methods"].keys() == set(judge_encoder.METHODS)
+    assert judgement["methods"].keys() == set(evaluate_encoder.METHODS)
     assert judgement["methods"]["promerge"]["masks"]["AR@100"] > 0
     assert 0.8 < judgement["foreground_auc"] <= 1
     assert 0.5 < judgement["foreground_auc_of_pixels"] <= 1

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.store.objects import open_objects
+from engine.masks.instances import Instances
+from engine.objects.object_store import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.version_info import VersionInfo
-from engine.types import ImageRecord, Instances, Outcome, Reason, Status
+from engine.types import ImageRecord, Outcome, Reason, Status
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")
 # A bitmap of 3 x 2 black pixels.

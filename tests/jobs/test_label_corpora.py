@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from engine.corpora import open_corpus
-from engine.masks import decode_rles
-from engine.store.objects import open_objects
+from engine.masks.rle import decode_rles
+from engine.objects.object_store import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.types import Reason, Status
-from jobs.console import parse_arguments
+from jobs.cli.console import parse_arguments
 from jobs.label_coco import CocoArguments
 from jobs.label_hrsid import HrsidArguments
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.store.objects import open_objects
+from engine.objects.object_store import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.types import Reason, Status
 

@@ -12,7 +12,8 @@ import pytest
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError, CorpusError
 from engine.proposals.config import MultiCutConfig
-from jobs import benchmark, benchmark_refinement, choose_bias, evaluate_superpixels
+from jobs import benchmark, choose_bias
+from jobs.studies import benchmark_refinement, evaluate_superpixels
 
 
 @pytest.fixture

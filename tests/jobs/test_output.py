@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ConfigurationError
-from engine.store.objects import read_uri
-from jobs.output import check_output, write_output
+from engine.objects.object_store import read_uri
+from jobs.cli.output import check_output, write_output
 
 
 def test_outputs_are_written_wherever_they_are_named(
@@ -50,7 +50,7 @@ TRUTH = ("--ground-truth", "nowhere")
         ("choose_bias", CORPUS),
         ("evaluate", ("--store", "nowhere", *TRUTH)),
         ("evaluate_superpixels", ("--coco", "nowhere")),
-        ("judge_encoder", (*CORPUS, *TRUTH)),
+        ("evaluate_encoder", (*CORPUS, *TRUTH)),
         ("sweep", (*CORPUS, *TRUTH)),
         ("sweep --plot", (*CORPUS, *TRUTH, "--grid", "promerge.tau-b=0.1")),
     ],

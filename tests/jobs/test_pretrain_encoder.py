@@ -14,16 +14,16 @@ import torch
 from engine.corpora import FolderCorpus
 from engine.encoders import EncoderConfig, load_encoder
 from engine.errors import StoreError
+from engine.objects.local import LocalObjects
+from engine.objects.memory import MemoryObjects
 from engine.pretraining.card import CARD_KEY, ENCODER_KEY
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoConfig
 from engine.pretraining.regions import RegionConfig
 from engine.pretraining.run import LOG_KEY, RunSettings, pretrain
 from engine.pretraining.views import ViewConfig
-from engine.store.local import LocalObjects
-from engine.store.objects import MemoryObjects
 from engine.training.checkpoints import CHECKPOINT_KEY
-from engine.training.distribution import Place
+from engine.training.distribution import WorkerContext
 from jobs.pretrain_encoder import share_cpus
 
 CONFIG = PretrainingConfig(
@@ -74,9 +74,9 @@ def test_a_job_goes_on_with_a_run_that_stopped(
     corpus, output = FolderCorpus.open(str(image_folder(10))), tmp_path / "encoder"
     settings = RunSettings(cache=tmp_path / "cache", processes=0, log_every=2, checkpoint_minutes=0)
     whole = MemoryObjects()
-    pretrain([corpus], whole, CONFIG, settings, Place())
+    pretrain([corpus], whole, CONFIG, settings, WorkerContext())
     with pytest.raises(StoreError):
-        pretrain([corpus], StoppingObjects(output), CONFIG, settings, Place())
+        pretrain([corpus], StoppingObjects(output), CONFIG, settings, WorkerContext())
 
     flags = ["--corpus", corpus.uri, "--output", str(output), "--cache", str(tmp_path / "cache"), *FLAGS]
     refused = run_here("pretrain_encoder", *flags)

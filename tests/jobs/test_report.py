@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.store.objects import open_objects
+from engine.objects.object_store import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Outcome, Reason, Status

@@ -16,17 +16,18 @@ import pytest
 import torch
 
 from engine.corpora import FolderCorpus
-from engine.decoding import decode_image, fit_image
 from engine.errors import UsageError
-from engine.instances import make_outcome
-from engine.solo.labelling import CheckpointLabeller
+from engine.images.decoding import decode_image
+from engine.images.resizing import fit_image
+from engine.labelling.network_labeller import CheckpointLabeller
+from engine.labelling.outcomes import make_outcome
+from engine.objects.local import LocalObjects
 from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleMaker, list_images
-from engine.store.local import LocalObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
-from engine.training.distribution import Place
+from engine.training.distribution import WorkerContext
 from engine.types import Outcome, ShardPlan, Status
-from jobs.console import parse_arguments
+from jobs.cli.console import parse_arguments
 from jobs.self_train import SelfTrainArguments
 
 _JOB = Path(__file__).parents[2] / "jobs/self_train.py"
@@ -109,7 +110,9 @@ def train_and_predict_here(root: Path, given: list[str]) -> list[Outcome]:
     maker = SampleMaker(images, corpus, arguments.trainer.cache, config.sample_task)
     # Sums depend on the number of threads: the training's, and one for labelling.
     torch.set_num_threads(threads_in((root / "log").read_text()))
-    train_solo(Run(output=output, config=config, settings=arguments.trainer.run, place=Place()), maker)
+    train_solo(
+        Run(output=output, config=config, settings=arguments.trainer.run, place=WorkerContext()), maker
+    )
     torch.set_num_threads(1)
     networks = [f"{output.uri}/{key}" for key in output.keys("network-")]
     assert len(networks) == 3
@@ -119,7 +122,7 @@ def train_and_predict_here(root: Path, given: list[str]) -> list[Outcome]:
         if outcome.status != Status.REJECTED:
             image = decode_image(corpus.read(outcome.record), config.samples.decoding)
             square = fit_image(image, 64)
-            labels = labeller.label(labeller.look_at(square[None]), 0, square, image.shape[:2])
+            labels = labeller.label(labeller.forward(square[None]), 0, square, image.shape[:2])
             rows.append(make_outcome(outcome.record, image.shape[:2], "", labels))
     return rows
 
@@ -251,6 +254,6 @@ def test_what_the_later_rounds_learn_with() -> None:
     assert (first.steps, later.steps, later.optimiser.learning_rate) == (90, 70, 0.5)
     assert (later.objective.mask_term, later.objective.needs_superpixels) == ("adaptive", False)
     assert later.solo == first.solo
-    assert (first.unsure_score, later.unsure_score) == (None, 0.1)
+    assert (first.ignore_above_score, later.ignore_above_score) == (None, 0.1)
     again = replace(config, later=replace(config.later, loss="superpixel")).training_of(4)
     assert again.objective == first.objective

@@ -22,14 +22,14 @@ from safetensors.numpy import load_file
 
 from engine.corpora import FolderCorpus
 from engine.errors import UsageError
+from engine.objects.local import LocalObjects
 from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleMaker, list_images
-from engine.store.local import LocalObjects
 from engine.store.pseudo_labels import PseudoLabelStore
-from engine.training.distribution import Place
+from engine.training.distribution import WorkerContext
 from engine.training.log import read_figures
 from engine.types import Status
-from jobs.console import parse_arguments
+from jobs.cli.console import parse_arguments
 from jobs.train_solo import TrainArguments
 
 _JOB = Path(__file__).parents[2] / "jobs/train_solo.py"
@@ -144,7 +144,9 @@ def train_here(given: list[str]) -> Path:
         arguments.trainer.cache,
         config.sample_task,
     )
-    train_solo(Run(output=output, config=config, settings=arguments.trainer.run, place=Place()), maker)
+    train_solo(
+        Run(output=output, config=config, settings=arguments.trainer.run, place=WorkerContext()), maker
+    )
     return Path(output.uri)
 
 

@@ -8,7 +8,7 @@ import pytest
 from engine.corpora import open_coco, open_corpus, open_hrsid
 from engine.corpora.image_list import ImageList
 from engine.errors import CorpusError, ImageError
-from engine.store.objects import MemoryObjects
+from engine.objects.memory import MemoryObjects
 from engine.types import ImageRecord, Reason
 
 IMAGES = [

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from engine.corpora import FolderCorpus, open_corpus
-from engine.decoding import DecodingConfig, decode_image
 from engine.errors import CorpusError, ImageError
+from engine.images.decoding import DecodingConfig, decode_image
 from engine.types import Reason
 
 

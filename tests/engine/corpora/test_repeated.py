@@ -1,6 +1,6 @@
 from engine.corpora import FolderCorpus
 from engine.corpora.repeated import RepeatedCorpus
-from engine.store.objects import MemoryObjects
+from engine.objects.memory import MemoryObjects
 
 
 def test_images_come_again_until_there_are_enough() -> None:

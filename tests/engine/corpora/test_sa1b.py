@@ -11,7 +11,7 @@ import pytest
 
 from engine.corpora import Sa1bCorpus, open_corpus, tar_index
 from engine.errors import CorpusError, ImageError
-from engine.store.objects import MemoryObjects
+from engine.objects.memory import MemoryObjects
 from engine.types import ImageRecord, Reason
 
 MakeTar = Callable[..., bytes]

@@ -9,12 +9,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from engine.decoding import DecodingConfig, decode_image, resize_image
 from engine.encoders import EncoderConfig, load_encoder
 from engine.encoders.vit import EMBEDDED_FILE
 from engine.encoders.weights import read_weights
-from engine.ground_truth import read_ground_truth
-from engine.probing import ProbeConfig, draw_patches, foreground_auc, foreground_patches
+from engine.evaluation.ground_truth import read_ground_truth
+from engine.evaluation.linear_probe import ProbeConfig, draw_patches, foreground_auc, foreground_patches
+from engine.images.decoding import DecodingConfig, decode_image
+from engine.images.resizing import resize_image
 
 
 def test_the_embedded_encoder_is_small_and_states_what_it_is() -> None:

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.boxes import mask_boxes_xyxy
 from engine.corpora import Corpus, FolderCorpus
-from engine.masks import encode_rles
-from engine.store.objects import MemoryObjects, ObjectStore, open_objects
+from engine.masks.boxes import mask_boxes_xyxy
+from engine.masks.instances import Instances
+from engine.masks.rle import encode_rles
+from engine.objects.memory import MemoryObjects
+from engine.objects.object_store import ObjectStore, open_objects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.version_info import VersionInfo
-from engine.types import ImageRecord, Instances, Outcome, Reason, Status
+from engine.types import ImageRecord, Outcome, Reason, Status
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")
 SIZE = (24, 40)

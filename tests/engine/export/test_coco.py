@@ -11,8 +11,9 @@ from torchvision.datasets import CocoDetection
 
 from engine.export import ExportConfig, export_version
 from engine.export.split import SplitConfig
-from engine.selection import SelectionConfig
-from engine.store.objects import MemoryObjects, open_objects
+from engine.objects.memory import MemoryObjects
+from engine.objects.object_store import open_objects
+from engine.store.selection import SelectionConfig
 
 CONFIG = ExportConfig(format="coco", split=SplitConfig(val_fraction=0.3))
 

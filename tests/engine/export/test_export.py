@@ -17,8 +17,9 @@ from engine.errors import ConfigurationError, CorpusError, StoreError, Transient
 from engine.export import ExportConfig, ExportReport, export_version
 from engine.export.images import safe_name
 from engine.export.split import SplitConfig, is_validation
-from engine.selection import SelectionConfig
-from engine.store.objects import MemoryObjects, ObjectStore, open_objects
+from engine.objects.memory import MemoryObjects
+from engine.objects.object_store import ObjectStore, open_objects
+from engine.store.selection import SelectionConfig
 from engine.types import ImageRecord
 
 COCO = ExportConfig(format="coco")

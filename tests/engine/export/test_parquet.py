@@ -7,9 +7,9 @@ import pytest
 
 from engine.export import ExportConfig, export_version, rolling
 from engine.export.split import SplitConfig
-from engine.masks import decode_rles
-from engine.selection import SelectionConfig
-from engine.store.objects import open_objects
+from engine.masks.rle import decode_rles
+from engine.objects.object_store import open_objects
+from engine.store.selection import SelectionConfig
 
 
 @pytest.mark.parametrize("has_images", [False, True])

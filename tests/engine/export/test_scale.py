@@ -9,15 +9,16 @@ import numpy as np
 import psutil
 import pytest
 
-from engine.boxes import mask_boxes_xyxy
 from engine.export import ExportConfig, ExportReport, export_version
-from engine.masks import encode_rles
+from engine.masks.boxes import mask_boxes_xyxy
+from engine.masks.instances import Instances
+from engine.masks.rle import encode_rles
+from engine.objects.local import LocalObjects
 from engine.report import build_report
-from engine.selection import SelectionConfig
-from engine.store.local import LocalObjects
 from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.selection import SelectionConfig
 from engine.store.version_info import VersionInfo
-from engine.types import ImageRecord, Instances, Outcome, Status
+from engine.types import ImageRecord, Outcome, Status
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")
 NUM_IMAGES = 100_000

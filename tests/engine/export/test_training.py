@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from engine.export import ExportConfig, export_version
 from engine.export.split import SplitConfig
-from engine.store.objects import open_objects
+from engine.objects.object_store import open_objects
 
 
 def test_mask_r_cnn_learns_from_a_coco_export(make_labelled: Callable[..., Any], tmp_path: Path) -> None:

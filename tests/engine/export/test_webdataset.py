@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from engine.export import ExportConfig, export_version, rolling
 from engine.export.split import SplitConfig
-from engine.store.objects import open_objects
+from engine.objects.object_store import open_objects
 
 CONFIG = ExportConfig(format="webdataset", split=SplitConfig(val_fraction=0.3))
 

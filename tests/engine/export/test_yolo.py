@@ -10,7 +10,7 @@ import yaml
 from engine.export import ExportConfig, export_version
 from engine.export.images import safe_name
 from engine.export.split import SplitConfig
-from engine.store.objects import open_objects
+from engine.objects.object_store import open_objects
 
 with warnings.catch_warnings():
     # It says that it has no OpenCV and does without.

@@ -8,14 +8,14 @@ import torch
 
 from engine.corpora import FolderCorpus
 from engine.errors import ConfigurationError
+from engine.objects.local import LocalObjects
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoConfig
 from engine.pretraining.regions import RegionConfig
 from engine.pretraining.run import LOG_KEY, RunSettings, pretrain
 from engine.pretraining.schedules import OptimiserConfig
 from engine.pretraining.views import ViewConfig
-from engine.store.local import LocalObjects
-from engine.training.distribution import Place
+from engine.training.distribution import WorkerContext
 
 # The contrast of regions is left out: each worker contrasts the regions of its own images only.
 CONFIG = PretrainingConfig(
@@ -44,7 +44,7 @@ def work(rank: int, world_size: int, folder: Path) -> None:
     corpus = FolderCorpus.open(str(folder / "images"))
     settings = RunSettings(cache=folder / "cache", processes=0, log_every=1)
     output = LocalObjects(folder / f"out{world_size}")
-    pretrain([corpus], output, CONFIG, settings, Place(rank=rank, world_size=world_size))
+    pretrain([corpus], output, CONFIG, settings, WorkerContext(rank=rank, world_size=world_size))
     if world_size > 1:
         torch.distributed.destroy_process_group()
 
@@ -63,6 +63,6 @@ def test_two_workers_are_one_with_the_same_batches(photograph, encode_image, tmp
 
 
 def test_a_batch_is_shared_in_whole_images():
-    assert Place(world_size=3).share_of(12) == 4
+    assert WorkerContext(world_size=3).local_batch_size(12) == 4
     with pytest.raises(ConfigurationError, match="give a multiple"):
-        Place(world_size=3).share_of(4)
+        WorkerContext(world_size=3).local_batch_size(4)

@@ -10,6 +10,7 @@ from engine.encoders import EncoderConfig, load_encoder
 from engine.encoders.vit import EMBEDDED_FILE
 from engine.encoders.weights import digest_state, read_weights
 from engine.errors import ConfigurationError, CorpusError, RunError, StoreError, WeightsError
+from engine.objects.memory import MemoryObjects
 from engine.pretraining.card import CARD_KEY, ENCODER_KEY
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoConfig
@@ -26,11 +27,10 @@ from engine.pretraining.run import (
 from engine.pretraining.schedules import OptimiserConfig
 from engine.pretraining.trainer import Pretrainer
 from engine.pretraining.views import ViewConfig, Views
-from engine.store.objects import MemoryObjects
 from engine.training.checkpoints import CHECKPOINT_KEY, read_checkpoint
-from engine.training.distribution import Place
+from engine.training.distribution import WorkerContext
 from engine.training.order import epoch_order
-from tests.stand_in_cuda import stand_in_cuda
+from tests.fake_cuda import fake_cuda
 
 CONFIG = PretrainingConfig(
     name="test_vit",
@@ -76,12 +76,12 @@ class StoppingObjects(MemoryObjects):
 
 def test_a_resumed_run_ends_with_the_same_bytes(corpus, settings):
     whole, broken = MemoryObjects(), StoppingObjects()
-    pretrain([corpus], whole, CONFIG, settings, Place())
+    pretrain([corpus], whole, CONFIG, settings, WorkerContext())
     with pytest.raises(StoreError):
-        pretrain([corpus], broken, CONFIG, settings, Place())
+        pretrain([corpus], broken, CONFIG, settings, WorkerContext())
     images = digest_images([corpus], None)
     assert not check_output(broken, CONFIG, images, resume=True)
-    pretrain([corpus], broken, CONFIG, settings, Place())
+    pretrain([corpus], broken, CONFIG, settings, WorkerContext())
     assert whole.read(ENCODER_KEY) == broken.read(ENCODER_KEY)
     lines = [[json.loads(line) for line in store.read(LOG_KEY).splitlines()] for store in (whole, broken)]
     assert [line["step"] for line in lines[0]] == [2, 4, 5]
@@ -95,7 +95,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(corpus, settings):
 def test_the_encoder_loads_by_its_name_and_file(corpus, settings, tmp_path):
     output = MemoryObjects()
     config = replace(CONFIG, steps=1, dino=replace(CONFIG.dino, weight=0))
-    pretrain([corpus], output, config, settings, Place())
+    pretrain([corpus], output, config, settings, WorkerContext())
     file = tmp_path / "encoder.safetensors"
     file.write_bytes(output.read(ENCODER_KEY))
     encoder = load_encoder(EncoderConfig(name="test_vit", weights=str(file), image_size=48), "cpu")
@@ -137,7 +137,7 @@ def test_training_goes_on_from_the_embedded_encoder():
 def test_without_the_image_level_loss_nothing_behind_the_keys_moves(corpus, settings):
     config = replace(CONFIG, dino=replace(CONFIG.dino, weight=0))
     output = MemoryObjects()
-    pretrain([corpus], output, config, settings, Place())
+    pretrain([corpus], output, config, settings, WorkerContext())
     student = read_checkpoint(output)["trainer"]["student"]
     before = build_network(config).state_dict()
     assert before.keys() == student.keys()
@@ -153,7 +153,7 @@ def test_without_the_image_level_loss_nothing_behind_the_keys_moves(corpus, sett
 
 def test_other_runs_are_not_overwritten(corpus, settings):
     output, images = MemoryObjects(), digest_images([corpus], None)
-    pretrain([corpus], output, replace(CONFIG, steps=1), settings, Place())
+    pretrain([corpus], output, replace(CONFIG, steps=1), settings, WorkerContext())
     with pytest.raises(ConfigurationError, match="--resume"):
         check_output(output, replace(CONFIG, steps=1), images, resume=False)
     with pytest.raises(ConfigurationError, match=r"another configuration \(it differs in seed, steps\)"):
@@ -165,19 +165,19 @@ def test_other_runs_are_not_overwritten(corpus, settings):
 
 def test_a_damaged_cache_is_made_anew(corpus, settings):
     first, second = MemoryObjects(), MemoryObjects()
-    pretrain([corpus], first, replace(CONFIG, steps=1), settings, Place())
+    pretrain([corpus], first, replace(CONFIG, steps=1), settings, WorkerContext())
     kept = [path for path in settings.cache.rglob("*") if path.is_file()]
     assert kept
     for path in kept:
         path.write_bytes(b"")
-    pretrain([corpus], second, replace(CONFIG, steps=1), settings, Place())
+    pretrain([corpus], second, replace(CONFIG, steps=1), settings, WorkerContext())
     assert first.read(ENCODER_KEY) == second.read(ENCODER_KEY)
 
 
 def test_a_time_budget_ends_the_run_and_its_schedules(corpus, settings):
     output = MemoryObjects()
     config = replace(CONFIG, steps=10_000, max_minutes=0.5 / 60)
-    pretrain([corpus], output, config, settings, Place())
+    pretrain([corpus], output, config, settings, WorkerContext())
     last = json.loads(output.read(LOG_KEY).splitlines()[-1])
     assert last["progress"] == 1
     assert last["step"] < 500
@@ -186,7 +186,7 @@ def test_a_time_budget_ends_the_run_and_its_schedules(corpus, settings):
 
 def test_a_loss_that_is_no_number_stops_the_run():
     trainer = Pretrainer(
-        replace(CONFIG, optimiser=OptimiserConfig(learning_rate=1e30, warmup_share=0)), Place()
+        replace(CONFIG, optimiser=OptimiserConfig(learning_rate=1e30, warmup_share=0)), WorkerContext()
     )
     views = Views(
         torch.randint(256, (4, 2, 3, 32, 32), dtype=torch.uint8),
@@ -205,9 +205,9 @@ def test_a_step_on_a_gpu_measures_what_one_without_does():
         torch.randint(0, 256, (4, 1, 3, 16, 16), dtype=torch.uint8),
         torch.randint(0, 3, (4, 2, 4, 4), dtype=torch.uint8),
     )
-    expected = Pretrainer(CONFIG, Place()).train_step(views, 0.5)
-    with stand_in_cuda():
-        figures = Pretrainer(CONFIG, Place(device=torch.device("cuda"))).train_step(views, 0.5)
+    expected = Pretrainer(CONFIG, WorkerContext()).train_step(views, 0.5)
+    with fake_cuda():
+        figures = Pretrainer(CONFIG, WorkerContext(device=torch.device("cuda"))).train_step(views, 0.5)
     for name in ("loss", "dino", "regions", "region_accuracy", "teacher_entropy", "key_spread"):
         assert getattr(figures, name) == pytest.approx(getattr(expected, name), rel=1e-3), name
 
@@ -216,7 +216,7 @@ def test_a_corpus_of_nothing_readable_says_so(tmp_path, settings):
     (tmp_path / "a.png").write_bytes(b"")
     corpus = FolderCorpus.open(str(tmp_path))
     with pytest.raises(CorpusError, match=r"1 images in a row cannot be read, the first is a\.png"):
-        pretrain([corpus], MemoryObjects(), CONFIG, settings, Place())
+        pretrain([corpus], MemoryObjects(), CONFIG, settings, WorkerContext())
 
 
 def test_every_epoch_sees_every_image_in_another_order():

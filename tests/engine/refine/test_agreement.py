@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 
-from engine.masks import paired_ious
+from engine.masks.components import paired_ious
 from engine.refine import CrfConfig, refine_images, refine_masks
 from engine.refine.tensor_mean_field import refine_batch
 

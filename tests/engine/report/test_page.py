@@ -12,13 +12,14 @@ import pytest
 
 from engine.corpora import Corpus
 from engine.errors import ImageError
-from engine.masks import encode_rles
+from engine.masks.instances import Instances
+from engine.masks.rle import encode_rles
+from engine.objects.memory import MemoryObjects
 from engine.report import build_report
-from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.runs import RunRecord
 from engine.store.version_info import VersionInfo
-from engine.types import ImageRecord, Instances, Outcome, Reason, Status
+from engine.types import ImageRecord, Outcome, Reason, Status
 
 INFO = VersionInfo(
     round=0,

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from engine.decoding import DecodingConfig
+from engine.images.decoding import DecodingConfig
+from engine.masks.instances import Instances
+from engine.objects.memory import MemoryObjects
 from engine.report.charts import bar_chart, line_chart
 from engine.report.histogram import Histogram, count_edges, share_edges
 from engine.report.pictures import PictureMaker, PicturePicker
@@ -13,10 +15,9 @@ from engine.report.rounds import Round
 from engine.report.signatures import find_signatures
 from engine.report.statistics import Statistics
 from engine.store.columns import ShardColumns
-from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.version_info import VersionInfo
-from engine.types import ImageRecord, Instances, Outcome, Reason, Status
+from engine.types import ImageRecord, Outcome, Reason, Status
 
 INFO = VersionInfo(round=1, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")
 NO_EVALUATION = Round(

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.boxes import xyxy_to_xywh
-from engine.ground_truth import AnnotatedImage
-from engine.planning import repeat_plans
-from engine.selection import SelectionConfig
+from engine.evaluation.ground_truth import AnnotatedImage
+from engine.masks.boxes import xyxy_to_xywh
+from engine.objects.local import LocalObjects
 from engine.selftraining.figures import measure_round
 from engine.selftraining.rounds import LaterRoundsConfig, SelfTrainingConfig
 from engine.solo.training import TrainingConfig
-from engine.store.local import LocalObjects
+from engine.store.planning import copy_plans
 from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.selection import SelectionConfig
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def rounds(labelled_discs):
     store = PseudoLabelStore(LocalObjects(labelled_discs[1]))
     before = store.version(0)
     after = store.begin(replace(before.info, round=1, parent=before.name), "resume")
-    assert repeat_plans(before, after) == 9
+    assert copy_plans(before, after) == 9
     rows = []
     for outcome in before.outcomes():
         found = outcome.instances

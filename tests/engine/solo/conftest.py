@@ -9,38 +9,23 @@ import numpy as np
 import pytest
 
 from engine.corpora import FolderCorpus
-from engine.selection import SelectionConfig
-from engine.solo.batch import Scene
-from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
+from engine.objects.local import LocalObjects
+from engine.objects.memory import MemoryObjects
+from engine.solo.batch import Canvas
 from engine.solo.samples import SampleConfig, SampleMaker, list_images
 from engine.solo.training import TrainingConfig
-from engine.store.local import LocalObjects
-from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.selection import SelectionConfig
 from engine.superpixels import SuperpixelConfig
 from engine.superpixels.hierarchy import number_by_first_pixel
 from engine.training.schedule import OptimiserConfig
 
 
 @pytest.fixture
-def tiny_solo() -> SoloConfig:
-    return SoloConfig(
-        backbone="test_resnet",
-        image_size=64,
-        pyramid_channels=16,
-        head_channels=16,
-        mask_channels=16,
-        head_depth=1,
-        grid=GridConfig(grids=(8, 6, 4, 3, 2), ranges_px=((1, 16), (8, 24), (16, 40), (32, 64), (48, 128))),
-        detection=DetectionConfig(max_before_nms=100, max_instances=50),
-    )
-
-
-@pytest.fixture
-def make_scene() -> Callable[..., Scene]:
+def make_scene() -> Callable[..., Canvas]:
     """`make_scene(seed, boxes)` is a 64 x 64 scene of bright boxes, its lowest 8 rows off the image."""
 
-    def make(seed: int, boxes_xyxy: list[tuple[int, int, int, int]]) -> Scene:
+    def make(seed: int, boxes_xyxy: list[tuple[int, int, int, int]]) -> Canvas:
         rng = np.random.default_rng(seed)
         image = rng.integers(0, 60, (64, 64, 3)).astype(np.uint8)
         masks = np.zeros((len(boxes_xyxy), 64, 64), bool)
@@ -54,7 +39,7 @@ def make_scene() -> Callable[..., Scene]:
         labels[56:] = -1
         labels[:56] = number_by_first_pixel(labels[:56])
         weights = np.linspace(0.25, 1, len(masks), dtype=np.float32)
-        return Scene(image_hwc=image, shown_hwc=image, masks=masks, weights=weights, superpixels=labels)
+        return Canvas(image_hwc=image, shown_hwc=image, masks=masks, weights=weights, superpixels=labels)
 
     return make
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.solo.batch import Scene, collate, make_sample
+from engine.solo.batch import Canvas, collate, make_sample
 from engine.solo.config import SoloConfig
 from engine.solo.network import build_network
 from engine.solo.objective import ObjectiveConfig, batch_losses
@@ -15,7 +15,7 @@ from engine.solo.superpixel_targets import SuperpixelLossConfig
 SIDE, NUM_OBJECTS = 320, 20
 
 
-def crowded_scene() -> Scene:
+def crowded_scene() -> Canvas:
     """600 superpixels, about, and 20 objects of 30 to 120 pixels."""
     rng = np.random.default_rng(0)
     cells = np.arange(SIDE) * 25 // SIDE
@@ -27,7 +27,7 @@ def crowded_scene() -> Scene:
         mask[top : top + height, left : left + width] = True
     image = rng.integers(0, 255, (SIDE, SIDE, 3)).astype(np.uint8)
     weights = np.ones(NUM_OBJECTS, np.float32)
-    return Scene(image_hwc=image, shown_hwc=image, masks=masks, weights=weights, superpixels=labels)
+    return Canvas(image_hwc=image, shown_hwc=image, masks=masks, weights=weights, superpixels=labels)
 
 
 @pytest.mark.slow

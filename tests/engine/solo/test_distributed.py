@@ -12,20 +12,21 @@ import torch.distributed
 import torch.multiprocessing
 
 from engine.corpora import FolderCorpus
-from engine.selection import SelectionConfig
-from engine.solo.config import RunSettings, SoloConfig
+from engine.objects.local import LocalObjects
+from engine.solo.config import SoloConfig
 from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleConfig, SampleMaker, list_images
 from engine.solo.training import TrainingConfig
-from engine.store.local import LocalObjects
 from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.selection import SelectionConfig
 from engine.superpixels import SuperpixelConfig
-from engine.training.distribution import Place
+from engine.training.distribution import WorkerContext
 from engine.training.log import read_figures
 from engine.training.schedule import OptimiserConfig
+from engine.training.settings import RunSettings
 
 
-def train(discs: tuple[Path, Path], output: Path, config: TrainingConfig, place: Place) -> None:
+def train(discs: tuple[Path, Path], output: Path, config: TrainingConfig, place: WorkerContext) -> None:
     images, store = discs
     labelled = list_images(PseudoLabelStore(LocalObjects(store)).version(), SelectionConfig())
     corpus = FolderCorpus.open(str(images))
@@ -39,7 +40,7 @@ def train_one_of_two(
 ) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    train(discs, output, config, Place(rank=rank, world_size=2))
+    train(discs, output, config, WorkerContext(rank=rank, world_size=2))
     torch.distributed.destroy_process_group()
 
 
@@ -63,12 +64,12 @@ def test_two_processes_learn_what_one_learns(
         nprocs=2,
         start_method="spawn",
     )
-    train(labelled_discs, tmp_path / "one", config, Place())
+    train(labelled_discs, tmp_path / "one", config, WorkerContext())
     one, two = (read_figures(LocalObjects(tmp_path / name)) for name in ("one", "two"))
     for name in ("loss", "focal", "mask", "soft", "positives", "fallback_share", "gradient_norm"):
         np.testing.assert_allclose([x[name] for x in two], [x[name] for x in one], rtol=1e-3, err_msg=name)
     # Without dividing by the counts of both, the parts of unequal images would weigh otherwise.
     alone = replace(config, batch_size=2)
-    train(labelled_discs, tmp_path / "half", alone, Place())
+    train(labelled_discs, tmp_path / "half", alone, WorkerContext())
     half = read_figures(LocalObjects(tmp_path / "half"))
     assert abs(half[0]["loss"] / one[0]["loss"] - 1) > 1e-2

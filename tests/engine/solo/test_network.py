@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from engine.errors import WeightsError
-from engine.masks import cross_ious, decode_rles
+from engine.masks.rle import cross_ious, decode_rles
 from engine.solo.config import DetectionConfig
 from engine.solo.inference import detect, find_instances, fit_image, fit_size, matrix_nms
 from engine.solo.layers import FrozenBatchNorm, with_coordinates

@@ -7,26 +7,27 @@ import numpy as np
 import pytest
 
 from engine.corpora import FolderCorpus
-from engine.ground_truth import read_ground_truth
-from engine.instances import make_instances
-from engine.masks import decode_rles
-from engine.selection import SelectionConfig
+from engine.evaluation.ground_truth import read_ground_truth
+from engine.masks.packing import make_instances
+from engine.masks.rle import decode_rles
+from engine.objects.memory import MemoryObjects
 from engine.solo.augmentation import AugmentationConfig
 from engine.solo.batch import collate, make_sample
-from engine.solo.config import GridConfig, RunSettings, SoloConfig
+from engine.solo.config import GridConfig, SoloConfig
 from engine.solo.inference import find_instances
 from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleConfig, SampleMaker, list_images
 from engine.solo.trainer import SoloTrainer
 from engine.solo.training import TrainingConfig
 from engine.solo.validation import plan_validation
-from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.selection import SelectionConfig
 from engine.store.version_info import VersionInfo
 from engine.superpixels import SuperpixelConfig
-from engine.training.distribution import Place
+from engine.training.distribution import WorkerContext
 from engine.training.log import read_figures
 from engine.training.schedule import OptimiserConfig
+from engine.training.settings import RunSettings
 from engine.types import ImageRecord, Outcome, ShardPlan, Status
 
 CONFIG = TrainingConfig(
@@ -75,7 +76,7 @@ def test_eight_photographs_are_learned_by_heart(development_data, tmp_path):
         output=MemoryObjects(),
         config=CONFIG,
         settings=RunSettings(processes=0, checkpoint_every=60),
-        place=Place(),
+        place=WorkerContext(),
         validation=plan_validation(
             corpus, [outcome.record for outcome in outcomes], truths, CONFIG.samples.decoding
         ),
@@ -102,7 +103,7 @@ def test_boxes_are_learned_by_heart(tiny_solo, make_scene):
     )
     superpixels = config.objective.superpixel_loss
     samples = [make_sample("a", scene, tiny_solo.grid, superpixels) for scene in scenes]
-    trainer = SoloTrainer(config, Place())
+    trainer = SoloTrainer(config, WorkerContext())
     for _ in range(config.steps):
         trainer.train_step(collate(samples))
     found = find_instances(trainer.network.eval(), [scene.image_hwc for scene in scenes], tiny_solo)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from engine.errors import StoreError
-from engine.selection import SelectionConfig
+from engine.objects.memory import MemoryObjects
 from engine.solo import samples
-from engine.solo.augmentation import AugmentationConfig, Source, paste_objects, place_scene
-from engine.solo.batch import Scene
+from engine.solo.augmentation import AugmentationConfig, Source, paste_objects, place_on_canvas
+from engine.solo.batch import Canvas
 from engine.solo.samples import SampleMaker, cut_superpixels, list_held_out, list_images
-from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.selection import SelectionConfig
 from engine.superpixels import SuperpixelConfig
 from engine.superpixels.hierarchy import number_by_first_pixel
 from engine.training.order import SampleNumber
@@ -114,7 +114,7 @@ def test_scaled_scenes_keep_to_the_square(scale):
         weights=np.ones(1, np.float32),
         superpixels=labels,
     )
-    scene = place_scene(source, 64, AugmentationConfig(scales=(scale, scale)), rng)
+    scene = place_on_canvas(source, 64, AugmentationConfig(scales=(scale, scale)), rng)
     assert scene.image_hwc.shape == (64, 64, 3)
     assert np.array_equal(scene.masks[0], scene.superpixels >= 0)
     assert scene.masks[0].sum() == min(round(40 * scale), 64) * min(round(64 * scale), 64)
@@ -133,7 +133,7 @@ def test_what_is_unsure_is_neither_learned_nor_background(labelled_folder, tiny_
     everything, whole = make(selection=SelectionConfig())
     # Each image has one disc: three are learned, and two have too low a score and are unsure.
     strict = SelectionConfig(min_score=0.35)
-    images, maker = make(selection=strict, keep_empty=True, unsure_score=0.0)
+    images, maker = make(selection=strict, keep_empty=True, ignore_above_score=0.0)
     names = [images.record(index).image_id for index in range(len(images))]
     num_unsure = 0
     for index in range(len(everything)):
@@ -149,7 +149,7 @@ def test_what_is_unsure_is_neither_learned_nor_background(labelled_folder, tiny_
             assert np.array_equal(np.isnan(open_sample.cells.objectness), sample.cells.objectness == 1)
     assert num_unsure == 2
     # Below the score that unsure instances need, they are background as before.
-    _, closed = make(selection=strict, keep_empty=True, unsure_score=0.3499)
+    _, closed = make(selection=strict, keep_empty=True, ignore_above_score=0.3499)
     assert all(np.isfinite(closed[SampleNumber(0, i)].cells.objectness).all() for i in range(len(images)))
 
 
@@ -192,12 +192,12 @@ def test_a_damaged_cache_is_made_anew(make_maker, tiny_training, tmp_path):
 def test_an_image_too_thin_for_a_superpixel_is_said_to_be(
     make_maker, tiny_training, monkeypatch: pytest.MonkeyPatch
 ):
-    def thin(*_: object) -> Scene:
+    def thin(*_: object) -> Canvas:
         labels = np.full((64, 64), -1, np.int32)
         labels[0] = 0
         image = np.zeros((64, 64, 3), np.uint8)
         weights = np.ones(1, np.float32)
-        return Scene(
+        return Canvas(
             image_hwc=image, shown_hwc=image, masks=labels[None] == 0, weights=weights, superpixels=labels
         )
 

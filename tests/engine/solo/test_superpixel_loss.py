@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.ground_truth import read_ground_truth
+from engine.evaluation.ground_truth import read_ground_truth
 from engine.solo.losses import pixel_mask_loss
 from engine.solo.superpixel_loss import (
     MixedPixels,

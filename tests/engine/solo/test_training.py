@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.boxes import xyxy_to_xywh
-from engine.decoding import DecodingConfig
 from engine.errors import ConfigurationError, RunError, StoreError, WeightsError
-from engine.ground_truth import AnnotatedImage
-from engine.selection import SelectionConfig
+from engine.evaluation.ground_truth import AnnotatedImage
+from engine.images.decoding import DecodingConfig
+from engine.masks.boxes import xyxy_to_xywh
+from engine.objects.local import LocalObjects
+from engine.objects.memory import MemoryObjects
 from engine.solo.augmentation import AugmentationConfig
-from engine.solo.config import RunSettings
 from engine.solo.inference import find_instances
 from engine.solo.objective import ObjectiveConfig
 from engine.solo.run import Run, train_solo
@@ -26,17 +26,17 @@ from engine.solo.samples import (
     load_batches,
 )
 from engine.solo.trainer import SoloTrainer
-from engine.solo.training import TrainingConfig, begin_output, check_output, name_labels
+from engine.solo.training import TrainingConfig, check_output, create_output, labels_fingerprint
 from engine.solo.validation import plan_validation
 from engine.solo.weights import load_network
-from engine.store.local import LocalObjects
-from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore
-from engine.training.distribution import Place
+from engine.store.selection import SelectionConfig
+from engine.training.distribution import WorkerContext
 from engine.training.log import read_figures
 from engine.training.order import SampleNumber, batch_numbers
 from engine.training.schedule import OptimiserConfig
-from tests.stand_in_cuda import stand_in_cuda
+from engine.training.settings import RunSettings
+from tests.fake_cuda import fake_cuda
 
 
 def true_annotation(outcome):
@@ -54,7 +54,7 @@ def true_annotation(outcome):
 
 def run_of(output, config, **settings):
     settings = RunSettings(processes=0, log_every=1, checkpoint_every=2, **settings)
-    return Run(output=output, config=config, settings=settings, place=Place())
+    return Run(output=output, config=config, settings=settings, place=WorkerContext())
 
 
 def test_an_image_that_is_gone_or_another_is_said_to_be(
@@ -152,7 +152,7 @@ def test_a_run_begins_from_another_network(make_maker, tiny_training, tmp_path):
         solo=replace(tiny_training.solo, seed=5),
         optimiser=OptimiserConfig(learning_rate=1e-30, warmup_steps=0, weight_decay=0),
     )
-    second = replace(run_of(LocalObjects(tmp_path / "second"), still), begins_from=uri)
+    second = replace(run_of(LocalObjects(tmp_path / "second"), still), init_from=uri)
     train_solo(second, maker)
     begun, ended = (
         load_network(f"{output.uri}/network.safetensors", torch.device("cpu"))[0].state_dict()
@@ -161,7 +161,7 @@ def test_a_run_begins_from_another_network(make_maker, tiny_training, tmp_path):
     torch.testing.assert_close(ended, begun, rtol=0, atol=1e-20)
     wider = replace(tiny_training, solo=replace(tiny_training.solo, mask_channels=8))
     with pytest.raises(WeightsError, match="of another configuration"):
-        train_solo(replace(run_of(MemoryObjects(), wider), begins_from=uri), maker)
+        train_solo(replace(run_of(MemoryObjects(), wider), init_from=uri), maker)
 
 
 def test_tensorboard_reads_the_log(make_maker, tiny_training, tmp_path):
@@ -178,19 +178,19 @@ def test_output_of_another_run_is_refused(tiny_training):
     output, labels = MemoryObjects(), {"version": "round-000-a"}
     assert not check_output(output, tiny_training, labels, resume=False)
     assert list(output.keys()) == []
-    assert not begin_output(output, tiny_training, labels, resume=False)
+    assert not create_output(output, tiny_training, labels, resume=False)
     with pytest.raises(ConfigurationError, match="--resume goes on"):
-        begin_output(output, tiny_training, labels, resume=False)
-    assert not begin_output(output, tiny_training, labels, resume=True)
+        create_output(output, tiny_training, labels, resume=False)
+    assert not create_output(output, tiny_training, labels, resume=True)
     with pytest.raises(ConfigurationError, match="differs in steps"):
-        begin_output(output, replace(tiny_training, steps=7), labels, resume=True)
+        create_output(output, replace(tiny_training, steps=7), labels, resume=True)
     with pytest.raises(ConfigurationError, match="differs in labels"):
-        begin_output(output, tiny_training, {"version": "round-000-b"}, resume=True)
+        create_output(output, tiny_training, {"version": "round-000-b"}, resume=True)
     output.write("network.safetensors", b"")
-    assert begin_output(output, tiny_training, labels, resume=True)
+    assert create_output(output, tiny_training, labels, resume=True)
     output.write("training.json", b"{")
     with pytest.raises(ConfigurationError, match=r"training\.json is damaged"):
-        begin_output(output, tiny_training, labels, resume=True)
+        create_output(output, tiny_training, labels, resume=True)
 
 
 def test_labels_are_known_by_what_they_are(labelled_folder):
@@ -199,15 +199,15 @@ def test_labels_are_known_by_what_they_are(labelled_folder):
     same, other = store.begin(version.info, "resume"), store.begin(replace(version.info, round=1), "resume")
     same.commit(0, list(version.outcomes()))
     other.commit(0, list(version.outcomes())[1:])
-    assert name_labels(same) == name_labels(version)
-    assert name_labels(other)["content"] != name_labels(version)["content"]
+    assert labels_fingerprint(same) == labels_fingerprint(version)
+    assert labels_fingerprint(other)["content"] != labels_fingerprint(version)["content"]
     same.commit(1, list(version.outcomes())[:1])
-    assert name_labels(same) != name_labels(version)
+    assert labels_fingerprint(same) != labels_fingerprint(version)
 
 
 def test_a_gradient_that_is_not_finite_is_not_learned(make_maker, tiny_training):
     maker = make_maker(tiny_training)
-    trainer = SoloTrainer(tiny_training, Place())
+    trainer = SoloTrainer(tiny_training, WorkerContext())
     weight = trainer.network.mask_branch.output[0].weight
     weight.register_hook(lambda gradient: gradient * torch.inf)
     before = weight.detach().clone()
@@ -219,7 +219,7 @@ def test_a_gradient_that_is_not_finite_is_not_learned(make_maker, tiny_training)
 
 def test_a_loss_that_is_not_finite_names_the_images(make_maker, tiny_training):
     maker = make_maker(tiny_training)
-    trainer = SoloTrainer(tiny_training, Place())
+    trainer = SoloTrainer(tiny_training, WorkerContext())
     with torch.no_grad():
         trainer.network.mask_branch.output[0].weight[0, 0] = torch.nan
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
@@ -233,9 +233,9 @@ def test_a_loss_that_is_not_finite_names_the_images(make_maker, tiny_training):
 def test_a_step_on_a_gpu_measures_what_one_without_does(make_maker, tiny_training):
     maker = make_maker(tiny_training)
     batch = next(load_batches(maker, batch_numbers(0, len(maker), 2, range(1), slice(None)), 0))
-    expected = SoloTrainer(tiny_training, Place()).train_step(batch)
-    with stand_in_cuda():
-        figures = SoloTrainer(tiny_training, Place(device=torch.device("cuda"))).train_step(batch)
+    expected = SoloTrainer(tiny_training, WorkerContext()).train_step(batch)
+    with fake_cuda():
+        figures = SoloTrainer(tiny_training, WorkerContext(device=torch.device("cuda"))).train_step(batch)
     assert expected.mask > 0
     for name in ("loss", "focal", "mask", "soft", "positives", "fallback_share"):
         assert getattr(figures, name) == pytest.approx(getattr(expected, name), rel=1e-4), name
@@ -262,7 +262,9 @@ def test_a_tiny_run_learns_its_discs(make_maker, tiny_training, labelled_folder)
     truths = [true_annotation(outcome) for outcome in version.outcomes() if outcome.instances is not None]
     validation = plan_validation(corpus, records, truths, DecodingConfig())
     settings = RunSettings(processes=0, checkpoint_every=60)
-    run = Run(output=MemoryObjects(), config=config, settings=settings, place=Place(), validation=validation)
+    run = Run(
+        output=MemoryObjects(), config=config, settings=settings, place=WorkerContext(), validation=validation
+    )
     train_solo(run, make_maker(config))
     assert read_figures(run.output)[-1]["mask_AP50"] >= 0.9
 

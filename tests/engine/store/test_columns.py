@@ -6,12 +6,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import StoreError
+from engine.masks.instances import Instances
+from engine.objects.local import LocalObjects
+from engine.objects.memory import MemoryObjects
 from engine.store.columns import ShardColumns
-from engine.store.local import LocalObjects
-from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.version_info import VersionInfo
-from engine.types import ImageRecord, Instances, Outcome, Reason, Status
+from engine.types import ImageRecord, Outcome, Reason, Status
 
 INFO = VersionInfo(round=0, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")
 

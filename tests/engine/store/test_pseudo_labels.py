@@ -8,13 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import ObjectMissing, StoreError
+from engine.masks.instances import Instances
+from engine.objects.local import LocalObjects
+from engine.objects.memory import MemoryObjects
 from engine.store import schema
-from engine.store.local import LocalObjects
-from engine.store.objects import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.runs import RunRecord
 from engine.store.version_info import VersionInfo
-from engine.types import ImageRecord, Instances, Optimality, Outcome, Reason, ShardPlan, Status
+from engine.types import ImageRecord, Optimality, Outcome, Reason, ShardPlan, Status
 
 INFO = VersionInfo(
     round=0,

@@ -12,8 +12,8 @@ from engine.errors import ConfigurationError
 from engine.superpixels import METHODS, SuperpixelConfig, segment
 from engine.superpixels.alternatives import CountSearch
 from engine.superpixels.boundary import BoundaryConfig
-from engine.superpixels.evaluation import achievable_segmentation_accuracy
 from engine.superpixels.hierarchy import HierarchyConfig, build_hierarchy
+from engine.superpixels.quality import achievable_segmentation_accuracy
 from engine.superpixels.segmentation import to_unit_rgb
 
 small_images = st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3])).flatmap(

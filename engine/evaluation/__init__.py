@@ -1,0 +1,1 @@
+"""Accuracy of labels and encoders against ground truth."""

@@ -1,0 +1,156 @@
+"""From a file's bytes to upright RGB, or to the reason why not."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+from engine.errors import ConfigurationError, ImageError
+from engine.types import Reason
+
+# We say ourselves how large an image may be, before a pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284
+# A day of a processor.
+_LONGEST_TIMEOUT_S = 86_400.0
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """What an image may be."""
+
+    max_megapixels: float = 180.0
+    """Images of more than this many million pixels are rejected before they are decoded."""
+    min_side: int = 16
+    """Images with fewer pixels than this on either side are rejected."""
+    timeout_s: float = 60.0
+    """Images that take more CPU seconds than this to decode are given up."""
+
+    def __post_init__(self) -> None:
+        if not self.max_megapixels > 0:
+            raise ConfigurationError(f"decoding.max_megapixels must be above 0, got {self.max_megapixels}")
+        if self.min_side < 1:
+            raise ConfigurationError(f"decoding.min_side is at least 1 pixel, got {self.min_side}")
+        if not 0 < self.timeout_s <= _LONGEST_TIMEOUT_S:
+            raise ConfigurationError(
+                f"decoding.timeout_s must be above 0 and at most {_LONGEST_TIMEOUT_S:g}, got {self.timeout_s}"
+            )
+
+
+def decode_image(data: bytes, config: DecodingConfig) -> NDArray[np.uint8]:
+    """Upright RGB, uint8 (H, W, 3), of a JPEG, PNG, WebP, TIFF or BMP file; of several frames the first.
+
+    EXIF orientation is applied; grey is repeated, palettes and CMYK are converted, transparency is laid on
+    white. More than 8 bits are brought to 8 as `_to_8_bit` says. Raises ImageError with the reason.
+    """
+    if not data:
+        raise ImageError(Reason.EMPTY_FILE, "the file has 0 bytes")
+    with warnings.catch_warnings():
+        # Damaged metadata is no reason to give up an image whose pixels can be read.
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_size(image, config)
+                is_deep = _has_deep_colours(image)
+                image.load()
+                if is_deep:
+                    _check_uses_depth(image)
+                return np.asarray(_to_rgb(_upright(image)))
+        except ImageError:
+            raise
+        except UnidentifiedImageError as error:
+            detail = f"not a {', '.join(_FORMATS)} file"
+            if data.startswith(_TIFF_STARTS):
+                detail = "a TIFF of a kind that cannot be read: save it with 8 or 16 bits and 1 or 3 channels"
+            raise ImageError(Reason.NOT_AN_IMAGE, detail) from error
+        except MemoryError as error:
+            raise ImageError(Reason.TOO_LARGE, "not enough memory to decode it") from error
+        # PIL's decoders raise nearly anything on damaged input; whatever it is, it is about this image.
+        except Exception as error:
+            truncated = "truncated" in str(error).lower()
+            reason = Reason.TRUNCATED if truncated else Reason.CORRUPT
+            # An object's address in the message would differ from run to run.
+            message = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", str(error))
+            raise ImageError(reason, f"{type(error).__name__}: {message}") from error
+
+
+def _check_size(image: Image.Image, config: DecodingConfig) -> None:
+    width, height = image.size
+    if width * height > config.max_megapixels * 1e6:
+        raise ImageError(
+            Reason.TOO_LARGE,
+            f"{width} x {height} pixels; decoding.max-megapixels is {config.max_megapixels:g}",
+        )
+    if min(width, height) < config.min_side:
+        raise ImageError(
+            Reason.TOO_SMALL, f"{width} x {height} pixels; decoding.min-side is {config.min_side}"
+        )
+
+
+def _has_deep_colours(image: ImageFile.ImageFile) -> bool:
+    """Whether colours of 16 bits will be cut to their upper 8, which is what PIL does with them.
+
+    Raises ImageError where it would take them for something else: planes of 16 bits.
+    """
+    if image.mode.startswith(("I", "F")):
+        return False
+    if isinstance(image, TiffImageFile) and 16 in (image.tag_v2.get(_BITS_PER_SAMPLE) or ()):
+        if image.tag_v2.get(_PLANAR_CONFIGURATION) == 2:
+            raise ImageError(Reason.UNREADABLE, "a TIFF of separate 16-bit planes: save it interleaved")
+        return True
+    return any(";16" in str(tile) for tile in image.tile)
+
+
+def _check_uses_depth(image: Image.Image) -> None:
+    """Raise ImageError for colours of 12 bits or fewer in 16, of which little or nothing would be left."""
+    colours = [np.asarray(image.getchannel(band)) for band in image.getbands() if band != "A"]
+    if max(int(colour.max()) for colour in colours) < 16:
+        raise ImageError(
+            Reason.UNREADABLE, "16-bit colours that use 12 bits or fewer: scale them to the full range"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation asks; unreadable EXIF asks for nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # PIL's EXIF reader raises nearly anything on damaged tags
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_8_bit(np.asarray(image)))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _to_8_bit(grey: NDArray[np.number]) -> NDArray[np.uint8]:
+    """Grey values of any depth as uint8, (H, W).
+
+    Integers keep their most significant 8 of as many bits as the brightest pixel needs (so 12-bit data in a
+    16-bit file is not black, and a full 16-bit range is divided by 256); floats are stretched from their
+    smallest to their largest value. Raises ImageError where values are not finite.
+    """
+    if grey.dtype.kind == "f":
+        if not np.isfinite(grey).all():
+            raise ImageError(Reason.NON_FINITE, "the image has pixels that are not finite numbers")
+        low, high = float(grey.min()), float(grey.max())
+        scaled = (grey - low) * (255.0 / (high - low) if high > low else 0.0)
+        return np.round(scaled).astype(np.uint8)
+    shifted = grey.astype(np.int64) - min(int(grey.min()), 0)
+    bits = max(int(shifted.max()).bit_length(), 8)
+    return (shifted >> (bits - 8)).astype(np.uint8)

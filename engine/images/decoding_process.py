@@ -1,0 +1,182 @@
+"""Decoding in a process of its own, which the kernel ends when an image takes too long.
+
+A decoder that has lost itself in a damaged or malicious file sits in C code and hears no exception, and one
+that crashes takes its process along; here either costs one image. Both ends of the pipe are in this module:
+
+    to the process      length (8 bytes), the file
+    back, one or more   length of a JSON object (8 bytes), the object, and its pixels if it is a crop
+
+The process imports neither torch nor what corpora need.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import ImageError
+from engine.images.crops import Crop, PreparationConfig, cut_crops
+from engine.images.decoding import DecodingConfig, decode_image
+from engine.images.tiling import TilingConfig
+from engine.stopwatch import stage
+from engine.types import Reason
+
+_LENGTH = struct.Struct("<Q")
+_PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from engine.images.decoding_process import serve; serve(sys.argv[1])"
+)
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Running:
+    process: subprocess.Popen[bytes]
+    requests: IO[bytes]
+    answers: IO[bytes]
+
+
+class DecodingProcess:
+    """Turns files into crops, one file at a time. Starts its process when it is first needed, or again."""
+
+    def __init__(self, config: PreparationConfig) -> None:
+        self._config = config
+        self._running: _Running | None = None
+
+    def crops(self, data: bytes) -> Iterator[Crop]:
+        """The crops of an image's file, as `cut_crops` makes them. Raises ImageError with the reason.
+
+        The process counts its own CPU time, so that a busy machine does not change which images are too slow.
+        """
+        running = self._running = self._running or _start(self._config)
+        is_done = False
+        try:
+            with stage("decode, resize"):
+                _send(running.requests, data)
+                answer = self._receive_answer(running)
+            while answer["kind"] == "crop":
+                yield Crop(
+                    resized_hwc=self._receive_pixels(running),
+                    box_xyxy=tuple(answer["box_xyxy"]),
+                    size=tuple(answer["size"]),
+                )
+                with stage("decode, resize"):
+                    answer = self._receive_answer(running)
+            is_done = True
+        except BrokenPipeError as error:
+            raise self._death(running) from error
+        finally:
+            # A death, or someone who asked for no more: the process is of no use any longer.
+            if not is_done:
+                self.close()
+        if answer["kind"] == "error":
+            raise ImageError(Reason(answer["reason"]), answer["detail"])
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.process.kill()
+            running.process.wait()
+            running.answers.close()
+            with suppress(BrokenPipeError):  # what the process did not read any more
+                running.requests.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _receive_answer(self, running: _Running) -> dict[str, Any]:
+        data = _receive(running.answers)
+        if data is None:
+            raise self._death(running)
+        answer: dict[str, Any] = json.loads(data)
+        return answer
+
+    def _receive_pixels(self, running: _Running) -> NDArray[np.uint8]:
+        shape = (*self._config.image_size, 3)
+        pixels = running.answers.read(math.prod(shape))
+        if len(pixels) < math.prod(shape):
+            raise self._death(running)
+        return np.frombuffer(pixels, np.uint8).reshape(shape)
+
+    def _death(self, running: _Running) -> ImageError:
+        """What the end of the process says of the image that it was at."""
+        code = running.process.wait()
+        if code == -signal.SIGPROF:
+            limit_s = self._config.decoding.timeout_s
+            return ImageError(Reason.TIMED_OUT, f"not decoded in {limit_s:g} s (decoding.timeout-s)")
+        if -code in _CRASHES:
+            return ImageError(Reason.CORRUPT, f"the decoder crashed: {signal.Signals(-code).name}")
+        return ImageError(Reason.FAILED, f"the decoding process ended with {code}")
+
+
+def _start(config: PreparationConfig) -> _Running:
+    command = [sys.executable, "-c", _PROGRAM, json.dumps(asdict(config)), *sys.path]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return _Running(process=process, requests=process.stdin, answers=process.stdout)
+
+
+def serve(settings: str) -> None:
+    """The process's side: answer files from standard input until it ends; `settings` is the config's JSON."""
+    config = _parse_config(json.loads(settings))
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while (data := _receive(requests)) is not None:
+        # Expiring ends the process, wherever it is: nobody handles the signal.
+        signal.setitimer(signal.ITIMER_PROF, config.decoding.timeout_s)
+        _answer_file(data, config, answers)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _answer_file(data: bytes, config: PreparationConfig, answers: IO[bytes]) -> None:
+    last: dict[str, Any] = {"kind": "end"}
+    try:
+        for crop in cut_crops(decode_image(data, config.decoding), config):
+            head = {"kind": "crop", "box_xyxy": crop.box_xyxy, "size": crop.size}
+            _send(answers, json.dumps(head).encode())
+            answers.write(crop.resized_hwc.data)
+    except ImageError as error:
+        last = {"kind": "error", "reason": error.reason.value, "detail": error.detail}
+    except MemoryError:
+        last = {"kind": "error", "reason": Reason.TOO_LARGE.value, "detail": "not enough memory to decode it"}
+    _send(answers, json.dumps(last).encode())
+
+
+def _parse_config(settings: dict[str, Any]) -> PreparationConfig:
+    return PreparationConfig(
+        image_size=tuple(settings["image_size"]),
+        keeps_aspect=settings["keeps_aspect"],
+        decoding=DecodingConfig(**settings["decoding"]),
+        tiling=TilingConfig(**settings["tiling"]),
+    )
+
+
+def _send(stream: IO[bytes], data: bytes) -> None:
+    stream.write(_LENGTH.pack(len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> bytes | None:
+    """What `_send` was given, or None where the stream ends."""
+    length = stream.read(_LENGTH.size)
+    if len(length) < _LENGTH.size:
+        return None
+    (size,) = _LENGTH.unpack(length)
+    data = stream.read(size)
+    return data if len(data) == size else None

@@ -1,0 +1,1 @@
+"""Labelling: from an image's crops to its row in a store."""

@@ -1,0 +1,151 @@
+"""COCO's run lengths: how many pixels there are, column by column, outside a mask, inside, outside, ...
+
+pycocotools trusts what it is given: on counts that are damaged it loops for ever or reads beyond its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+# A digit is five bits, a sixth that says whether more follow, and 48, so that it is printable.
+_DIGIT_BITS, _MORE, _FIRST_DIGIT = 5, 32, ord("0")
+# More than any number of 32 bits needs.
+_MAX_DIGITS = 7
+# In pixels; pycocotools walks along a polygon's edges, and takes memory for each step.
+_MAX_COORDINATE = 1e6
+
+
+def compress_segmentation(segmentation: list[list[float]] | dict[str, Any], size: tuple[int, int]) -> bytes:
+    """COCO's compressed run lengths of polygons or of run lengths, compressed or not, for (height, width).
+
+    Raises ValueError for run lengths of another size and polygons of less than three points; that and
+    TypeError for what is neither.
+    """
+    if isinstance(segmentation, list):
+        return _compress_polygons(segmentation, size)
+    if tuple(segmentation["size"]) != size:
+        raise ValueError(f"run lengths of size {segmentation['size']} in an image of {list(size)}")
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        return _compress_lengths(counts, size)
+    if not isinstance(counts, str | bytes):
+        raise ValueError(f"counts are a list or a string, got {counts!r}")
+    compressed = counts.encode("ascii") if isinstance(counts, str) else counts
+    check_lengths(decode_counts(compressed), size)
+    return compressed
+
+
+def decode_counts(counts: bytes) -> NDArray[np.int64]:
+    """The run lengths in compressed counts, int64 (R,); lengths may be wrong, even negative.
+
+    Numbers are signed, their lowest digits first; from the fourth on they are differences to the length two
+    before. Raises ValueError for what is no sequence of such numbers. Source: pycocotools, rleFrString.
+
+    >>> decode_counts(b"52203").tolist()
+    [5, 2, 2, 2, 5]
+    """
+    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - _FIRST_DIGIT
+    if digits.size == 0 or digits.min() < 0 or digits.max() >= 2 * _MORE or digits[-1] >= _MORE:
+        raise ValueError(f"{_shortened(counts)} are no compressed run lengths")
+    ends = np.flatnonzero(digits < _MORE)
+    starts = np.append(0, ends[:-1] + 1)
+    num_digits = ends - starts + 1
+    if num_digits.max() > _MAX_DIGITS:
+        raise ValueError(f"{_shortened(counts)} are no compressed run lengths: a number is too long")
+    places = np.arange(len(digits)) - np.repeat(starts, num_digits)
+    lengths = np.add.reduceat((digits % _MORE) << (_DIGIT_BITS * places), starts)
+    is_negative = digits[ends] >= _MORE // 2
+    lengths -= is_negative.astype(np.int64) << (_DIGIT_BITS * num_digits)
+    for first in (1, 2):
+        lengths[first::2] = np.cumsum(lengths[first::2])
+    return lengths
+
+
+def check_lengths(lengths: NDArray[np.int64], size: tuple[int, int]) -> None:
+    """Raises ValueError for run lengths that are negative or do not add up to an image of (height, width)."""
+    if lengths.size and lengths.min() < 0:
+        raise ValueError(f"a run length is negative: {lengths.min()}")
+    if lengths.sum() != size[0] * size[1]:
+        raise ValueError(f"run lengths add up to {lengths.sum()} pixels, the image has {size[0] * size[1]}")
+
+
+def _compress_polygons(polygons: list[list[float]], size: tuple[int, int]) -> bytes:
+    if not polygons or min(map(len, polygons)) < 6:
+        raise ValueError("polygons need at least three points")
+    for polygon in polygons:
+        if not all(abs(coordinate) < _MAX_COORDINATE for coordinate in polygon):
+            raise ValueError(f"coordinates of polygons are numbers of pixels below {_MAX_COORDINATE:.0f}")
+    return bytes(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))["counts"])
+
+
+def _compress_lengths(lengths: list[int], size: tuple[int, int]) -> bytes:
+    if not all(length >= 0 and length % 1 == 0 for length in lengths):
+        raise ValueError("run lengths are whole numbers, 0 or more")
+    whole = [int(length) for length in lengths]
+    check_lengths(np.array(whole, np.int64), size)
+    return bytes(coco_mask.frPyObjects({"size": list(size), "counts": whole}, *size)["counts"])
+
+
+def _shortened(counts: bytes) -> str:
+    return f"counts {counts[:20]!r}" + ("..." if len(counts) > 20 else "")
+
+
+def encode_rles(masks: NDArray[np.bool_]) -> tuple[bytes, ...]:
+    """COCO's compressed run lengths of masks (N, H, W), one bytes object each."""
+    if len(masks) == 0:
+        return ()
+    column_major = np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)
+    return tuple(rle["counts"] for rle in coco_mask.encode(column_major))
+
+
+def encode_rle_within(mask: NDArray[np.bool_], x0: int, y0: int, size: tuple[int, int]) -> bytes:
+    """`encode_rles` of an image of `size` = (height, width) that is empty but for `mask` (h, w) at (x0, y0).
+
+    Takes time and memory for the mask alone, however large the image is.
+    """
+    height, width = size
+    by_column = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
+    by_column[:, 1:-1] = mask.T
+    steps = np.diff(by_column, axis=1)
+    starts, stops = (
+        (x0 + column) * height + y0 + row for column, row in map(np.nonzero, (steps > 0, steps < 0))
+    )
+    # A run that fills a column of the image goes on in the next.
+    goes_on = np.flatnonzero(starts[1:] == stops[:-1])
+    edges = np.stack([np.delete(starts, goes_on + 1), np.delete(stops, goes_on)], axis=1).ravel()
+    counts = np.diff(edges, prepend=0, append=height * width)
+    runs = counts[: -1 if counts[-1] == 0 else None].tolist()
+    rle: bytes = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
+    return rle
+
+
+def overlaps(rles: Sequence[bytes], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """IoU of every pair of run lengths, and IoA, the share of the first in the second; (N, N) each."""
+    if len(rles) == 0:
+        return np.zeros((0, 0)), np.zeros((0, 0))
+    masks = [{"size": list(size), "counts": counts} for counts in rles]
+    # For a crowd, pycocotools divides by the first mask's area instead of the union's.
+    ious, ioas = (coco_mask.iou(masks, masks, [is_crowd] * len(masks)) for is_crowd in (0, 1))
+    return ious, ioas
+
+
+def cross_ious(first: Sequence[bytes], second: Sequence[bytes], size: tuple[int, int]) -> NDArray[np.float64]:
+    """IoU of each of N run lengths with each of M others of images of one `size`: (N, M)."""
+    if len(first) == 0 or len(second) == 0:
+        return np.zeros((len(first), len(second)))
+    one, other = ([{"size": list(size), "counts": counts} for counts in rles] for rles in (first, second))
+    ious: NDArray[np.float64] = coco_mask.iou(one, other, [0] * len(other))
+    return ious
+
+
+def decode_rles(rles: Sequence[bytes], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Masks (N, H, W) of compressed run lengths for images of `size` = (height, width)."""
+    if len(rles) == 0:
+        return np.zeros((0, *size), bool)
+    stacked = coco_mask.decode([{"size": list(size), "counts": counts} for counts in rles])
+    return np.ascontiguousarray(stacked.transpose(2, 0, 1)).astype(bool)

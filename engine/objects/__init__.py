@@ -1,0 +1,1 @@
+"""Object storage: folders, S3 and memory behind one interface."""

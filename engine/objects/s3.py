@@ -1,0 +1,203 @@
+"""Objects of an S3 bucket, through boto3."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, cast
+
+import boto3
+import botocore.config
+import botocore.exceptions
+
+from engine.errors import ObjectMissing, StoreError, TransientError
+from engine.objects.keys import byte_order
+
+_CONFLICT_CODES = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+_MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
+_BEYOND_CODES = frozenset({"InvalidRange", "416"})
+_TRANSIENT_CODES = frozenset(
+    {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError", "ServiceUnavailable"}
+)
+# urllib3 gives up after this long without a byte; botocore then waits and tries again, ten times in all.
+_TIMEOUT_S = 30
+_ATTEMPTS = 10
+# S3 takes 10,000 parts, so an object may have 160 GB.
+_PART_BYTES = 16 << 20
+
+
+class S3Objects:
+    """Objects of an S3 bucket below a prefix."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._connection: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_connection": None}
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    @property
+    def _client(self) -> Any:
+        if self._connection is None:
+            config = botocore.config.Config(
+                connect_timeout=_TIMEOUT_S,
+                read_timeout=_TIMEOUT_S,
+                retries={"mode": "standard", "max_attempts": _ATTEMPTS},
+            )
+            self._connection = boto3.Session().client("s3", config=config)
+        return self._connection
+
+    def read(self, key: str) -> bytes:
+        with self._translated_errors(key):
+            data: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
+            return data
+
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        with self._translated_errors(key):
+            try:
+                answer = self._client.get_object(
+                    Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={start}-{start + size - 1}"
+                )
+            except botocore.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] in _BEYOND_CODES:
+                    return b""
+                raise
+            data: bytes = answer["Body"].read()
+            return data
+
+    def size(self, key: str) -> int:
+        with self._translated_errors(key):
+            answer = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+            return int(answer["ContentLength"])
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._translated_errors(key):
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data)
+
+    @contextmanager
+    def writer(self, key: str) -> Iterator[BinaryIO]:
+        with self._translated_errors(key):
+            parts = _Parts(self._client, {"Bucket": self._bucket, "Key": self._prefix + key})
+            try:
+                yield cast(BinaryIO, parts)
+                parts.complete()
+            except BaseException:
+                parts.abort()
+                raise
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._translated_errors(key):
+            try:
+                self._client.put_object(
+                    Bucket=self._bucket, Key=self._prefix + key, Body=data, IfNoneMatch="*"
+                )
+            except botocore.exceptions.ClientError as error:
+                code = error.response["Error"]["Code"]
+                if code in _CONFLICT_CODES:
+                    return False
+                if code != "NotImplemented":
+                    raise
+                # A server without conditional writes: what two writers put here is the same anyway.
+                self.write(key, data)
+        return True
+
+    def delete(self, key: str) -> None:
+        with self._translated_errors(key):
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
+    def keys(self, prefix: str = "", start_after: str = "") -> Iterator[str]:
+        request = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+        if start_after:
+            request["StartAfter"] = self._prefix + start_after
+        with self._translated_errors(prefix):
+            for page in self._client.get_paginator("list_objects_v2").paginate(**request):
+                for entry in page.get("Contents", ()):
+                    key = entry["Key"].removeprefix(self._prefix)
+                    # Some servers ignore StartAfter; "folder/" markers are no objects.
+                    if key and not key.endswith("/") and byte_order(key) > byte_order(start_after):
+                        yield key
+
+    @contextmanager
+    def _translated_errors(self, key: str) -> Iterator[None]:
+        place = f"s3://{self._bucket}/{self._prefix}{key}"
+        try:
+            yield
+        except botocore.exceptions.ClientError as error:
+            raise _client_error(error, place) from error
+        except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
+            raise StoreError(
+                f"no S3 credentials for {place}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from error
+        except (
+            botocore.exceptions.HTTPClientError,
+            botocore.exceptions.ConnectionError,
+            botocore.exceptions.IncompleteReadError,
+            botocore.exceptions.ResponseStreamingError,
+        ) as error:
+            raise TransientError(f"no answer for {place}: {type(error).__name__}") from error
+        except botocore.exceptions.BotoCoreError as error:
+            raise StoreError(f"cannot use {place}: {error}") from error
+
+
+class _Parts(io.RawIOBase):
+    """An object that is uploaded as it is written: in parts, or in one request where one part holds all."""
+
+    def __init__(self, client: Any, place: dict[str, str]) -> None:
+        self._client = client
+        self._place = place
+        self._held = bytearray()
+        self._upload: dict[str, str] | None = None
+        self._tags: list[str] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._held += data
+        while len(self._held) >= _PART_BYTES:
+            self._send(bytes(self._held[:_PART_BYTES]))
+            del self._held[:_PART_BYTES]
+        return len(data)
+
+    def complete(self) -> None:
+        """Send what is left; the object is there from now on, whole."""
+        if self._upload is None:
+            self._client.put_object(**self._place, Body=bytes(self._held))
+            return
+        if self._held:
+            self._send(bytes(self._held))
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(self._tags, start=1)]
+        self._client.complete_multipart_upload(**self._upload, MultipartUpload={"Parts": parts})
+
+    def abort(self) -> None:
+        """Have the server forget the parts it holds."""
+        if self._upload is not None:
+            # The error that led here is the one to tell.
+            with suppress(botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
+                self._client.abort_multipart_upload(**self._upload)
+
+    def _send(self, part: bytes) -> None:
+        if self._upload is None:
+            answer = self._client.create_multipart_upload(**self._place)
+            self._upload = {**self._place, "UploadId": answer["UploadId"]}
+        answer = self._client.upload_part(**self._upload, PartNumber=len(self._tags) + 1, Body=part)
+        self._tags.append(answer["ETag"])
+
+
+def _client_error(error: botocore.exceptions.ClientError, place: str) -> Exception:
+    """What an S3 answer with an error code means for us."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _MISSING_CODES:
+        return ObjectMissing(f"no object {place}")
+    if code == "NoSuchBucket":
+        return StoreError(f"no such bucket: {place}; create it or correct the name")
+    if code in _TRANSIENT_CODES or status >= 500:
+        return TransientError(f"{place} answered {code or status}")
+    return StoreError(f"{place} answered {code or status}: check the credentials, the endpoint and the name")

@@ -1,0 +1,1 @@
+"""Grids over configuration fields, on cached features."""

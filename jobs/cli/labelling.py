@@ -1,0 +1,216 @@
+"""The label jobs, but for where their images come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from engine import __version__
+from engine.corpora import Corpus, CorpusKind
+from engine.errors import ConfigurationError, ImageError, TransientError
+from engine.images.decoding import DecodingConfig, decode_image
+from engine.labelling.config import LabellingConfig
+from engine.labelling.description import NetworkDescription, describe_labelling, describe_network
+from engine.objects.object_store import ObjectStore, open_objects
+from engine.store.planning import check_has_images, check_same_corpus, count_remaining
+from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version
+from engine.store.schema import ShardSummary
+from engine.store.version_info import VersionInfo
+from engine.types import Status
+from jobs.cli.flags import ClusterFlags
+from jobs.cli.progress import ProgressDisplay
+
+if TYPE_CHECKING:
+    from jobs.cli.cluster import ClusterResources
+
+_MAX_LISTED_REJECTS = 20
+_PREVIEW_IMAGES = 24
+_PREVIEW_COLUMNS = 4
+_PREVIEW_TILE_HEIGHT = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelArguments:
+    """Label a corpus: images in, a store of instance masks out. Run it again to go on after a stop.
+
+    Exit codes: 0 done (images that could not be read are rows with a reason), 1 failed, 2 wrong use.
+    """
+
+    corpus: str
+    """Where the images are: a folder, s3://bucket/prefix, or skimage: for a few photographs to try with."""
+    store: str
+    """Where the labels go: a folder or s3://bucket/prefix."""
+    labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(default_factory=LabellingConfig)
+    limit: int | None = None
+    """Label the first so many images only."""
+    shard_size: int = 1000
+    """Images in a shard; a run that is stopped loses at most the shards it was at."""
+    chunk_size: int = 8
+    """Images that travel and are computed together."""
+    extend: bool = False
+    """Add shards for images that have come to the corpus since it was labelled."""
+    overwrite: bool = False
+    """Replace the store's labels of another configuration, once the new ones are whole."""
+    preview: str | None = None
+    """Also write pictures of the first labelled images into this folder, or to s3://bucket/prefix."""
+    cluster: Annotated[ClusterFlags, tyro.conf.arg(name="")] = field(default_factory=ClusterFlags)
+
+    def __post_init__(self) -> None:
+        if self.extend and self.overwrite:
+            raise ConfigurationError(
+                "--extend adds to labels and --overwrite replaces them: give one of the two"
+            )
+        if self.preview is not None and Path(self.preview).is_file():
+            raise ConfigurationError(f"--preview {self.preview} is a file: give a folder")
+        for name in ("limit", "shard_size", "chunk_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"--{name.replace('_', '-')} is at least 1 image, got {value}")
+
+    @property
+    def mode(self) -> Mode:
+        return "overwrite" if self.overwrite else "extend" if self.extend else "resume"
+
+
+def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
+    """Label `corpus` into the store. Raises UsageError where that cannot begin, RunError where it fails."""
+    # Imported once the flags are known to be right, so that --help and mistakes answer at once.
+    from jobs.cli.cluster import connect
+
+    store = PseudoLabelStore(open_objects(arguments.store))
+    previews = open_objects(arguments.preview) if arguments.preview is not None else None
+    check_has_images(corpus)
+    network = describe_network(arguments.labelling)
+    info = _version_info(arguments, corpus.kind, network)
+    console = Console()
+    # Refusals, and that nothing is to do, need no Ray.
+    version = store.find_begun(info, arguments.mode)
+    if version is not None and version.is_finished() and not arguments.extend:
+        check_same_corpus(corpus, version)
+        print(f"nothing to do: {store.uri} holds these labels already (--extend adds images that are new)")
+        summaries = version.summaries()
+    else:
+        joined = connect(arguments.cluster)
+        version = store.begin(replace(info, device=joined.device), arguments.mode)
+        check_same_corpus(corpus, version)
+        summaries = _label(corpus, version, network.image_size, joined, arguments, console)
+    console.print(_summary_table(summaries))
+    for line in _rejected_lines(version, summaries):
+        print(line)
+    print(f"labels: {store.uri} (version {version.name})")
+    if previews is not None:
+        _write_previews(corpus, version, previews, arguments.labelling.decoding)
+
+
+def _label(
+    corpus: Corpus,
+    version: Version,
+    image_size: tuple[int, int],
+    joined: ClusterResources,
+    arguments: LabelArguments,
+    console: Console,
+) -> list[ShardSummary]:
+    """Do what is left to do, in view of a person."""
+    from actors.pipeline import LabellingRun, run_labelling
+    from actors.pool import size_pool
+    from actors.storage import Work
+
+    work = Work(
+        corpus=corpus,
+        version=version,
+        shard_size=arguments.shard_size,
+        chunk_size=arguments.chunk_size,
+        limit=arguments.limit,
+        extend=arguments.extend,
+    )
+    run = LabellingRun(work=work, config=arguments.labelling, image_size=image_size, device=joined.device)
+    size = size_pool(joined.cpus, joined.gpus)
+
+    def count() -> int:
+        return count_remaining(corpus, version, limit=arguments.limit, extend=arguments.extend)
+
+    with ProgressDisplay(console, count) as display:
+        return run_labelling(run, size, display.show)
+
+
+def _version_info(
+    arguments: LabelArguments, corpus_kind: CorpusKind, network: NetworkDescription
+) -> VersionInfo:
+    """What the labels are made from; which device, Ray will say."""
+    configuration = describe_labelling(arguments.labelling, network) | {
+        "shard_size": arguments.shard_size,
+        "chunk_size": arguments.chunk_size,
+        "limit": arguments.limit,
+    }
+    return VersionInfo(
+        round=0,
+        configuration=configuration,
+        weights_digest=network.weights_digest,
+        parent=None,
+        code_version=__version__,
+        device="",
+        corpus_kind=corpus_kind,
+    )
+
+
+def _summary_table(summaries: list[ShardSummary]) -> Table:
+    """What the version holds, in a short table."""
+    images = sum(summary.images for summary in summaries)
+    instances = sum(summary.instances for summary in summaries)
+    reasons: Counter[str] = Counter()
+    for summary in summaries:
+        reasons.update(summary.reasons)
+    table = Table("images", "count")
+    table.columns[1].justify = "right"
+    table.add_row("labelled", str(sum(summary.labelled for summary in summaries)))
+    table.add_row("no object", str(sum(summary.no_object for summary in summaries)))
+    table.add_row("rejected", str(sum(summary.rejected for summary in summaries)), end_section=not reasons)
+    for i, (reason, count) in enumerate(sorted(reasons.items())):
+        table.add_row(f"  {reason}", str(count), end_section=i == len(reasons) - 1)
+    table.add_row("in all", str(images))
+    table.add_row("masks", str(instances))
+    table.add_row("masks per image", f"{instances / max(images, 1):.2f}")
+    return table
+
+
+def _rejected_lines(version: Version, summaries: list[ShardSummary]) -> list[str]:
+    """The first rejected images, a line each; only shards that have some are read."""
+    shards = (summary.shard for summary in summaries if summary.rejected)
+    rejected = (
+        outcome for shard in shards for outcome in version.shard(shard) if outcome.status == Status.REJECTED
+    )
+    lines = [
+        f"rejected {o.record.image_id!r}: {o.reason}: {o.detail}"
+        for o in islice(rejected, _MAX_LISTED_REJECTS)
+    ]
+    num_more = sum(summary.rejected for summary in summaries) - len(lines)
+    return [*lines, f"... and {num_more} more, see the column reason of the store"] if num_more > 0 else lines
+
+
+def _write_previews(corpus: Corpus, version: Version, previews: ObjectStore, config: DecodingConfig) -> None:
+    """Pictures of the first labelled images, one each and all on one sheet."""
+    from engine.report.drawing import contact_sheet, draw_instances, encode_jpeg
+
+    labelled = (outcome for outcome in version.outcomes() if outcome.status == Status.LABELLED)
+    pictures = []
+    for number, outcome in enumerate(islice(labelled, _PREVIEW_IMAGES)):
+        try:
+            image = decode_image(corpus.read(outcome.record), config)
+        except (ImageError, TransientError) as error:
+            print(f"no preview of {outcome.record.image_id!r}: {error}")
+            continue
+        pictures.append(draw_instances(image, outcome.instances))
+        # Short enough for any file system, whose names end at 255 bytes.
+        name = PurePosixPath(outcome.record.path).stem[:60]
+        previews.write(f"{number:03d}-{name}.jpg", encode_jpeg(pictures[-1]))
+    if pictures:
+        sheet = contact_sheet(pictures, _PREVIEW_COLUMNS, _PREVIEW_TILE_HEIGHT)
+        previews.write("sheet.jpg", encode_jpeg(sheet))
+    print(f"previews: {previews.uri} ({len(pictures)} images and sheet.jpg)")

@@ -1,0 +1,144 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.errors import ConfigurationError, StoreError
+from engine.masks.instances import Instances
+from engine.objects.memory import MemoryObjects
+from engine.store.pseudo_labels import PseudoLabelStore, Version
+from engine.store.selection import (
+    Selection,
+    SelectionConfig,
+    kept_instances,
+    plan_selection,
+    score_cut,
+    select_columns,
+    select_instances,
+    select_outcomes,
+)
+from engine.store.version_info import VersionInfo
+from engine.types import ImageRecord, Outcome, Reason, Status
+
+
+def instances(*scores: float, stabilities: tuple[float, ...] | None = None) -> Instances:
+    count = len(scores)
+    return Instances(
+        size=(2, 3),
+        method="promerge",
+        rles=tuple(f"0{i}".encode() for i in range(count)),
+        boxes_xyxy=np.arange(4 * count, dtype=np.int32).reshape(count, 4),
+        areas=np.arange(count),
+        scores=np.array(scores, np.float32),
+        stabilities=np.array(stabilities or [np.nan] * count, np.float32),
+    )
+
+
+def store_with(*shards: list[Instances]) -> Version:
+    info = VersionInfo(
+        round=0, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu"
+    )
+    version = PseudoLabelStore(MemoryObjects()).begin(info, "resume")
+    for number, rows in enumerate(shards):
+        version.commit(number, [outcome(f"{number}-{i}", row) for i, row in enumerate(rows)])
+    return version
+
+
+def outcome(name: str, found: Instances) -> Outcome:
+    record = ImageRecord(image_id=name, path=name)
+    if len(found) == 0:
+        return Outcome(record=record, status=Status.NO_OBJECT, reason=Reason.NO_FOREGROUND, height=2, width=3)
+    return Outcome(record=record, status=Status.LABELLED, height=2, width=3, sha256="0", instances=found)
+
+
+def taken(version: Version, config: SelectionConfig) -> list[list[float]]:
+    return [
+        [] if row.instances is None else row.instances.scores.tolist()
+        for row in select_outcomes(version, config)
+    ]
+
+
+def test_everything_is_taken_by_default() -> None:
+    version = store_with([instances(0.5, -0.25), instances()], [instances(0.125)])
+    assert taken(version, SelectionConfig()) == [[0.5, -0.25], [], [0.125]]
+
+
+def test_the_top_is_that_of_the_whole_store() -> None:
+    version = store_with([instances(0.9, 0.8, 0.7), instances()], [instances(0.1), instances(0.75)])
+    chosen = taken(version, SelectionConfig(top_percent=60))
+    assert chosen == [pytest.approx([0.9, 0.8]), [], [], pytest.approx([0.75])]
+
+
+def test_what_ties_with_the_last_is_taken_too() -> None:
+    version = store_with([instances(0.5, 0.25)], [instances(0.25, 0.25, 0.125)])
+    assert taken(version, SelectionConfig(top_percent=40)) == [[0.5, 0.25], [0.25, 0.25]]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([-0.5, 0.0, 0.125, 0.25, 1.0])), max_size=5),
+    st.floats(0.01, 100),
+)
+def test_the_cut_takes_the_share_and_no_score_more(pieces: list[list[float]], top_percent: float) -> None:
+    scores = np.array([score for piece in pieces for score in piece], np.float32)
+    cut = score_cut([np.array(piece, np.float32) for piece in pieces], top_percent)
+    if len(scores) == 0:
+        assert cut == -math.inf
+        return
+    wanted = len(scores) * top_percent / 100
+    assert (scores >= cut).sum() >= wanted - 1e-6
+    assert (scores > cut).sum() < max(wanted, 1)
+
+
+def test_all_conditions_hold_together_and_the_count_comes_last() -> None:
+    found = instances(0.9, 0.8, 0.7, 0.6, stabilities=(1.0, 3.0, 2.0, 3.0))
+    selection = plan_selection(
+        store_with([found]), SelectionConfig(min_score=0.7, min_stability=2, max_per_image=1)
+    )
+    kept = select_instances(found, selection)
+    assert kept.rles == (b"01",)
+    assert kept.boxes_xyxy.tolist() == [[4, 5, 6, 7]]
+    assert kept.areas.tolist() == [1]
+    assert kept.stabilities.tolist() == [3.0]
+
+
+def test_a_score_is_its_own_bound() -> None:
+    # 0.1 as it is stored, in 32 bits, is a little more than 0.1; 0.7 a little less.
+    for score in (0.1, 0.7):
+        selection = Selection(config=SelectionConfig(min_score=score, min_stability=score))
+        found = np.array([score], np.float32)
+        assert kept_instances(selection, np.array([0, 1]), found, found).tolist() == [True]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_columns_and_objects_are_cut_alike(data: st.DataObject) -> None:
+    scores = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75]), max_size=4).map(sorted)
+    rows = [instances(*reversed(row)) for row in data.draw(st.lists(scores, min_size=1, max_size=5))]
+    config = SelectionConfig(
+        min_score=data.draw(st.none() | st.just(0.25)),
+        top_percent=data.draw(st.none() | st.sampled_from([20, 50, 100])),
+        max_per_image=data.draw(st.none() | st.integers(1, 3)),
+    )
+    version = store_with(rows)
+    (columns,) = version.columns()
+    selected = select_columns(columns, plan_selection(version, config))
+    expected = taken(version, config)
+    assert selected.counts.tolist() == [len(row) for row in expected]
+    assert selected.scores.tolist() == [score for row in expected for score in row]
+
+
+def test_stability_that_was_never_measured_is_told() -> None:
+    with pytest.raises(StoreError, match="leave it out"):
+        plan_selection(store_with([instances(0.5)]), SelectionConfig(min_stability=1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"top_percent": 0}, {"top_percent": 101}, {"max_per_image": 0}, {"min_score": math.nan},
+     {"min_stability": math.nan}],
+)  # fmt: skip
+def test_wrong_settings_are_told(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        SelectionConfig(**wrong)
