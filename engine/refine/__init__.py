@@ -1,4 +1,4 @@
-"""Refinement: coarse masks fitted to the edges of their image by a fully connected CRF."""
+"""Mask refinement: coarse masks are fitted to image edges by a fully connected CRF (docs/methods.md, 5)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def refine_masks(
     """The most probable labelling of every mask under the dense CRF of `config`.
 
     `image_hwc` is uint8 (H, W, 3), `masks` bool (N, H, W); returns bool (N, H, W). Masks do not influence one
-    other; a tie is background. Only the backend "numba" uses more than one of `num_threads`, and its result
-    does not depend on their number; only "torch" computes on another `device` than the CPU.
+    another; ties are background. Only the backend "numba" uses `num_threads`, whose number does not change
+    the result; only "torch" uses `device`.
 
-    Raises ValueError where shapes or dtypes are wrong, ConfigurationError where numba or torch finds the
-    standard deviations too small for the image (thousands of them across it).
+    Raises ValueError for wrong shapes or dtypes, and ConfigurationError in the backends numba and torch if the
+    standard deviations are thousands of times smaller than the image.
     Source: ProMerge (arXiv 2409.18961), section 2.7: two labels, unary energy -log softmax(1 - m, m), Potts
     pairwise terms with symmetric normalisation, argmax after `config.steps` mean-field updates.
 
@@ -48,29 +48,29 @@ def refine_images(
     num_threads: int = 1,
     device: str = "cpu",
 ) -> list[NDArray[np.bool_]]:
-    """What `refine_masks` makes of each of B images of one size (H, W, 3) and its masks (N, H, W).
+    """`refine_masks` for each of B images of one size (H, W, 3) and its masks (N, H, W).
 
-    "torch" computes them all at once, in the memory that `refine_batch` states; masks go to the device and
-    come back packed, eight pixels in a byte. The other backends take one image after the other.
+    The backend "torch" refines all images at once, in the memory that `refine_batch` states; masks travel to
+    the device and back packed, eight pixels per byte. The other backends refine one image after the other.
     """
-    for image_hwc, some in zip(images, masks, strict=True):
-        _check_arguments(image_hwc, some, num_threads)
+    for image_hwc, image_masks in zip(images, masks, strict=True):
+        _check_arguments(image_hwc, image_masks, num_threads)
     if len({image_hwc.shape for image_hwc in images}) > 1:
-        raise ValueError("images must be of one size to be refined together")
-    refined = [some.copy() for some in masks]
-    with_masks = [i for i, some in enumerate(masks) if some.size > 0]
+        raise ValueError("images that are refined together must have the same size")
+    refined = [image_masks.copy() for image_masks in masks]
+    with_masks = [i for i, image_masks in enumerate(masks) if image_masks.size > 0]
     backend = config.backend
     if backend == "auto":
         backend = "numba" if device == "cpu" else "torch"
-    # Backends are imported when first used: each needs a heavy library that the others do without.
+    # Backends are imported on first use: each needs a heavy library of its own.
     if backend == "torch" and with_masks:
         from engine.refine.tensor_mean_field import refine_on_device
 
-        chosen = refine_on_device(
+        results = refine_on_device(
             [images[i] for i in with_masks], [masks[i] for i in with_masks], config, device
         )
-        for i, some in zip(with_masks, chosen, strict=True):
-            refined[i] = some
+        for i, result in zip(with_masks, results, strict=True):
+            refined[i] = result
     elif backend == "numba":
         from engine.refine import mean_field
 

@@ -20,24 +20,25 @@ from engine.refine.lanes import (
     store,
 )
 from engine.refine.lattice import Chains, build_lattice
-from engine.refine.threads import Bounds, Team
+from engine.refine.threads import Cuts, Team
 
-# How many rows ahead the loops ask for memory. Single lanes fit the cache and would only lose by it.
+# Prefetch distance in rows. Single lanes fit into the cache and would only become slower.
 _AHEAD = 32
 
-# As in the reference; the norm of a pixel is far above it.
+# As in the reference; the sums that it is added to are far larger.
 _NORM_EPSILON = np.float32(1e-20)
 
 
 class Rows(NamedTuple):
-    """A sparse matrix (P, M) by rows: `vertices` int32 (P, d + 1) and `weights` float32 (P, d + 1)."""
+    """A sparse matrix (P, M) in row order: `vertices` int32 (P, d + 1) and `weights` float32 (P, d + 1)."""
 
     vertices: NDArray[np.int32]
     weights: NDArray[np.float32]
 
 
 class Columns(NamedTuple):
-    """The same by columns: `pixels` int32, `weights` float32; vertex m's from starts[m] to starts[m + 1]."""
+    """The same matrix in column order: entries starts[m]:starts[m + 1] of `pixels` (int32) and `weights`
+    (float32) are column m."""
 
     starts: NDArray[np.int64]
     pixels: NDArray[np.int32]
@@ -48,8 +49,8 @@ class GaussianKernel(NamedTuple):
     """A weighted kernel w N G N = A B A^T with its symmetric normalisation, N = diag(1 / sqrt(G 1)).
 
     G = S B S^T is the Gaussian on a permutohedral lattice: S holds barycentric weights, B is the blur along
-    `chains`, and A = sqrt(w) N S. A is kept by rows, to slice, and by columns, so that splatting adds up in
-    one fixed order whichever thread does it.
+    `chains`, and A = sqrt(w) N S. A is stored in row order for slicing and in column order for splatting, so
+    that the order of summation does not depend on the threads.
     """
 
     rows: Rows
@@ -84,16 +85,16 @@ def make_kernel(features: NDArray[np.float32], weight: float, team: Team) -> Gau
 def splat_and_blur(
     kernel: GaussianKernel, beliefs: NDArray[np.float32], lanes: Lanes, team: Team
 ) -> NDArray[np.float32]:
-    """B A^T beliefs: float32 (M, lanes) on the vertices, of beliefs (P, lanes); A times it is the result."""
+    """B A^T beliefs, float32 (M, lanes), of beliefs (P, lanes); A times this is the filtered result."""
     values = empty_rows(kernel.num_vertices, len(lanes))
-    team.run(_splat, _vertex_bounds(kernel, team), kernel.columns, beliefs, values, lanes)
+    team.run(_splat, _vertex_cuts(kernel, team), kernel.columns, beliefs, values, lanes)
     for chains in kernel.chains:
         team.run(_blur, team.cut(len(chains.order) - 1), chains, values, lanes)
     return values
 
 
-def _vertex_bounds(kernel: GaussianKernel, team: Team) -> Bounds:
-    """Cuts of the vertices that give every thread about as many entries of A."""
+def _vertex_cuts(kernel: GaussianKernel, team: Team) -> Cuts:
+    """Cuts of the vertices that give every thread about the same number of entries of A."""
     starts = kernel.columns.starts
     inner = np.searchsorted(starts, team.cut(int(starts[-1]))[1:-1])
     return [0, *inner.tolist(), kernel.num_vertices]
@@ -107,7 +108,7 @@ def _by_columns(rows: Rows, num_vertices: int) -> Columns:
             starts[rows.vertices[pixel, k] + 2] += 1
     for vertex in range(num_vertices):
         starts[vertex + 2] += starts[vertex + 1]
-    # starts[m + 1] is now where column m begins; it moves to the column's end while entries are filled in.
+    # starts[m + 1] is now the start of column m and advances to the column's end while entries are filled in.
     pixels = np.empty(rows.vertices.size, np.int32)
     weights = np.empty(rows.vertices.size, np.float32)
     for pixel in range(rows.vertices.shape[0]):
@@ -124,7 +125,7 @@ def _by_columns(rows: Rows, num_vertices: int) -> Columns:
 def _find_norms(
     rows: Rows, values: NDArray[np.float32], norms: NDArray[np.float32], start: int, stop: int
 ) -> None:
-    """1 / sqrt of what each pixel reads from `values` (M, 1)."""
+    """Fill norms (P,) with 1 / sqrt(A values) for values (M, 1)."""
     for pixel in range(start, stop):
         total = np.float32(0)
         for k in range(rows.vertices.shape[1]):
@@ -141,7 +142,7 @@ def _splat(
     start: int,
     stop: int,
 ) -> None:
-    """values = A^T beliefs for the vertices from `start` to `stop`."""
+    """Fill values = A^T beliefs for the vertices from `start` to `stop`."""
     last = len(columns.pixels) - 1
     for vertex in range(start, stop):
         total = fill(np.float32(0), lanes)
@@ -157,8 +158,8 @@ def _splat(
 def _blur(chains: Chains, values: NDArray[np.float32], lanes: Lanes, start: int, stop: int) -> None:
     """value[i] += (value[i - 1] + value[i + 1]) / 2 along the chains of one axis, in place.
 
-    Works from the first chain that begins at or after `start` to the first that begins at or after `stop`.
-    Beyond the end of a chain a value is read and multiplied by 0; it may be another thread's, but is finite.
+    Processes the chains whose first positions lie in start..stop - 1. The value after the end of a chain is
+    read and multiplied by 0; another thread may be writing it, but it is finite.
     """
     last = len(chains.order) - 1
     while start < last and chains.link[start] > 0:

@@ -1,11 +1,12 @@
-"""Rows of floats as machine vectors inside compiled loops: one lane for every mask.
+"""SIMD vectors in compiled loops: one lane per mask.
 
-The CRF reads and writes short rows (one float32 for each of 1, 8 or 16 masks) at scattered places. LLVM's
-automatic vectoriser leaves loops that short scalar, at several times the cost, so the kernels name the vector
-operations they want. A vector's width is the length of the tuple `lanes`, part of its type, known when
-the kernel is compiled; LLVM splits what the machine's registers cannot hold.
+The CRF reads and writes short rows (one float32 for each of 1, 8 or 16 masks) at scattered addresses. LLVM's
+automatic vectoriser leaves loops this short scalar, which is several times slower, so the kernels use explicit
+vector operations. A vector's width is the length of the tuple `lanes`, which is part of the tuple's type and
+known at compile time; LLVM splits vectors that are wider than the registers.
 
-Compiled kernels are cached by the date of their own source file: after a change here, change them too.
+Compiled kernels are cached by the modification time of their own source file: after a change here, touch the
+files that use it.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ _CACHE_LINE_BYTES = 64
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile with numba, cached on disk; the GIL is released, so that Python threads can share the work."""
+    """Compile with numba, cached on disk, without the GIL, so that Python threads can share the work."""
     kernel: Callable[P, R] = njit(cache=True, nogil=True, error_model="numpy")(function)
     return kernel
 
 
 def make_lanes(width: int) -> Lanes:
-    """What tells a kernel the width of its vectors: a tuple of that length, whose values nobody reads."""
+    """A tuple whose length is the kernels' vector width; its values are never read."""
     return (0.0,) * width
 
 
 def empty_rows(num_rows: int, width: int) -> NDArray[np.float32]:
-    """Uninitialised float32 (num_rows, width) that begins on a cache line, so that no row straddles two."""
+    """Uninitialised float32 (num_rows, width), aligned so that no row straddles two cache lines."""
     floats_per_line = _CACHE_LINE_BYTES // 4
     memory = np.empty(num_rows * width + floats_per_line, np.float32)
     offset = (-memory.ctypes.data // 4) % floats_per_line
@@ -48,7 +49,7 @@ def empty_rows(num_rows: int, width: int) -> NDArray[np.float32]:
 
 
 class _VectorType(types.Type):  # type: ignore[misc]
-    """`width` float32 in one value; exists only inside kernels."""
+    """A vector of `width` float32; exists only inside kernels."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -68,7 +69,7 @@ register_model(_VectorType)(_VectorModel)
 
 
 def _row_pointer(context: Any, builder: Any, signature: Any, args: Any, width: int) -> Any:
-    """Where row args[1] of the C-contiguous float32 array args[0] begins; rows are `width` floats."""
+    """Pointer to row args[1] of the C-contiguous float32 array args[0], whose rows are `width` floats."""
     array = context.make_array(signature.args[0])(context, builder, args[0])
     row = context.cast(builder, args[1], signature.args[1], types.intp)
     start = builder.mul(row, ir.Constant(row.type, width))
@@ -104,9 +105,8 @@ def _type_prefetch(typing: Any, array: Any, row: Any, lanes: Any) -> Any:
         address = builder.bitcast(_row_pointer(context, builder, signature, args, lanes.count), byte_pointer)
         function_type = ir.FunctionType(ir.VoidType(), [byte_pointer, number, number, number])
         function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
-        builder.call(
-            function, [address, number(0), number(3), number(1)]
-        )  # to read, keep in all caches, data
+        # For reading, into all cache levels, data rather than instructions.
+        builder.call(function, [address, number(0), number(3), number(1)])
         return context.get_dummy_value()
 
     return types.void(array, row, lanes), generate
@@ -153,8 +153,8 @@ def _binary(operation: str) -> Any:
 
 load = intrinsic(_type_load)  # load(array, row, lanes): the vector array[row]
 store = intrinsic(_type_store)  # store(array, row, vector): array[row] = vector
-prefetch = intrinsic(_type_prefetch)  # prefetch(array, row, lanes): array[row] will soon be wanted
+prefetch = intrinsic(_type_prefetch)  # prefetch(array, row, lanes): load array[row] into the caches
 fill = intrinsic(_type_fill)  # fill(scalar, lanes): the scalar in every lane
 multiply_add = intrinsic(_type_multiply_add)  # multiply_add(scalar, vector, addend): scalar * vector + addend
-clamp = intrinsic(_type_clamp)  # clamp(vector, limit): every lane brought into [-limit, limit]
+clamp = intrinsic(_type_clamp)  # clamp(vector, limit): every lane clipped to [-limit, limit]
 add, multiply, divide = _binary("fadd"), _binary("fmul"), _binary("fdiv")

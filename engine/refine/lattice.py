@@ -1,8 +1,8 @@
-"""The permutohedral lattice: a few points that stand for all pixels when a Gaussian filter is computed.
+"""The permutohedral lattice: a sparse grid in feature space on which Gaussian filters are fast.
 
-A d-dimensional lattice cuts feature space into simplices of d + 1 vertices. Every pixel hands its value to
-the vertices around it (splat), each vertex mixes with its neighbours along d + 1 axes (blur), and pixels read
-the result back (slice). Where simplices lie depends on features alone, so that one lattice serves any number
+The lattice divides d-dimensional feature space into simplices with d + 1 vertices. Pixels are accumulated at
+the vertices of their simplex (splat), vertices are averaged with their neighbours along d + 1 axes (blur), and
+pixels interpolate the result (slice). Simplices depend on the features alone, so one lattice serves any number
 of values per pixel and any number of passes.
 
 Source: Adams, Baek & Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (Eurographics
@@ -28,10 +28,10 @@ _NO_KEY = np.int64(-1)  # keys are never negative
 
 
 class Chains(NamedTuple):
-    """The lines of vertices along one axis, one line after another; vertices without neighbours are left out.
+    """The lines of vertices along one axis, concatenated; vertices without neighbours are left out.
 
-    `order` is int32 (K + 1,): the vertices, and a last entry that only makes reading ahead safe. `link` is
-    float32 (K + 1,): the weight 1/2 between positions i - 1 and i, or 0 where a line begins.
+    `order` is int32 (K + 1,): the vertices, and one more entry that makes reading ahead safe. `link` is float32
+    (K + 1,): the weight 1/2 between positions i - 1 and i, or 0 at the start of a line.
     """
 
     order: NDArray[np.int32]
@@ -40,10 +40,10 @@ class Chains(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lattice:
-    """Where P pixels lie among M lattice vertices.
+    """The simplices of P pixels among M lattice vertices.
 
-    `vertices` is int32 (P, d + 1); `weights` float32 (P, d + 1), the barycentric coordinates, rows of sum 1;
-    `chains` holds the d + 1 axes. Vertices are numbered in the order in which pixels name them.
+    `vertices` is int32 (P, d + 1) and `weights` float32 (P, d + 1), the barycentric coordinates, which sum to
+    1; `chains` holds the d + 1 axes. Vertices are numbered in the order of their first pixels.
     """
 
     num_vertices: int
@@ -53,11 +53,11 @@ class Lattice:
 
 
 class Geometry(NamedTuple):
-    """How features become lattice coordinates, and those of a lattice point one number, its key.
+    """The maps from features to lattice coordinates and from the coordinates of a point to its integer key.
 
     `scales` holds the factor of each feature. A key is origin + sum of coordinate * stride; `strides`, int64
-    (d + 1,), ends in 0, as the last coordinate follows from the others. Keys are linear in the coordinates:
-    that of a neighbour differs by a constant.
+    (d + 1,), ends in 0, as the last coordinate follows from the others. Keys are linear in the coordinates, so
+    a neighbour's key differs by a constant.
     """
 
     scales: tuple[np.float32, ...]
@@ -66,9 +66,9 @@ class Geometry(NamedTuple):
 
 
 def build_lattice(features: NDArray[np.float32], team: Team) -> Lattice:
-    """The lattice around features float32 (d, P), in units of the Gaussian's standard deviation; P >= 1.
+    """The lattice of features float32 (d, P), in units of the Gaussian's standard deviation; P >= 1.
 
-    Raises ConfigurationError where features spread over more lattice points than 62 bits can number.
+    Raises ConfigurationError if the features span more lattice points than 62 bits can number.
     """
     dimension, num_pixels = features.shape
     corners = dimension + 1
@@ -77,7 +77,7 @@ def build_lattice(features: NDArray[np.float32], team: Team) -> Lattice:
     weights = np.empty((num_pixels, corners), np.float32)
     team.run(_find_simplices, team.cut(num_pixels), features, geometry, keys, weights)
     vertices = np.empty((num_pixels, corners), np.int32)
-    # Room for one vertex to two pixels at first; photographs at the usual deviations have fewer.
+    # Initial capacity: one vertex per two pixels; photographs at the usual deviations have fewer.
     vertex_keys = _number_keys(keys, (num_pixels + 2 * corners).bit_length(), vertices)
     by_key = np.argsort(vertex_keys).astype(np.int32)
     sorted_keys = vertex_keys[by_key]
@@ -93,9 +93,9 @@ def build_lattice(features: NDArray[np.float32], team: Team) -> Lattice:
 
 
 def _lay_out(features: NDArray[np.float32]) -> Geometry:
-    """Scales for a standard deviation of 1, and room for every lattice point that the features can touch.
+    """Scales for a standard deviation of 1, and strides that give each reachable lattice point its own key.
 
-    A coordinate's room is an interval bound of the elevation, and a margin for corners and neighbours.
+    The range of a coordinate is an interval bound of the elevation plus a margin for corners and neighbours.
     """
     dimension = len(features)
     # Splat, blur and slice together have the variance 2/3 (d + 1)^2 in the lattice's units (section 3).
@@ -148,27 +148,27 @@ def _find_simplices(
             elevated[i] = partial_sum - np.float32(i) * scaled
             partial_sum += scaled
         elevated[0] = partial_sum
-        # The nearest point whose coordinates are multiples of d + 1; their sum may miss 0 ...
+        # The nearest point whose coordinates are multiples of d + 1; their sum may not be 0 ...
         excess = np.int64(0)
         for i in range(corners):
             rounded = math.floor(elevated[i] * reciprocal + np.float32(0.5))
             multiple[i] = np.int64(rounded) * corners
             excess += np.int64(rounded)
             residual[i] = elevated[i] - np.float32(rounded) * np.float32(corners)
-        # ... and is brought to 0 where residuals are most extreme: those ranks leave 0..d and wrap around.
+        # ... and is corrected where residuals are most extreme: those ranks leave 0..d and wrap around.
         for i in range(corners):
             rank[i] = excess
         for i in range(dimension):
             for j in range(i + 1, corners):
-                below = np.int64(residual[i] < residual[j])  # no branch: it could not be predicted
+                below = np.int64(residual[i] < residual[j])  # branchless: the outcome is unpredictable
                 rank[i] += below
                 rank[j] += 1 - below
         key = np.int64(geometry.origin)
         for i in range(corners):
             wrap = (np.int64(rank[i] < 0) - np.int64(rank[i] > dimension)) * corners
-            place = rank[i] + wrap
-            sorted_residual[place] = (residual[i] - np.float32(wrap)) * reciprocal
-            sorted_stride[place] = geometry.strides[i]
+            position = rank[i] + wrap
+            sorted_residual[position] = (residual[i] - np.float32(wrap)) * reciprocal
+            sorted_stride[position] = geometry.strides[i]
             key += (multiple[i] + wrap) * geometry.strides[i]
         # Corner k is that point plus k everywhere, less d + 1 at the k coordinates of the highest ranks.
         keys[pixel, 0] = key
@@ -181,7 +181,7 @@ def _find_simplices(
 
 @compiled
 def _find_slot(table: NDArray[np.int64], key: int, shift: np.uint64) -> np.int64:
-    """The slot of a hash table (2^b, 2) that holds `key`, or the empty one for it; shift = 64 - b."""
+    """The slot of a hash table (2^b, 2) that holds `key`, or the free slot for it; shift = 64 - b."""
     slot = np.int64((np.uint64(key) * _HASH_MULTIPLIER) >> shift)
     while table[slot, 0] != key and table[slot, 0] != _NO_KEY:
         slot = (slot + 1) & (len(table) - 1)
@@ -190,9 +190,9 @@ def _find_slot(table: NDArray[np.int64], key: int, shift: np.uint64) -> np.int64
 
 @compiled
 def _number_keys(keys: NDArray[np.int64], table_bits: int, numbers: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Number the distinct keys in order of appearance; fills `numbers`, shaped like `keys`, returns the keys.
+    """Number the distinct keys in order of appearance: fills `numbers`, shaped like `keys`, returns the keys.
 
-    The hash table of (key, number) begins with 2^table_bits slots, at least twice the keys of a pixel, and
+    The hash table of (key, number) starts with 2^table_bits slots, at least twice the keys of a pixel, and
     doubles when it is half full.
     """
     shift = np.uint64(64 - table_bits)
@@ -227,22 +227,22 @@ def _number_keys(keys: NDArray[np.int64], table_bits: int, numbers: NDArray[np.i
 def _find_chains(
     sorted_keys: NDArray[np.int64], vertices: NDArray[np.int32], step: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """`order` and `link` of the chains along the axis on which the successor's key is larger by `step`.
+    """`order` and `link` of the chains along the axis whose successors have keys larger by `step`.
 
-    `vertices` int32 (M,) holds the vertices in the order of their keys. Two fingers walk along the keys, one
-    looking for the other's successor: that reads memory in order, as a hash table would not.
+    `vertices` int32 (M,) holds the vertices in the order of their keys. Two pointers move along the sorted
+    keys, one finding the other's successor, which reads memory sequentially, unlike a hash table.
     """
     count = len(sorted_keys)
     successor = np.full(count, -1, np.int32)
     is_first = np.ones(count, np.bool_)
-    finger = 0
+    ahead = 0
     for i in range(count):
-        wanted = sorted_keys[i] + step
-        while finger < count and sorted_keys[finger] < wanted:
-            finger += 1
-        if finger < count and sorted_keys[finger] == wanted:
-            successor[vertices[i]] = vertices[finger]
-            is_first[vertices[finger]] = False
+        target = sorted_keys[i] + step
+        while ahead < count and sorted_keys[ahead] < target:
+            ahead += 1
+        if ahead < count and sorted_keys[ahead] == target:
+            successor[vertices[i]] = vertices[ahead]
+            is_first[vertices[ahead]] = False
     order = np.zeros(count + 1, np.int32)
     link = np.zeros(count + 1, np.float32)
     length = 0

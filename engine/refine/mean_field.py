@@ -1,12 +1,12 @@
 """The numba backend: mean-field inference for all masks of an image at once.
 
-With two labels the two probabilities of a pixel sum to 1, so that one number says all: the belief
+With two labels, a pixel's probabilities sum to 1, so one number describes them: the belief
 b = Q(foreground) - Q(background). With Potts weights w, normalised Gaussian kernels G and unary energies
 -log softmax(1 - m, m), whose difference is u = +1 inside the coarse mask and -1 outside, a mean-field step is
 
     b <- tanh((u + sum_k w_k G_k b) / 2).
 
-Only b is filtered, one channel for each mask, on lattices that all masks and all steps share.
+Only b is filtered, one channel per mask, on lattices that all masks and steps share.
 
 Source: Krähenbühl & Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials"
 (NeurIPS 2011), eq. 3 and algorithm 1.
@@ -38,16 +38,16 @@ from engine.refine.lanes import (
 )
 from engine.refine.threads import Team
 
-# How many masks travel together; every width is compiled by itself.
+# Numbers of masks that are filtered together; each width is compiled separately.
 _LANE_WIDTHS = (1, 8, 16)
 
 
 def refine_masks(
     image_hwc: NDArray[np.uint8], masks: NDArray[np.bool_], config: CrfConfig, num_threads: int
 ) -> NDArray[np.bool_]:
-    """Masks bool (N, H, W) of image uint8 (H, W, 3) after the CRF; a tie is background. N, H, W >= 1.
+    """Masks bool (N, H, W) of an image uint8 (H, W, 3) after the CRF; ties are background. N, H, W >= 1.
 
-    Neither the other masks nor `num_threads` change a mask's result.
+    A mask's result depends neither on the other masks nor on `num_threads`.
     """
     num_masks, height, width = masks.shape
     flat_masks = np.ascontiguousarray(masks).reshape(num_masks, -1)
@@ -66,7 +66,7 @@ def refine_masks(
 
 
 def _lane_width(num_masks: int) -> int:
-    """The narrowest vector that holds the masks, or the widest there is.
+    """The narrowest vector that holds the masks, or the widest available.
 
     >>> [_lane_width(n) for n in (1, 2, 9, 40)]
     [1, 8, 16, 16]
@@ -76,7 +76,7 @@ def _lane_width(num_masks: int) -> int:
 
 @lru_cache(maxsize=1)
 def _smoothness_kernel(height: int, width: int, sigma_xy: float, weight: float) -> GaussianKernel:
-    """The kernel on positions. It depends on the image's size alone, most often that of the image before."""
+    """The kernel on positions. It depends only on the image's size, which seldom changes between images."""
     with Team(1) as team:
         return make_kernel(_positions(height, width, sigma_xy).reshape(2, -1), weight, team)
 
@@ -104,13 +104,13 @@ def _infer(
 ) -> NDArray[np.float32]:
     """Beliefs (P, lanes) in [-1, 1] of masks (N, P), N <= lanes, after `steps` mean-field steps."""
     num_pixels = flat_masks.shape[1]
-    bounds = team.cut(num_pixels)
+    cuts = team.cut(num_pixels)
     unary = empty_rows(num_pixels, len(lanes))
     beliefs = empty_rows(num_pixels, len(lanes))
-    team.run(_start, bounds, flat_masks, unary, beliefs)
+    team.run(_start, cuts, flat_masks, unary, beliefs)
     for _ in range(steps):
         messages = tuple((kernel.rows, splat_and_blur(kernel, beliefs, lanes, team)) for kernel in kernels)
-        team.run(_update, bounds, messages, unary, beliefs, lanes)
+        team.run(_update, cuts, messages, unary, beliefs, lanes)
     return beliefs
 
 
@@ -142,7 +142,7 @@ def _update(
     start: int,
     stop: int,
 ) -> None:
-    """beliefs = tanh((unary + A v + A' v') / 2) for both kernels' rows A and vertex values v."""
+    """Fill beliefs = tanh((unary + A v + A' v') / 2) for both kernels' rows A and vertex values v."""
     (near, near_values), (far, far_values) = messages
     for pixel in range(start, stop):
         total = load(unary, pixel, lanes)
@@ -152,8 +152,8 @@ def _update(
         for k in range(6):  # ... and in 5
             row = load(far_values, far.vertices[pixel, k], lanes)
             total = multiply_add(far.weights[pixel, k], row, total)
-        # tanh(8 y) as a fraction, |y| <= 9/8 (beyond, it is 1 in float32): Lambert's continued fraction at y,
-        # then three times tanh(2 y) = 2 p q / (q^2 + p^2) where tanh(y) = p / q. Divided once, at the end.
+        # tanh(8 y) as a fraction p / q for |y| <= 9/8, beyond which it is 1 in float32: Lambert's continued
+        # fraction at y, then tanh(2 y) = 2 p q / (q^2 + p^2) three times, and a single division at the end.
         y = multiply(clamp(total, np.float32(18)), fill(np.float32(1 / 16), lanes))
         square = multiply(y, y)
         p = multiply(y, multiply_add(np.float32(10), square, fill(np.float32(105), lanes)))
@@ -167,7 +167,7 @@ def _update(
 
 @compiled
 def _decide(beliefs: NDArray[np.float32], refined: NDArray[np.bool_], start: int, stop: int) -> None:
-    """refined (N, P) = beliefs (P, lanes) > 0."""
+    """Fill refined (N, P) = beliefs (P, lanes) > 0."""
     for pixel in range(start, stop):
         for mask in range(refined.shape[0]):
             refined[mask, pixel] = beliefs[pixel, mask] > 0

@@ -1,4 +1,4 @@
-"""The reference backend: pydensecrf, the original authors' C++ program, one mask after the other."""
+"""The reference backend: pydensecrf, the original authors' C++ implementation, one mask at a time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from engine.refine.config import CrfConfig
 def refine_masks(
     image_hwc: NDArray[np.uint8], masks: NDArray[np.bool_], config: CrfConfig
 ) -> NDArray[np.bool_]:
-    """Masks bool (N, H, W) of image uint8 (H, W, 3) after the CRF, by pydensecrf; a tie is background."""
-    image = np.array(image_hwc, order="C")  # a copy: pydensecrf asks for a writeable buffer
+    """Masks bool (N, H, W) of an image uint8 (H, W, 3) after the CRF, by pydensecrf; ties are background."""
+    image = np.array(image_hwc, order="C")  # a copy: pydensecrf needs a writable buffer
     refined = [_foreground_margin(image, mask, config) > 0 for mask in masks]
     return np.array(refined, bool).reshape(masks.shape)
 

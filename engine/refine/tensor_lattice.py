@@ -1,9 +1,8 @@
 """Permutohedral lattices and Gaussian kernels in torch, for several images at once, on any device.
 
-The lattice of engine.refine.lattice, built by sorting keys instead of hashing them. The four operations of a
-kernel (splat, blur, slice, and the sums of its norms) are weighted sums of rows, which one kernel of torch's
-does without temporaries: `embedding_bag`. It adds up in the order of its indices, so that results are the
-same bits in every run, as atomic additions would not be.
+The lattice of engine.refine.lattice, built by sorting keys instead of hashing them. Splat, blur and slice are
+weighted sums of rows, which torch's `embedding_bag` computes without temporaries and in the order of its
+indices, so results are bit-identical in every run, unlike those of atomic additions.
 
 Source: as in engine.refine.lattice and engine.refine.gaussian.
 """
@@ -19,15 +18,15 @@ from torch import Tensor
 
 from engine.errors import ConfigurationError
 
-# A vertex in a flat part of an image collects ten thousand pixels. One thread of a GPU adds up at most so
-# many of them, and another one the sums.
+# Maximum number of terms that one GPU thread sums: a vertex in a flat part of an image collects ten thousand
+# pixels, whose sum is computed in pieces.
 _PIECE = 128
-# As in the reference; the norm of a pixel is far above it.
+# As in the reference; the sums that it is added to are far larger.
 _NORM_EPSILON = 1e-20
 
 
 class Sums(NamedTuple):
-    """A sparse matrix whose product with rows (N, lanes) is taken in one kernel.
+    """A sparse matrix whose product with rows (N, lanes) is a single kernel launch.
 
     Row i is the sum of rows[indices[j]] * weights[j] for starts[i] <= j < starts[i + 1]; int32 and float32.
     """
@@ -37,7 +36,7 @@ class Sums(NamedTuple):
     starts: Tensor
 
     def __matmul__(self, rows: Tensor) -> Tensor:
-        # Mode 0 is the sum; the last start is where the last row ends.
+        # Mode 0 is the sum; the last of the starts is the end of the last row.
         total: Tensor = torch.embedding_bag(
             rows, self.indices, self.starts, False, 0, False, self.weights, True
         )[0]
@@ -47,7 +46,7 @@ class Sums(NamedTuple):
 class TensorKernel(NamedTuple):
     """The normalised kernel w N G N = A B A^T, see `engine.refine.gaussian.GaussianKernel`.
 
-    `splat` is A^T in two factors, `blur` one factor of B for each axis, `slice` is A.
+    `splat` is A^T in two factors, `blur` holds one factor of B per axis, `slice` is A.
     """
 
     splat: tuple[Sums, Sums]
@@ -55,7 +54,7 @@ class TensorKernel(NamedTuple):
     slice: Sums
 
     def splat_and_blur(self, beliefs: Tensor) -> Tensor:
-        """B A^T beliefs: (M, lanes) on the vertices, of beliefs (B * P, lanes); see `slice`."""
+        """B A^T beliefs (M, lanes) of beliefs (B * P, lanes); `slice` times this is the filtered result."""
         values = beliefs
         for sums in (*self.splat, *self.blur):
             values = sums @ values
@@ -63,7 +62,7 @@ class TensorKernel(NamedTuple):
 
 
 class _Geometry(NamedTuple):
-    """As `engine.refine.lattice.Geometry`; the keys of one image are below `span`."""
+    """`engine.refine.lattice.Geometry` for several images; the keys of one image are below `span`."""
 
     scales: tuple[float, ...]
     origin: int
@@ -72,11 +71,11 @@ class _Geometry(NamedTuple):
 
 
 def make_kernel(features: Tensor, ranges: Sequence[float], weight: float) -> TensorKernel:
-    """The kernel exp(-|f_i - f_j|^2 / 2) within each of B images; pixels of different images do not meet.
+    """The kernel exp(-|f_i - f_j|^2 / 2) within each of B images, and 0 between pixels of different images.
 
     `features` is float32 (B, d, P), in units of their standard deviations, each between 0 and its entry of
     `ranges`. The host waits for the device once, to learn the number of vertices. Raises ConfigurationError
-    where features may lie at more lattice points than 62 bits can number.
+    if the ranges span more lattice points than 62 bits can number.
     """
     num_images, dimension, num_pixels = features.shape
     geometry = _lay_out(ranges, num_images)
@@ -101,7 +100,7 @@ def make_kernel(features: Tensor, ranges: Sequence[float], weight: float) -> Ten
 
 
 def _lay_out(ranges: Sequence[float], num_images: int) -> _Geometry:
-    """Scales for a standard deviation of 1, and room for every lattice point that features can touch."""
+    """Scales for a standard deviation of 1, and strides that give each reachable lattice point its own key."""
     dimension = len(ranges)
     deviation = math.sqrt(2 / 3) * (dimension + 1)
     scales = [deviation / math.sqrt((i + 1) * (i + 2)) for i in range(dimension)]
@@ -124,7 +123,7 @@ def _lay_out(ranges: Sequence[float], num_images: int) -> _Geometry:
 
 
 def _steps(geometry: _Geometry) -> list[int]:
-    """How much keys grow by one step along each axis: all coordinates fall by 1, one rises by d instead."""
+    """Difference of keys of one step along each axis: all coordinates fall by 1, one rises by d instead."""
     total = sum(geometry.strides)
     return [len(geometry.strides) * stride - total for stride in geometry.strides]
 
@@ -136,7 +135,7 @@ def _find_simplices(features: Tensor, geometry: _Geometry) -> tuple[Tensor, Tens
     elevated = _elevate(features, geometry.scales)
     multiples = torch.round(elevated / corners)
     residuals = elevated - multiples * corners
-    # Corner coordinates sum to 0: where the rounded ones do not, those that were rounded most give way.
+    # Corner coordinates must sum to 0: if they do not, those with the largest rounding errors are changed.
     excess = multiples.sum(dim=-1, keepdim=True).to(torch.int64)
     ranks = residuals.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1) + excess
     wraps = (ranks < 0).to(torch.int64) - (ranks > dimension).to(torch.int64)
@@ -148,7 +147,7 @@ def _find_simplices(features: Tensor, geometry: _Geometry) -> tuple[Tensor, Tens
     strides = torch.tensor(geometry.strides, dtype=torch.int64, device=features.device)
     images = torch.arange(num_images, device=features.device)[:, None, None] * geometry.span
     keys = (multiples * strides).sum(dim=-1, keepdim=True) * corners + images + geometry.origin
-    # Corner k lies k higher in every coordinate, but d + 1 lower in the k of the highest ranks.
+    # Corner k is k higher in every coordinate, but d + 1 lower in the k coordinates of the highest ranks.
     lowered = strides[by_rank].flip(-1).cumsum(dim=-1)[..., :-1]
     rises = torch.arange(1, corners, device=features.device) * strides.sum()
     keys = torch.cat([keys, keys + rises - corners * lowered], dim=-1)
@@ -156,7 +155,7 @@ def _find_simplices(features: Tensor, geometry: _Geometry) -> tuple[Tensor, Tens
 
 
 def _elevate(features: Tensor, scales: tuple[float, ...]) -> Tensor:
-    """Features (B, d, P) in the plane of coordinate sum 0: (B, P, d + 1)."""
+    """Features (B, d, P) elevated to the plane of coordinate sum 0: (B, P, d + 1)."""
     partial_sum = torch.zeros_like(features[:, 0])
     coordinates = []
     for i in range(len(scales), 0, -1):
@@ -167,7 +166,7 @@ def _elevate(features: Tensor, scales: tuple[float, ...]) -> Tensor:
 
 
 def _equal_sums(indices: Tensor, weights: Tensor) -> Sums:
-    """Sums of as many terms in every row: indices and weights (rows, terms)."""
+    """Sums with the same number of terms in every row: indices and weights (rows, terms)."""
     num_rows, num_terms = indices.shape
     starts = torch.arange(0, (num_rows + 1) * num_terms, num_terms, dtype=torch.int32, device=indices.device)
     return Sums(indices.flatten().to(torch.int32), weights.flatten(), starts)
@@ -177,33 +176,33 @@ def _blur_along(vertex_keys: Tensor, step: int) -> Sums:
     """value[i] + (value[i - 1] + value[i + 1]) / 2 along an axis; a step adds `step` to sorted keys (M,)."""
     own = torch.arange(len(vertex_keys), device=vertex_keys.device)
     indices, weights = [own], [torch.ones_like(own, dtype=torch.float32)]
-    for wanted in (vertex_keys - step, vertex_keys + step):
-        found = torch.searchsorted(vertex_keys, wanted).clamp_(max=len(vertex_keys) - 1)
-        is_there = vertex_keys[found] == wanted
-        indices.append(torch.where(is_there, found, own))
-        weights.append(is_there.to(torch.float32) / 2)
+    for neighbour_keys in (vertex_keys - step, vertex_keys + step):
+        found = torch.searchsorted(vertex_keys, neighbour_keys).clamp_(max=len(vertex_keys) - 1)
+        exists = vertex_keys[found] == neighbour_keys
+        indices.append(torch.where(exists, found, own))
+        weights.append(exists.to(torch.float32) / 2)
     return _equal_sums(torch.stack(indices, dim=1), torch.stack(weights, dim=1))
 
 
 def _splat(order: Tensor, corners: int, firsts: Tensor, weights: Tensor) -> tuple[Sums, Sums]:
-    """A^T: sums of the pixels order // corners in pieces, then of the pieces that begin at each vertex.
+    """A^T as two factors: sums over pieces of each vertex's pixels, then over the pieces of each vertex.
 
-    `firsts` (M,) is where each vertex begins in `order` and `weights`. A piece depends on its own vertex
-    alone, so that images of one call do not change each other's bits.
+    `order` sorts the (pixel, corner) entries by vertex, `weights` are in that order, and `firsts` (M,) is the
+    first entry of each vertex. Pieces never span two vertices, so images do not change each other's bits.
     """
     num_entries = len(order)
     ends = torch.cat([firsts[1:], firsts.new_full((1,), num_entries)])
     num_pieces = (ends - firsts + _PIECE - 1) // _PIECE
     piece_stops = num_pieces.cumsum(0)
     piece_starts = torch.nn.functional.pad(piece_stops, (1, 0))
-    # No more pieces than this; those too many are empty and nobody's, and the host need not know the number.
-    most = len(firsts) + num_entries // _PIECE
-    pieces = torch.arange(most, device=order.device)
-    owners = torch.searchsorted(piece_stops, pieces, right=True).clamp_(max=len(firsts) - 1)
-    starts = firsts[owners] + (pieces - piece_starts[owners]) * _PIECE
+    # An upper bound, with empty pieces at the end, so that the host need not wait for the number of pieces.
+    max_pieces = len(firsts) + num_entries // _PIECE
+    pieces = torch.arange(max_pieces, device=order.device)
+    vertices = torch.searchsorted(piece_stops, pieces, right=True).clamp_(max=len(firsts) - 1)
+    starts = firsts[vertices] + (pieces - piece_starts[vertices]) * _PIECE
     starts = torch.where(pieces < piece_stops[-1], starts, num_entries)
     starts = torch.nn.functional.pad(starts, (0, 1), value=num_entries)
     by_piece = Sums((order // corners).to(torch.int32), weights, starts.to(torch.int32))
-    every = torch.ones(most, dtype=torch.float32, device=order.device)
-    by_vertex = Sums(pieces.to(torch.int32), every, piece_starts.to(torch.int32))
+    ones = torch.ones(max_pieces, dtype=torch.float32, device=order.device)
+    by_vertex = Sums(pieces.to(torch.int32), ones, piece_starts.to(torch.int32))
     return by_piece, by_vertex

@@ -1,7 +1,7 @@
 """The torch backend: mean-field inference for all masks of several images at once, on any device.
 
-The updates are those of engine.refine.mean_field. Between the making of the lattices and the result the host
-only queues work: about 20 launches a step, whatever the number of masks and images.
+The updates are those of engine.refine.mean_field. Once the lattices are built, the host only queues work:
+about 20 kernel launches per step, independent of the number of masks and images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def refine_on_device(
 ) -> list[NDArray[np.bool_]]:
     """`refine_batch` for images (H, W, 3) of one size and their masks (N, H, W) on the host."""
     target = torch.device(device)
-    num_masks = [len(some) for some in masks]
+    num_masks = [len(image_masks) for image_masks in masks]
     images_bhwc = upload_images(images, len(images), target)
     uploaded = upload_masks(np.concatenate(masks), target)
     refined = download_masks(refine_batch(images_bhwc, uploaded, num_masks, config))
@@ -33,26 +33,26 @@ def refine_on_device(
 
 @torch.no_grad()
 def refine_batch(images_bhwc: Tensor, masks: Tensor, num_masks: Sequence[int], config: CrfConfig) -> Tensor:
-    """Masks bool (N, H, W) after the CRF, on their device; a tie is background.
+    """Masks bool (N, H, W) after the CRF, on their device; ties are background.
 
-    `images_bhwc` is uint8 (B, H, W, 3) on the masks' device; the first num_masks[0] masks are of the first
-    image, the next num_masks[1] of the second, and so on, N in all. Every image takes the memory of the one
-    with most masks: about 20 bytes for each pixel and mask, and 300 a pixel. Neither other masks nor other
-    images change a mask's result. Raises ValueError where shapes, dtypes or numbers do not fit together.
+    `images_bhwc` is uint8 (B, H, W, 3) on the masks' device; the first num_masks[0] masks belong to the first
+    image, the next num_masks[1] to the second, and so on. Every image takes the memory of the one with the
+    most masks: about 20 bytes per pixel and mask, and 300 per pixel. A mask's result depends neither on other
+    masks nor on other images. Raises ValueError for wrong or inconsistent shapes, dtypes or numbers.
     """
     _check_arguments(images_bhwc, masks, num_masks)
     if masks.numel() == 0:
         return masks.clone()
     num_images, height, width, _ = images_bhwc.shape
-    rows, lanes = _places(num_masks, masks.device)
+    image_of_mask, lane_of_mask = _mask_slots(num_masks, masks.device)
     unary = torch.zeros(
         (num_images, height * width, max(num_masks)), dtype=torch.float32, device=masks.device
     )
-    unary[rows, :, lanes] = masks.reshape(len(masks), -1).to(torch.float32) * 2 - 1
+    unary[image_of_mask, :, lane_of_mask] = masks.reshape(len(masks), -1).to(torch.float32) * 2 - 1
     smoothness = _smoothness_kernel(num_images, height, width, config, masks.device)
     appearance = _appearance_kernel(images_bhwc, config)
     beliefs = _infer(unary.reshape(-1, unary.shape[2]), (smoothness, appearance), config.steps)
-    return (beliefs.reshape(unary.shape)[rows, :, lanes] > 0).reshape(masks.shape)
+    return (beliefs.reshape(unary.shape)[image_of_mask, :, lane_of_mask] > 0).reshape(masks.shape)
 
 
 def _check_arguments(images_bhwc: Tensor, masks: Tensor, num_masks: Sequence[int]) -> None:
@@ -67,19 +67,19 @@ def _check_arguments(images_bhwc: Tensor, masks: Tensor, num_masks: Sequence[int
         )
     if len(num_masks) != len(images_bhwc) or sum(num_masks) != len(masks) or min(num_masks, default=0) < 0:
         raise ValueError(
-            f"num_masks must share {len(masks)} masks out to {len(images_bhwc)} images, got {list(num_masks)}"
+            f"num_masks must divide {len(masks)} masks among {len(images_bhwc)} images, got {list(num_masks)}"
         )
 
 
-def _places(num_masks: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The image and the lane of every mask, int64 (N,) each."""
+def _mask_slots(num_masks: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The image and the lane of every mask, each int64 (N,)."""
     images = [image for image, count in enumerate(num_masks) for _ in range(count)]
     lanes = [lane for count in num_masks for lane in range(count)]
     return torch.tensor(images, device=device), torch.tensor(lanes, device=device)
 
 
 def _infer(unary: Tensor, kernels: tuple[TensorKernel, TensorKernel], steps: int) -> Tensor:
-    """Beliefs in [-1, 1] after `steps` mean-field steps, of unary energies (B * P, lanes) of -1, 0 and 1."""
+    """Beliefs in [-1, 1] after `steps` mean-field steps, for unary terms (B * P, lanes) of -1, 0 and 1."""
     beliefs = torch.tanh(unary / 2)
     for _ in range(steps):
         total = unary
@@ -93,7 +93,7 @@ def _infer(unary: Tensor, kernels: tuple[TensorKernel, TensorKernel], steps: int
 def _smoothness_kernel(
     num_images: int, height: int, width: int, config: CrfConfig, device: torch.device
 ) -> TensorKernel:
-    """The kernel on positions, which depends on sizes alone, most often those of the call before."""
+    """The kernel on positions. It depends only on sizes, which seldom change between calls."""
     sigma = config.gaussian_sigma_xy
     positions = _positions(num_images, height, width, sigma, device)
     return make_kernel(positions, (width / sigma, height / sigma), config.gaussian_weight)

@@ -1,4 +1,4 @@
-"""A team of Python threads for kernels that release the GIL."""
+"""A pool of Python threads for kernels that release the GIL."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
-# Where a kernel's index range is cut: thread i works from bounds[i] to bounds[i + 1].
-Bounds = Sequence[int]
+# Positions at which an index range is divided: thread i works from cuts[i] to cuts[i + 1].
+Cuts = Sequence[int]
 
 
 class Team:
-    """`size` threads, a context manager; with one there is no pool and all runs in the caller's thread.
+    """A context manager that holds `size` threads; a team of one runs in the caller's thread.
 
-    Python threads rather than a threading layer of numba's: several threads of one process may refine at
-    the same time, and kernels need not be compiled a second time.
+    Python threads rather than a threading layer of numba: several threads of one process may refine at the
+    same time, and kernels need not be compiled twice.
     """
 
     def __init__(self, size: int) -> None:
@@ -33,8 +33,8 @@ class Team:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def cut(self, length: int) -> Bounds:
-        """Cut range(length) into one part for every thread, equal up to one.
+    def cut(self, length: int) -> Cuts:
+        """Divide range(length) into one part per thread, with sizes that differ by at most one.
 
         >>> with Team(2) as team:
         ...     team.cut(5)
@@ -42,12 +42,12 @@ class Team:
         """
         return [length * part // self.size for part in range(self.size + 1)]
 
-    def run(self, kernel: Callable[..., object], bounds: Bounds, *args: Any) -> None:
-        """Call kernel(*args, start, stop) for every part, at the same time; the parts must be independent."""
-        self.run_all([partial(kernel, *args, start, stop) for start, stop in pairwise(bounds)])
+    def run(self, kernel: Callable[..., object], cuts: Cuts, *args: Any) -> None:
+        """Call kernel(*args, start, stop) concurrently for every part; parts must be independent."""
+        self.run_all([partial(kernel, *args, start, stop) for start, stop in pairwise(cuts)])
 
     def run_all(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Results of the calls, in order; they run at the same time where there are threads for them.
+        """Run the calls, concurrently if there are threads for them, and return their results in order.
 
         >>> with Team(2) as team:
         ...     team.run_all([lambda: 1, lambda: 2, lambda: 3])

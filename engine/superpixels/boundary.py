@@ -1,88 +1,90 @@
-"""How strongly each pixel looks like the border of something: colour and texture, over several scales.
+"""Boundary strength of every pixel from colour and texture at several scales.
 
-Everything that speaks for a border is a quadratic form n'Tn in the border's normal n, so that all scales and
-cues add up to one 2 x 2 matrix per pixel and the strength across any direction can be read from it.
+Each cue contributes a quadratic form n'Tn in the normal n of a boundary. All scales and cues therefore add up
+to one 2 x 2 matrix per pixel, from which the strength in any direction follows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.color import rgb2lab
 
+from engine.bounds import Bounded, Bounds, NotNegative
 from engine.errors import ConfigurationError
 from engine.superpixels.filters import add_doubled, add_gradients, add_relative_gradients, smooth
 
-# Ranges of CIELAB that hold nearly all photographs' colours; the rest falls into the outermost bins.
+# Ranges of CIELAB that cover nearly all colours of photographs; the rest falls into the outermost bins.
 _LIGHTNESS_RANGE, _LIGHTNESS_BINS = (0.0, 100.0), 10
 _GREEN_RED_RANGE, _GREEN_RED_BINS = (-50.0, 60.0), 11
 _BLUE_YELLOW_RANGE, _BLUE_YELLOW_BINS = (-50.0, 70.0), 12
-# Texture: before half-resolution lightness is differentiated it is smoothed by this, a gradient of
-# _HALF_GRADIENT per pixel counts as half edge, half plain, and edges have this many directions.
+# Texture, on lightness at half resolution: sigma of the smoothing before differentiation, the gradient per
+# pixel that counts as half edge and half plain, and the number of edge directions.
 _TEXTURE_SMOOTHING_PX, _HALF_GRADIENT, _NUM_DIRECTIONS = 0.7, 3.0, 4
+
+_ColourScale = Annotated[float, Bounds(0.5, what="a number of pixels")]
+_WindowScale = Annotated[float, Bounds(1, what="a number of pixels")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundaryConfig:
+class BoundaryConfig(Bounded):
     """Scales are standard deviations in pixels of the image; weights multiply squared strengths.
 
     The weights were chosen on the training images of BSDS500.
     """
 
-    colour_scales_px: tuple[float, ...] = (1.0, 2.0, 4.0)
+    colour_scales_px: tuple[_ColourScale, ...] = (1.0, 2.0, 4.0)
     """Scales of the colour gradient, in CIELAB / 100."""
-    colour_weights: tuple[float, ...] = (1.0, 1.2, 0.05)
-    histogram_scales_px: tuple[float, ...] = (4.0, 8.0)
+    colour_weights: tuple[NotNegative, ...] = (1.0, 1.2, 0.05)
+    """Weight of the colour gradient at each of its scales."""
+    histogram_scales_px: tuple[_WindowScale, ...] = (4.0, 8.0)
     """Scales of the windows whose colour histograms are compared."""
-    lightness_weights: tuple[float, ...] = (0.006, 0.015)
-    chroma_weights: tuple[float, ...] = (0.0075, 0.012)
-    texture_scales_px: tuple[float, ...] = (4.0, 8.0, 12.0)
+    lightness_weights: tuple[NotNegative, ...] = (0.006, 0.015)
+    """Weight of the lightness histograms at each of the histogram scales."""
+    chroma_weights: tuple[NotNegative, ...] = (0.0075, 0.012)
+    """Weight of the chroma histograms at each of the histogram scales."""
+    texture_scales_px: tuple[_WindowScale, ...] = (4.0, 8.0, 12.0)
     """Scales of the windows whose histograms of edge directions are compared."""
-    texture_weights: tuple[float, ...] = (0.01, 0.05, 0.01)
-    placing_weight: float = 6.0
-    """Weight that the first colour scale gets on top where borders are placed, not where they are weighed."""
+    texture_weights: tuple[NotNegative, ...] = (0.01, 0.05, 0.01)
+    """Weight of the texture histograms at each of their scales."""
+    placing_weight: NotNegative = 6.0
+    """Extra weight of the finest colour scale for the position of boundaries; it does not change their
+    strength."""
 
     def __post_init__(self) -> None:
-        self._check("colour_scales_px", "colour_weights", minimum_px=0.5)
-        self._check("histogram_scales_px", "lightness_weights", minimum_px=1.0)
-        self._check("histogram_scales_px", "chroma_weights", minimum_px=1.0)
-        self._check("texture_scales_px", "texture_weights", minimum_px=1.0)
-        if self.placing_weight < 0:
-            raise ConfigurationError(
-                f"boundary.placing_weight must not be negative, got {self.placing_weight}"
-            )
-
-    def _check(self, scales_name: str, weights_name: str, minimum_px: float) -> None:
-        scales, weights = getattr(self, scales_name), getattr(self, weights_name)
-        if len(scales) != len(weights):
-            raise ConfigurationError(
-                f"boundary.{scales_name} has {len(scales)} values and boundary.{weights_name} has "
-                f"{len(weights)}: give one weight per scale"
-            )
-        if any(scale < minimum_px for scale in scales) or any(weight < 0 for weight in weights):
-            raise ConfigurationError(
-                f"boundary.{scales_name} are at least {minimum_px} pixels and boundary.{weights_name} not "
-                f"negative, got {scales} and {weights}"
-            )
+        super().__post_init__()
+        for scales_name, weights_name in (
+            ("colour_scales_px", "colour_weights"),
+            ("histogram_scales_px", "lightness_weights"),
+            ("histogram_scales_px", "chroma_weights"),
+            ("texture_scales_px", "texture_weights"),
+        ):
+            scales, weights = getattr(self, scales_name), getattr(self, weights_name)
+            if len(scales) != len(weights):
+                raise ConfigurationError(
+                    f"{scales_name} has {len(scales)} values and {weights_name} has {len(weights)}: give one "
+                    "weight per scale"
+                )
 
 
 def to_lab(image_hwc: NDArray[np.float32]) -> NDArray[np.float32]:
-    """CIELAB, float32 (3, H, W), of sRGB in [0, 1], float32 (H, W, 3); lightness runs from 0 to 100."""
+    """CIELAB float32 (3, H, W) of an sRGB image in [0, 1], float32 (H, W, 3); lightness is 0 to 100."""
     return np.ascontiguousarray(rgb2lab(image_hwc).transpose(2, 0, 1), dtype=np.float32)
 
 
 def boundary_tensor(lab_chw: NDArray[np.float32], config: BoundaryConfig) -> NDArray[np.float32]:
     """Boundary tensor, float32 (H, W, 3), of an image in CIELAB, float32 (3, H, W).
 
-    Its entries are (xx, xy, yy); a border with normal n has the strength sqrt(n'Tn), where 0.01 is about one
-    unit of CIELAB per pixel. A constant image gives zeros.
+    Its entries are (xx, xy, yy). A boundary with normal n has the strength sqrt(n'Tn), where 0.01 is about
+    one unit of CIELAB per pixel. A constant image gives zeros.
 
-    Source: gradients of colour after Di Zenzo, CVGIP 1986; histograms of brightness, colour and texture
-    on the two sides of a border after Martin, Fowlkes, Malik, PAMI 2004, with soft Gaussian windows for
-    half-discs and bins of edge direction for textons; several scales after Arbeláez, Maire, Fowlkes, Malik,
-    PAMI 2011, eq. 6.
+    Source: Di Zenzo, CVGIP 1986, for the colour gradient; Martin, Fowlkes, Malik, PAMI 2004, for the
+    histograms of brightness, colour and texture on both sides of a boundary, here with Gaussian windows in
+    place of half-discs and bins of edge direction in place of textons; Arbeláez, Maire, Fowlkes, Malik, PAMI
+    2011, eq. 6, for the sum over scales.
     """
     tensor = np.zeros((*lab_chw.shape[1:], 3), np.float32)
     for scale_px, weight in zip(config.colour_scales_px, config.colour_weights, strict=True):
@@ -94,9 +96,9 @@ def boundary_tensor(lab_chw: NDArray[np.float32], config: BoundaryConfig) -> NDA
 def placing_tensor(
     tensor: NDArray[np.float32], lab_chw: NDArray[np.float32], config: BoundaryConfig
 ) -> NDArray[np.float32]:
-    """The boundary tensor with more of the finest colour gradient, float32 (H, W, 3).
+    """The boundary tensor with more weight on the finest colour gradient, float32 (H, W, 3).
 
-    Wide windows say best whether there is a border, narrow ones where it runs.
+    Wide windows detect boundaries best, narrow ones locate them best.
     """
     sharpened = tensor.copy()
     if config.colour_scales_px:
@@ -107,13 +109,16 @@ def placing_tensor(
 def _add_colour(
     lab_chw: NDArray[np.float32], scale_px: float, weight: float, tensor: NDArray[np.float32]
 ) -> None:
-    """Add the colour gradient of one scale in place; times the scale squared, a step counts alike at all."""
+    """Add the colour gradient of one scale in place.
+
+    The factor scale² makes the response to a step edge independent of the scale.
+    """
     for plane in lab_chw:
         add_gradients(smooth(plane, scale_px), weight * scale_px**2 / 1e4, tensor)
 
 
 def _histogram_tensor(lab_chw: NDArray[np.float32], config: BoundaryConfig) -> NDArray[np.float32]:
-    """What differences of histograms add to the tensor, at half resolution, where they cost a quarter."""
+    """The tensor of the histogram cues, at half resolution, which takes a quarter of the time."""
     lightness, green_red, blue_yellow = lab_chw
     chroma = [
         *_soft_bins(green_red, _GREEN_RED_RANGE, _GREEN_RED_BINS),
@@ -147,9 +152,9 @@ def _halve(planes_chw: NDArray[np.float32]) -> NDArray[np.float32]:
 def _soft_bins(
     plane: NDArray[np.float32], value_range: tuple[float, float], num_bins: int
 ) -> list[NDArray[np.float32]]:
-    """Membership of each pixel in bins over `value_range`: split between the two nearest, in all 1.
+    """Membership of each pixel in bins over `value_range`: split between the two nearest bins, with sum 1.
 
-    Bins that no pixel falls into are left out.
+    Empty bins are left out.
     """
     low, high = value_range
     position = np.clip((plane - low) * ((num_bins - 1) / (high - low)), 0, num_bins - 1)
@@ -158,7 +163,7 @@ def _soft_bins(
 
 
 def _direction_bins(lightness: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Membership of each pixel in "plain" and in directions of edges, in all 1: our textons."""
+    """Membership of each pixel in "plain" and in the edge directions, with sum 1; they stand for textons."""
     padded = np.pad(smooth(lightness, _TEXTURE_SMOOTHING_PX), 1, mode="edge")
     along_y = (padded[2:, 1:-1] - padded[:-2, 1:-1]) / 2
     along_x = (padded[1:-1, 2:] - padded[1:-1, :-2]) / 2
@@ -167,7 +172,7 @@ def _direction_bins(lightness: NDArray[np.float32]) -> list[NDArray[np.float32]]
     direction = np.mod(np.arctan2(along_y, along_x), np.pi) * (_NUM_DIRECTIONS / np.pi)
     bins = [(1 - edge).astype(np.float32)]
     for index in range(_NUM_DIRECTIONS):
-        apart = np.abs(direction - index)
-        apart = np.minimum(apart, _NUM_DIRECTIONS - apart)
-        bins.append((edge * np.maximum(0, 1 - apart)).astype(np.float32))
+        distance = np.abs(direction - index)
+        distance = np.minimum(distance, _NUM_DIRECTIONS - distance)
+        bins.append((edge * np.maximum(0, 1 - distance)).astype(np.float32))
     return bins

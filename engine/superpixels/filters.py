@@ -1,7 +1,7 @@
-"""The inner loops of boundary detection: Gaussian smoothing, and what gradients add to a boundary tensor.
+"""Compiled loops of boundary detection: Gaussian smoothing and the sums of gradient products.
 
 A boundary tensor is float32 (H, W, 3): the entries (xx, xy, yy) of a symmetric 2 x 2 matrix T at every pixel,
-such that the squared strength of a border with unit normal n is n' T n.
+such that the squared strength of a boundary with unit normal n is n' T n.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-# A Gaussian is cut where it has fallen to about a hundredth of its peak.
+# Gaussians are truncated where they fall to about a hundredth of their peak.
 _TRUNCATE_SIGMAS = 3.0
 
 _HALF = np.float32(0.5)
 
 
 def smooth(plane: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
-    """Gaussian smoothing of a plane (H, W); beyond its sides the plane is mirrored.
+    """Gaussian smoothing of a plane (H, W), which is mirrored at its sides.
 
     >>> (1000 * smooth(np.float32([[0, 0, 0, 1, 0, 0, 0]]), 0.5)).round().tolist()
     [[0.0, 0.0, 106.0, 787.0, 106.0, 0.0, 0.0]]
@@ -79,11 +79,11 @@ def add_gradients(plane: NDArray[np.float32], weight: float, tensor: NDArray[np.
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def add_relative_gradients(plane: NDArray[np.float32], weight: float, tensor: NDArray[np.float32]) -> None:
-    """As `add_gradients`, divided by the plane itself: one bin of a χ² distance between half-windows.
+    """Add weight * (gradient of the plane)(gradient)' / plane to the tensor: one bin of a χ² distance.
 
-    With a bin's share h, the shares on the two sides of a border differ by 2 d = 2 n'∇h, and its term of χ²
-    is (2 d)² / (2 h) ∝ n' (∇h ∇h' / h) n. Planes are shares in [0, 1]; a hundredth is added to the divisor,
-    so that bins which hardly occur do not count.
+    The plane holds the share h of one histogram bin, in [0, 1]. The shares in the half-windows on both sides
+    of a boundary differ by 2 d = 2 n'∇h, and the bin's term of χ² is (2 d)² / (2 h) ∝ n' (∇h ∇h' / h) n. The
+    divisor is h + 0.01, so that almost empty bins hardly count.
 
     Source: Martin, Fowlkes, Malik, "Learning to detect natural image boundaries", PAMI 2004, eq. 2, for small
     differences.
@@ -123,7 +123,7 @@ def add_doubled(coarse: NDArray[np.float32], tensor: NDArray[np.float32]) -> Non
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def largest_strength(tensor: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Strength in the direction where it is greatest, (H, W): the root of the tensor's larger eigenvalue."""
+    """Boundary strength in the strongest direction (H, W): the root of the tensor's larger eigenvalue."""
     height, width = tensor.shape[:2]
     strength = np.empty((height, width), np.float32)
     for y in range(height):

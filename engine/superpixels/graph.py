@@ -1,8 +1,7 @@
-"""Superpixels as a graph: neighbours, the spanning tree of their colours, and what the soft loss needs."""
+"""Superpixels as a graph: neighbours, the minimum spanning tree of their colours, and merge heights."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,21 +15,18 @@ class SuperpixelGraph:
     """The minimum spanning tree of K superpixels.
 
     `mean_colours` is float32 (K, 3) in [0, 1]. `tree_edges` is int32 (K - 1, 2), pairs of neighbours in the
-    order in which Kruskal's algorithm takes them, and `tree_weights` float32 (K - 1,), |mu_m - mu_n|², never
-    falls.
+    order in which Kruskal's algorithm adds them, and `tree_weights` float32 (K - 1,) their |mu_m - mu_n|², in
+    ascending order.
     """
 
     mean_colours: NDArray[np.float32]
     tree_edges: NDArray[np.int32]
     tree_weights: NDArray[np.float32]
 
-    def __len__(self) -> int:
-        return len(self.mean_colours)
-
     def merge_heights(self) -> NDArray[np.float32]:
-        """Largest weight on the tree's path between every two superpixels, float32 (K, K), 0 on the diagonal.
+        """Largest weight on the tree path between each pair of superpixels, float32 (K, K), diagonal 0.
 
-        It is the height at which the two merge in single linkage, so that one pass over the tree gives all.
+        It is the height at which the two merge in single linkage, so one pass over the tree gives all pairs.
         """
         heights: NDArray[np.float32] = _merge_heights(self.tree_edges, self.tree_weights)
         return heights
@@ -47,8 +43,8 @@ class SuperpixelGraph:
 def build_graph(image_hwc: NDArray[np.float32], labels: NDArray[np.int32]) -> SuperpixelGraph:
     """The spanning tree of superpixels: labels int32 (H, W), 0..K-1, of an RGB image in [0, 1], (H, W, 3).
 
-    Superpixels that share a pixel side are neighbours. Of equal weights the pair with the smaller numbers
-    comes first. Raises ValueError if the sizes differ or a number up to K - 1 has no pixel.
+    Superpixels that share a pixel side are neighbours. Ties go to the pair with the smaller labels. Raises
+    ValueError if the sizes differ or a label up to K - 1 has no pixel.
 
     >>> image = np.float32([[0, 0, 0.5, 1]])[..., None].repeat(3, axis=2)
     >>> graph = build_graph(image, np.int32([[0, 0, 1, 2]]))
@@ -73,7 +69,7 @@ def mean_colours(image_hwc: NDArray[np.float32], labels: NDArray[np.int32]) -> N
     flat = labels.ravel()
     areas = np.bincount(flat)
     if not areas.all():
-        raise ValueError(f"superpixels are numbered 0..K-1 without gaps, {int(areas.argmin())} has no pixel")
+        raise ValueError(f"labels are 0..K-1 without gaps, {int(areas.argmin())} has no pixel")
     totals = [np.bincount(flat, weights=channel.ravel()) for channel in np.moveaxis(image_hwc, 2, 0)]
     return (np.stack(totals, axis=1) / areas[:, None]).astype(np.float32)
 
@@ -94,7 +90,7 @@ def adjacent_pairs(labels: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def resize_labels(labels: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
-    """Labels int32 (H, W) at `size` = (height, width), each the one at its centre; some may be lost.
+    """Labels int32 (H, W) resampled to `size` = (height, width), nearest neighbour; labels may vanish.
 
     >>> resize_labels(np.int32([[0, 1]]), (2, 4)).tolist()
     [[0, 0, 1, 1], [0, 0, 1, 1]]
@@ -107,8 +103,8 @@ def resize_labels(labels: NDArray[np.int32], size: tuple[int, int]) -> NDArray[n
 def labels_at_stride(labels: NDArray[np.int32], stride: int) -> NDArray[np.int32]:
     """The most frequent label of every stride x stride block, int32 (ceil(H / stride), ceil(W / stride)).
 
-    Blocks at the right and lower sides may be smaller; of equals the smaller label wins. A superpixel may
-    lose all its pixels, numbers stay as they are.
+    Blocks at the right and lower sides may be smaller. Ties go to the smaller label. Labels are not
+    renumbered, although some may vanish.
 
     >>> labels_at_stride(np.int32([[0, 0, 1], [0, 2, 2]]), 2).tolist()
     [[0, 1]]
@@ -117,34 +113,9 @@ def labels_at_stride(labels: NDArray[np.int32], stride: int) -> NDArray[np.int32
     return majority
 
 
-def pack_superpixels(labels: NDArray[np.int32], graph: SuperpixelGraph) -> bytes:
-    """Labels, any size, and their graph as the bytes of a compressed .npz; equal input gives equal bytes."""
-    buffer = io.BytesIO()
-    kind = np.min_scalar_type(max(len(graph) - 1, 0))
-    np.savez_compressed(
-        buffer,
-        labels=labels.astype(kind),
-        mean_colours=graph.mean_colours,
-        tree_edges=graph.tree_edges.astype(kind),
-        tree_weights=graph.tree_weights,
-    )
-    return buffer.getvalue()
-
-
-def unpack_superpixels(data: bytes) -> tuple[NDArray[np.int32], SuperpixelGraph]:
-    """Labels and graph as they were given to `pack_superpixels`. Nothing in the bytes is executed."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        graph = SuperpixelGraph(
-            mean_colours=arrays["mean_colours"],
-            tree_edges=arrays["tree_edges"].astype(np.int32),
-            tree_weights=arrays["tree_weights"],
-        )
-        return arrays["labels"].astype(np.int32), graph
-
-
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _root(parents: NDArray[np.int64], member: int) -> int:
-    """Representative of a member's set; halves the path on the way."""
+    """Representative of a member's set, with path halving."""
     while parents[member] != member:
         parents[member] = parents[parents[member]]
         member = parents[member]
@@ -153,7 +124,7 @@ def _root(parents: NDArray[np.int64], member: int) -> int:
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _take_tree_edges(pairs: NDArray[np.int32], num_labels: int) -> NDArray[np.int64]:
-    """Kruskal: positions of the pairs, in their order, that join two parts not joined before."""
+    """Kruskal's algorithm: positions, in order, of the pairs that connect two separate components."""
     parents = np.arange(num_labels)
     taken = np.empty(max(num_labels - 1, 0), np.int64)
     count = 0
@@ -168,11 +139,11 @@ def _take_tree_edges(pairs: NDArray[np.int32], num_labels: int) -> NDArray[np.in
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _merge_heights(edges: NDArray[np.int32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Every edge, lightest first, joins two sets: its weight is the height of all pairs across."""
+    """Merge heights: each edge, lightest first, joins two sets at its weight."""
     num_labels = len(edges) + 1
     heights = np.zeros((num_labels, num_labels), np.float32)
     parents = np.arange(num_labels)
-    # Sets as chains: `following` leads from a root through its members, `lasts` names the chain's end.
+    # Sets as linked lists: `following` leads from a root through its members, `lasts` holds each list's end.
     following = np.full(num_labels, -1)
     lasts = np.arange(num_labels)
     for edge in range(len(edges)):

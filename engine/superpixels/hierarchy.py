@@ -1,4 +1,4 @@
-"""The superpixel hierarchy of one image: fine regions and the order in which they merge into one."""
+"""The superpixel hierarchy of one image: the finest regions and the order in which they merge."""
 
 from __future__ import annotations
 
@@ -6,53 +6,39 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from engine.errors import ConfigurationError
+from engine.bounds import Bounded, Count, NotNegative, Positive
 from engine.superpixels.boundary import BoundaryConfig, boundary_tensor, placing_tensor, to_lab
 from engine.superpixels.merging import MergeRule, Regions, merge_regions
 from engine.superpixels.watershed import flood, measure_arcs
 
-# The finest regions are at least this many times as many as the segments that will be asked for.
+# Minimum ratio of the number of the finest regions to the number of segments requested.
 _SPARE_REGIONS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class HierarchyConfig:
-    """How fine the hierarchy starts and what merges first (`merging.MergeRule` has the formula)."""
+class HierarchyConfig(Bounded):
+    """Size of the finest regions and the merging criterion (formula: `merging.MergeRule`)."""
 
-    cell_side_px: int = 4
-    """The finest regions are as many as square cells of this side; smaller cells where more are asked for."""
-    floor: float = 0.005
-    """Added to every border's strength, so that plain areas merge by size."""
-    colour_weight: float = 0.1
-    """Weight of the difference of mean colours against the strength of the border."""
-    area_scale_px: float = 80.0
-    """Regions much smaller than this merge early, whatever their borders."""
-    length_power: float = 0.08
-    """How much sooner long borders vanish; more saves contour, and recall with it."""
-
-    def __post_init__(self) -> None:
-        if self.cell_side_px < 1:
-            raise ConfigurationError(f"hierarchy.cell_side_px is at least 1 pixel, got {self.cell_side_px}")
-        if self.floor < 0 or self.colour_weight < 0:
-            raise ConfigurationError(
-                "hierarchy.floor and hierarchy.colour_weight must not be negative, "
-                f"got {self.floor} and {self.colour_weight}"
-            )
-        if self.length_power < 0:
-            raise ConfigurationError(f"hierarchy.length_power must not be negative, got {self.length_power}")
-        if self.area_scale_px <= 0:
-            raise ConfigurationError(f"hierarchy.area_scale_px must be above 0, got {self.area_scale_px}")
+    cell_side_px: Count = 4
+    """Side of the square cells, one per finest region; smaller if more segments are requested."""
+    floor: NotNegative = 0.005
+    """Added to every arc's strength, so that plain areas merge by size."""
+    colour_weight: NotNegative = 0.1
+    """Weight of the difference of mean colours relative to the arc's strength."""
+    area_scale_px: Positive = 80.0
+    """Regions much smaller than this merge early, however strong their boundaries are."""
+    length_power: NotNegative = 0.08
+    """How much earlier long arcs vanish; larger values give less contour and lower boundary recall."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Hierarchy:
     """Nested segmentations of one image.
 
-    `leaves` is int32 (H, W), the finest labels 0..R-1. `merges` is int32 (R - 1, 2), one step a row: the
-    second region joins the first and goes by its number. `heights` is float64 (R - 1,) and never falls.
+    `leaves` is int32 (H, W), the finest labels 0..R-1. `merges` is int32 (R - 1, 2), one merge per row: the
+    first region absorbs the second and keeps its label. `heights` is float64 (R - 1,), in ascending order.
     """
 
     leaves: NDArray[np.int32]
@@ -69,25 +55,13 @@ class Hierarchy:
         return self._labels_after(max(self.num_leaves - num_segments, 0))
 
     def cut_at_level(self, level: float) -> NDArray[np.int32]:
-        """Labels (H, W), 0..K-1 in order of first pixels, of the regions that are merged up to `level`."""
+        """Labels (H, W), 0..K-1 in order of first pixels, after all merges up to height `level`."""
         return self._labels_after(int(np.searchsorted(self.heights, level, side="right")))
-
-    def contour_map(self) -> NDArray[np.float32]:
-        """The ultrametric contour map, float32 (2H - 1, 2W - 1).
-
-        Pixel (y, x) stands at (2y, 2x), and between two pixels the height at which their regions merge, so
-        that the borders above a level are those of the cut at that level. Where four pixels meet: the largest
-        of the four sides. 0 within regions.
-
-        Source: Arbeláez, CVPRW 2006; Arbeláez, Maire, Fowlkes, Malik, PAMI 2011, section 4.2.
-        """
-        contours: NDArray[np.float32] = _draw_contours(self.leaves, self.merges, self.heights)
-        return contours
 
     def _labels_after(self, num_merges: int) -> NDArray[np.int32]:
         parents = np.arange(self.num_leaves)
         parents[self.merges[:num_merges, 1]] = self.merges[:num_merges, 0]
-        # A kept region is always the smaller number, so that parents are final before they are followed.
+        # Parents have smaller labels than their children, so one pass in ascending order resolves them all.
         for region in range(self.num_leaves):
             parents[region] = parents[parents[region]]
         return number_by_first_pixel(parents[self.leaves])
@@ -101,8 +75,8 @@ def build_hierarchy(
 ) -> Hierarchy:
     """The hierarchy of an sRGB image in [0, 1], float32 (H, W, 3) with H, W >= 1.
 
-    Its finest segmentation has about H W / cell_side_px² regions, and so many more (up to one per pixel) that
-    `num_segments` can be reached. The image itself decides everything else: nothing is random.
+    Its finest segmentation has about H W / cell_side_px² regions, or more (up to one per pixel) if
+    `num_segments` requires it. The result is deterministic.
     """
     lab_chw = to_lab(image_hwc)
     tensor = boundary_tensor(lab_chw, boundary)
@@ -117,7 +91,7 @@ def build_hierarchy(
 
 
 def number_by_first_pixel(labels: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Renumber labels (H, W), integers of any kind, as int32 0..K-1 in the order of their first pixels.
+    """Renumber integer labels (H, W) as int32 0..K-1 in the order of their first pixels.
 
     >>> number_by_first_pixel(np.array([[7, 7, 3], [3, 5, 5]])).tolist()
     [[0, 0, 1], [1, 2, 2]]
@@ -129,7 +103,7 @@ def number_by_first_pixel(labels: NDArray[np.integer]) -> NDArray[np.int32]:
 
 
 def _cell_side(size: tuple[int, ...], largest: int, num_segments: int) -> int:
-    """The largest side up to `largest` for which there are cells enough; 1 if there never are."""
+    """The largest side up to `largest` that gives enough cells; 1 if none does."""
     height, width = size
     for side in range(largest, 1, -1):
         if math.ceil(height / side) * math.ceil(width / side) >= _SPARE_REGIONS * num_segments:
@@ -143,52 +117,3 @@ def _measure_regions(labels: NDArray[np.int32], lab_chw: NDArray[np.float32]) ->
     areas = np.bincount(flat).astype(np.float64)
     totals = [np.bincount(flat, weights=plane.ravel()) for plane in lab_chw]
     return Regions(areas, np.stack(totals, axis=1) / areas[:, None])
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _merge_height(
-    first: int,
-    second: int,
-    parents: NDArray[np.int64],
-    steps: NDArray[np.int64],
-    heights: NDArray[np.float64],
-) -> float:
-    """Height at which two regions merge; `steps` says at which step a region was absorbed by its parent."""
-    height = 0.0
-    while first != second:
-        # Steps grow on the way up: whoever is absorbed first climbs, until both have become the same region.
-        if steps[first] > steps[second]:
-            first, second = second, first
-        height = heights[steps[first]]
-        first = parents[first]
-    return height
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _draw_contours(
-    leaves: NDArray[np.int32], merges: NDArray[np.int32], heights: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """`Hierarchy.contour_map`."""
-    height, width = leaves.shape
-    contours = np.zeros((2 * height - 1, 2 * width - 1), np.float32)
-    parents = np.arange(len(merges) + 1)
-    steps = np.full(len(merges) + 1, len(merges))
-    for step in range(len(merges)):
-        parents[merges[step, 1]] = merges[step, 0]
-        steps[merges[step, 1]] = step
-    for y in range(height):
-        for x in range(width):
-            if x + 1 < width:
-                contours[2 * y, 2 * x + 1] = _merge_height(
-                    leaves[y, x], leaves[y, x + 1], parents, steps, heights
-                )
-            if y + 1 < height:
-                contours[2 * y + 1, 2 * x] = _merge_height(
-                    leaves[y, x], leaves[y + 1, x], parents, steps, heights
-                )
-    for y in range(1, 2 * height - 1, 2):
-        for x in range(1, 2 * width - 1, 2):
-            contours[y, x] = max(
-                contours[y - 1, x], contours[y + 1, x], contours[y, x - 1], contours[y, x + 1]
-            )
-    return contours

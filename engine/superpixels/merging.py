@@ -1,4 +1,4 @@
-"""Greedy merging of neighbouring regions, most alike first, until one is left."""
+"""Greedy merging of neighbouring regions, most similar first, until one is left."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _NONE = -1
 
 
 class Regions(NamedTuple):
-    """What merging knows of R regions: pixels, float64 (R,), and mean CIELAB colours, float64 (R, 3)."""
+    """R regions: areas in pixels, float64 (R,), and mean CIELAB colours, float64 (R, 3)."""
 
     areas: NDArray[np.float64]
     colours: NDArray[np.float64]
 
 
 class MergeRule(NamedTuple):
-    """When two regions with an arc of mean strength e and mean colours c, c' between them merge.
+    """The dissimilarity of two regions with mean colours c and c', separated by an arc of mean strength e.
 
     dissimilarity = (floor + e + colour_weight |c - c'| / 100) * h / (1 + h / area_scale_px) / l^length_power,
-    where h is half the harmonic mean of the two areas and l the arc's length in pixel sides: small regions
-    merge early, above the area scale size hardly counts, and of equal arcs the longest vanishes first.
+    where h is half the harmonic mean of the two areas and l the arc's length in pixel sides. Small regions
+    merge early, sizes above the area scale hardly matter, and the longer of two equal arcs vanishes first.
     """
 
     floor: float
@@ -36,7 +36,11 @@ class MergeRule(NamedTuple):
 
 
 class _Links(NamedTuple):
-    """For every region a chain of its arcs. Arc a stands in slot 2a in one chain and 2a + 1 in the other."""
+    """A linked list of arcs for every region. Arc a has slot 2a in one list and 2a + 1 in the other.
+
+    `heads` holds each region's first slot, `following` each slot's next. `marks` is scratch space of
+    `_join_arcs`, _NONE between calls.
+    """
 
     heads: NDArray[np.int64]
     following: NDArray[np.int64]
@@ -47,11 +51,11 @@ class _Links(NamedTuple):
 def merge_regions(
     arcs: Arcs, regions: Regions, rule: MergeRule
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Merge R connected regions into one: R - 1 steps in order, as pairs (R - 1, 2) and heights (R - 1,).
+    """Merge R connected regions into one: R - 1 merges in order, as pairs (R - 1, 2) and heights (R - 1,).
 
-    A pair is (kept, absorbed): the absorbed region lives on as the kept one, which is the smaller number.
-    Heights are the dissimilarities at which regions merged, raised to the highest so far, which makes them
-    an ultrametric. Of equal dissimilarities the first arc merges first. The inputs are not modified.
+    A pair is (kept, absorbed); the kept region has the smaller label and the area of both from then on.
+    Heights are the running maximum of the dissimilarities at which regions merged, hence an ultrametric. Ties
+    go to the arc with the smaller index. The inputs are not modified.
 
     Source: greedy merging into an ultrametric contour map after Arbeláez, "Boundary extraction in natural
     images using ultrametric contour maps", CVPRW 2006, sections 3 and 4. The area term is ours.
@@ -89,7 +93,7 @@ def merge_regions(
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _dissimilarity(arc: int, arcs: Arcs, regions: Regions, rule: MergeRule) -> float:
-    """The rule of `MergeRule` for one arc."""
+    """The dissimilarity of the two regions of one arc, see `MergeRule`."""
     first, second = arcs.pairs[arc]
     squared = 0.0
     for channel in range(regions.colours.shape[1]):
@@ -104,7 +108,7 @@ def _dissimilarity(arc: int, arcs: Arcs, regions: Regions, rule: MergeRule) -> f
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _link_arcs(pairs: NDArray[np.int32], num_regions: int) -> _Links:
-    """Chain the arcs of every region."""
+    """Linked lists of the arcs of every region."""
     heads = np.full(num_regions, _NONE, np.int64)
     following = np.full(2 * len(pairs), _NONE, np.int64)
     for arc in range(len(pairs)):
@@ -116,7 +120,7 @@ def _link_arcs(pairs: NDArray[np.int32], num_regions: int) -> _Links:
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _join_regions(kept: int, absorbed: int, regions: Regions) -> None:
-    """Give the kept region the area and the mean colour of both."""
+    """Update the kept region's area and mean colour to the union's."""
     area = regions.areas[kept] + regions.areas[absorbed]
     for channel in range(regions.colours.shape[1]):
         total = regions.colours[kept, channel] * regions.areas[kept]
@@ -127,18 +131,18 @@ def _join_regions(kept: int, absorbed: int, regions: Regions) -> None:
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _join_arcs(kept: int, absorbed: int, arcs: Arcs, links: _Links, versions: NDArray[np.int64]) -> None:
-    """Hand the absorbed region's arcs to the kept one; two arcs to the same neighbour become one.
+    """Move the absorbed region's arcs to the kept one; two arcs to the same neighbour are joined.
 
-    An arc that is no more has version _NONE.
+    Removed arcs have the version _NONE.
     """
-    chain = _NONE
+    head = _NONE
     for region in (kept, absorbed):
         slot = links.heads[region]
         while slot != _NONE:
             upcoming = links.following[slot]
             arc = slot // 2
             if versions[arc] != _NONE:
-                # Slots keep their parity for life, so it tells at which end of the arc the region stands.
+                # A slot's parity never changes and tells which end of the arc the region is at.
                 end = slot % 2
                 neighbour = arcs.pairs[arc, 1 - end]
                 twin = links.marks[neighbour]
@@ -149,11 +153,11 @@ def _join_arcs(kept: int, absorbed: int, arcs: Arcs, links: _Links, versions: ND
                 else:
                     arcs.pairs[arc, end] = kept
                     links.marks[neighbour] = arc
-                    links.following[slot] = chain
-                    chain = slot
+                    links.following[slot] = head
+                    head = slot
             slot = upcoming
-    links.heads[kept] = chain
-    slot = chain
+    links.heads[kept] = head
+    slot = head
     while slot != _NONE:
         links.marks[arcs.pairs[slot // 2, 1 - slot % 2]] = _NONE
         slot = links.following[slot]

@@ -1,7 +1,7 @@
-"""How good superpixels are: the usual measures against human segmentations and object masks.
+"""Quality of superpixels: the usual measures against human segmentations and object masks.
 
-A contour pixel is one whose right or lower neighbour has another label, so that every contour is one pixel
-thin, in the superpixels and in the truth alike.
+A contour pixel is one whose right or lower neighbour has another label, so contours are one pixel wide, both
+in the superpixels and in the ground truth.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def contour_pixels(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
 
 
 def contour_density(labels: NDArray[np.integer]) -> float:
-    """Share of the pixels that are contour pixels: what the other measures can be bought with.
+    """Share of the pixels that are contour pixels: the cost at which the other measures are achieved.
 
     Source: Machairas, Faessel, Cardenas-Pena, Chabardes, Walter, Decenciere, "Waterpixels", TIP 2015.
 
@@ -39,7 +39,7 @@ def boundary_recall(
 ) -> float:
     """Share of the truth's contour pixels with a contour pixel of `labels` within `tolerance_px` (Euclidean).
 
-    Both are (H, W). 1 where the truth has no contour.
+    Both are (H, W). 1 if the truth has no contour.
 
     Source: Neubert, Protzel, "Superpixel benchmark and comparison", Forum Bildverarbeitung 2012.
 
@@ -57,9 +57,9 @@ def boundary_recall(
 
 
 def undersegmentation_error(labels: NDArray[np.integer], truth: NDArray[np.integer]) -> float:
-    """Pixels that leak over the truth's borders, as a share of all pixels; labels and truth are (H, W).
+    """Share of the pixels that leak across the truth's boundaries; labels and truth are (H, W).
 
-    Every superpixel S and true segment G that meet count min(|S ∩ G|, |S \\ G|).
+    Each pair of a superpixel S and an overlapping true segment G counts min(|S ∩ G|, |S \\ G|).
 
     Source: Neubert, Protzel, "Superpixel benchmark and comparison", Forum Bildverarbeitung 2012, eq. 3.
 
@@ -72,7 +72,7 @@ def undersegmentation_error(labels: NDArray[np.integer], truth: NDArray[np.integ
 
 
 def achievable_segmentation_accuracy(labels: NDArray[np.integer], truth: NDArray[np.integer]) -> float:
-    """Share of the pixels that are right when each superpixel takes its most frequent true segment.
+    """Share of correct pixels if each superpixel is assigned its most frequent true segment.
 
     Source: Liu, Tuzel, Ramalingam, Chellappa, "Entropy rate superpixel segmentation", CVPR 2011, eq. 13.
 
@@ -83,10 +83,10 @@ def achievable_segmentation_accuracy(labels: NDArray[np.integer], truth: NDArray
 
 
 def clear_sides(mask: NDArray[np.bool_], border_px: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Pixels inside and outside an object mask (H, W), without those up to `border_px` from its border.
+    """Pixels inside and outside an object mask (H, W), except those within `border_px` of its boundary.
 
-    Masks drawn by hand are off by a pixel or two, which says nothing about superpixels. With 0 the two are
-    the mask and its complement.
+    Hand-drawn masks are off by a pixel or two, which superpixels are not to blame for. A `border_px` of 0
+    gives the mask and its complement.
 
     >>> [side.astype(int).tolist() for side in clear_sides(np.array([[0, 0, 1, 1, 1]], dtype=bool), 1)]
     [[[0, 0, 0, 1, 1]], [[1, 0, 0, 0, 0]]]
@@ -104,7 +104,7 @@ def crossing_counts(
     outside: NDArray[np.bool_],
     tolerance: float = 0.1,
 ) -> tuple[int, int]:
-    """How many superpixels of labels (H, W) cross an object's border, and how many touch the object.
+    """Numbers of superpixels of labels (H, W) that cross an object's boundary and that touch the object.
 
     `inside` and `outside` (H, W) are the object's sides from `clear_sides`. A superpixel touches the object
     if it has a pixel inside; it crosses if more than `tolerance` of its pixels lie inside and more than
@@ -122,7 +122,7 @@ def crossing_counts(
 
 
 def _overlaps(labels: NDArray[np.integer], truth: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Pixels that superpixel k and true segment g share, int64 (K, G)."""
+    """Number of pixels in both superpixel k and true segment g, int64 (K, G)."""
     segments, truth_index = np.unique(truth, return_inverse=True)
     num_labels, num_segments = int(labels.max()) + 1, len(segments)
     pairs = labels.ravel().astype(np.int64) * num_segments + truth_index.ravel()

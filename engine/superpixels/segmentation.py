@@ -1,4 +1,4 @@
-"""One call for every kind of superpixels."""
+"""Superpixels of an image by any of the methods."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.bounds import Bounded, Count, NotNegative, Positive
 from engine.errors import ConfigurationError
 from engine.superpixels.alternatives import CountSearch, felzenszwalb_at_count, slic_at_count
 from engine.superpixels.boundary import BoundaryConfig
@@ -16,61 +17,47 @@ from engine.superpixels.hierarchy import HierarchyConfig, build_hierarchy
 ImageArray = NDArray[np.integer] | NDArray[np.floating]
 
 SuperpixelMethod = Literal["hierarchy", "slic", "felzenszwalb"]
-"""Where superpixels come from: our hierarchy, or scikit-image's slic and felzenszwalb."""
+"""Our hierarchy, or scikit-image's slic or felzenszwalb."""
 
 METHODS: tuple[SuperpixelMethod, ...] = get_args(SuperpixelMethod)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuperpixelConfig:
-    """Which superpixels, and how many."""
+class SuperpixelConfig(Bounded):
+    """Method and number of superpixels."""
 
     method: SuperpixelMethod = "hierarchy"
-    num_segments: int = 600
-    """Segments per image; the hierarchy gives exactly so many, where the image has as many pixels."""
-    level: float | None = None
-    """Cut the hierarchy at this height of its contour map instead, whatever the number of segments."""
+    """Our hierarchy, or scikit-image's slic or felzenszwalb."""
+    num_segments: Count = 600
+    """Segments per image; the hierarchy gives exactly this number, or one per pixel in smaller images."""
+    level: NotNegative | None = None
+    """Cut the hierarchy at this height instead of at `num_segments`."""
     boundary: BoundaryConfig = field(default_factory=BoundaryConfig)
     hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
-    slic_compactness: float = 10.0
-    """Weight of nearness against likeness of colour (scikit-image's default)."""
-    felzenszwalb_min_size_px: int = 20
-    """Smallest segment (scikit-image's default)."""
+    slic_compactness: Positive = 10.0
+    """Weight of distance relative to colour difference (scikit-image's default)."""
+    felzenszwalb_min_size_px: Count = 20
+    """Pixels of the smallest segment (scikit-image's default)."""
     search: CountSearch = field(default_factory=CountSearch)
-    """How slic and felzenszwalb, which take no exact number, are brought near it."""
+    """Search by which slic and felzenszwalb, which take no exact number, approach `num_segments`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method not in METHODS:
-            raise ConfigurationError(
-                f"superpixels.method is one of {', '.join(METHODS)}, got {self.method!r}"
-            )
-        if self.num_segments < 1:
-            raise ConfigurationError(f"superpixels.num_segments is at least 1, got {self.num_segments}")
+            raise ConfigurationError(f"method is one of {', '.join(METHODS)}, got {self.method!r}")
         if self.level is not None and self.method != "hierarchy":
-            raise ConfigurationError(
-                f"superpixels.level cuts the hierarchy; with {self.method} give superpixels.num_segments"
-            )
-        if self.level is not None and self.level < 0:
-            raise ConfigurationError(f"superpixels.level must not be negative, got {self.level}")
-        if self.slic_compactness <= 0:
-            raise ConfigurationError(
-                f"superpixels.slic_compactness must be above 0, got {self.slic_compactness}"
-            )
-        if self.felzenszwalb_min_size_px < 1:
-            raise ConfigurationError(
-                f"superpixels.felzenszwalb_min_size_px is at least 1, got {self.felzenszwalb_min_size_px}"
-            )
+            raise ConfigurationError(f"level cuts the hierarchy; with method {self.method} give num_segments")
 
 
 def segment(image: ImageArray, config: SuperpixelConfig) -> NDArray[np.int32]:
     """Superpixels of an image, int32 (H, W), numbered 0..K-1 in the order of their first pixels.
 
-    The image is (H, W, 3) sRGB, or (H, W) or (H, W, 1) grey; integers use the whole range of their unsigned
-    type, floats [0, 1]. The hierarchy's and slic's segments are 4-connected. K is config.num_segments, or the
-    nearest number that the method reached; a small or plain image may have fewer. The same image and
+    The image is (H, W, 3) sRGB, or (H, W) or (H, W, 1) grey. Integers span the whole range of their unsigned
+    type, floats [0, 1]. Segments of the hierarchy and of slic are 4-connected. K is config.num_segments or
+    the closest number that the method reached; small or plain images may have fewer. The same image and
     configuration give the same labels.
 
-    Raises ValueError for another shape, type or range, and for non-finite values.
+    Raises ValueError for another shape, dtype or range, and for non-finite values.
 
     >>> halves = np.zeros((4, 6), np.uint8)
     >>> halves[:, 3:] = 255
@@ -91,7 +78,7 @@ def segment(image: ImageArray, config: SuperpixelConfig) -> NDArray[np.int32]:
 
 
 def to_unit_rgb(image: ImageArray) -> NDArray[np.float32]:
-    """float32 (H, W, 3) in [0, 1] of an image as `segment` takes it. Raises ValueError.
+    """Convert an image that `segment` accepts to float32 (H, W, 3) in [0, 1]. Raises ValueError.
 
     >>> to_unit_rgb(np.array([[0, 255]], np.uint8)).tolist()
     [[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]]
@@ -105,7 +92,7 @@ def to_unit_rgb(image: ImageArray) -> NDArray[np.float32]:
         unit = planes.astype(np.float32) / np.float32(2 ** (8 * planes.itemsize) - 1)
     elif np.issubdtype(planes.dtype, np.floating):
         unit = planes.astype(np.float32)
-        # Written so that NaN fails as well.
+        # Negated, so that NaN fails too.
         if not (unit.min() >= 0 and unit.max() <= 1):
             raise ValueError(f"floating-point images lie in [0, 1], got {unit.min()} to {unit.max()}")
     else:

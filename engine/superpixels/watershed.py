@@ -1,4 +1,4 @@
-"""Oriented watershed: the finest regions of an image, and the arcs of border between them."""
+"""Oriented watershed: the finest regions of an image and the boundary arcs between them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 from engine.superpixels.filters import largest_strength
 
-# Levels of the flooding: strength e has level _NUM_LEVELS * e / (e + _MIDDLE_STRENGTH), rounded down.
+# Quantisation of the flooding: strength e has level _NUM_LEVELS * e / (e + _MIDDLE_STRENGTH), rounded down.
 _NUM_LEVELS = 1024
 _MIDDLE_STRENGTH = 0.1
 
-# Strengths are averaged along an arc after this power of the quadratic form n'Tn (0.5 is the strength itself;
-# more lets the clear parts of an arc speak for the faint ones).
+# Power of the quadratic form n'Tn that is averaged along an arc: 0.5 is the strength itself, more gives
+# weight to the strong parts of an arc.
 _ARC_POWER = 0.665
 
-# An arc of fewer pixel sides has no direction worth the name.
+# Shorter arcs, in pixel sides, have no reliable direction.
 _MIN_ORIENTED_SIDES = 3
 
 
 class Arcs(NamedTuple):
-    """Borders between E pairs of neighbouring regions, ordered by their first pixel.
+    """Boundaries between E pairs of neighbouring regions, ordered by their first pixel.
 
-    `pairs` is int32 (E, 2), smaller region first; `strengths` float64 (E,) are sums over the pixel sides of
-    which an arc consists, and `lengths` float64 (E,) their number.
+    `pairs` is int32 (E, 2), smaller label first; `strengths` float64 (E,) are sums over an arc's pixel sides
+    and `lengths` float64 (E,) the numbers of these.
     """
 
     pairs: NDArray[np.int32]
@@ -35,12 +35,12 @@ class Arcs(NamedTuple):
 
 
 def flood(tensor: NDArray[np.float32], cell_side_px: int) -> NDArray[np.int32]:
-    """Regions of a boundary tensor (H, W, 3): int32 labels (H, W), one region per cell of a grid.
+    """Watershed of a boundary tensor (H, W, 3): int32 labels (H, W), one region per cell of a grid.
 
-    The image is cut into square cells; the weakest pixel of each (of equals, the nearest to its middle, then
-    the first) is a source, and all sources flood at once, weak pixels before strong ones. Regions are
-    4-connected, follow borders where there are any, and are as fine as the grid everywhere, on a
-    constant image too.
+    The image is divided into square cells. The weakest pixel of each cell is its marker; ties go to the pixel
+    nearest to the centre, then to the first. All markers flood at once, weak pixels before strong ones.
+    Regions are 4-connected, follow the boundaries and are as fine as the grid everywhere, even in a constant
+    image.
 
     Source: Machairas et al., "Waterpixels", TIP 2015 (markers); Meyer, "Color image segmentation", 1992.
     """
@@ -51,13 +51,13 @@ def flood(tensor: NDArray[np.float32], cell_side_px: int) -> NDArray[np.int32]:
 
 
 def measure_arcs(labels: NDArray[np.int32], tensor: NDArray[np.float32]) -> Arcs:
-    """The arcs between the regions of labels (H, W), with their strengths in their own directions.
+    """The arcs between the regions of labels (H, W), with the strengths across them.
 
-    An arc's normal is that of the straight line which fits the middles of its pixel sides best; a very short
-    arc takes the strongest direction at every pixel.
+    An arc's normal is the normal of the line fitted to the centres of its pixel sides; very short arcs take
+    the strongest direction at each pixel.
 
     Source: Arbeláez, Maire, Fowlkes, Malik, "Contour detection and hierarchical image segmentation",
-    PAMI 2011, section 4.1; arcs between regions this fine are taken as straight.
+    PAMI 2011, section 4.1; arcs between regions this small are treated as straight.
     """
     to_right, below, pairs = _number_arcs(labels)
     strengths, lengths = _sum_strengths(to_right, below, tensor, len(pairs))
@@ -66,12 +66,12 @@ def measure_arcs(labels: NDArray[np.int32], tensor: NDArray[np.float32]) -> Arcs
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _weakest_pixel(levels: NDArray[np.int32], top: int, left: int, side: int) -> int:
-    """Flat index of the weakest pixel of one cell; of equals the nearest to the middle, then the first."""
+    """Flat index of the weakest pixel of one cell; ties go to the nearest to the centre, then the first."""
     bottom, right = min(top + side, levels.shape[0]), min(left + side, levels.shape[1])
     best_level, best_distance, best_pixel = _NUM_LEVELS, 0, -1
     for y in range(top, bottom):
         for x in range(left, right):
-            # Four times the squared distance from the middle, so that it is a whole number.
+            # Four times the squared distance from the centre, which is an integer.
             distance = (2 * y - top - bottom + 1) ** 2 + (2 * x - left - right + 1) ** 2
             level = levels[y, x]
             if level < best_level or (level == best_level and distance < best_distance):
@@ -81,7 +81,7 @@ def _weakest_pixel(levels: NDArray[np.int32], top: int, left: int, side: int) ->
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _append(pixel: int, level: int, ends: NDArray[np.int64], following: NDArray[np.int64]) -> None:
-    """Put a pixel at the end of its level's queue; `ends` (levels, 2) holds each queue's first and last."""
+    """Append a pixel to its level's queue; `ends` (levels, 2) holds each queue's first and last."""
     if ends[level, 0] < 0:
         ends[level, 0] = pixel
     else:
@@ -123,7 +123,7 @@ def _flood_levels(levels: NDArray[np.int32], side: int) -> NDArray[np.int32]:
 def _number_arcs(
     labels: NDArray[np.int32],
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """The arc on the right side and on the lower side of every pixel (-1: none), and the arcs' pairs."""
+    """The arcs at the right and lower sides of every pixel, -1 for none, and the regions of each arc."""
     height, width = labels.shape
     to_right = np.full((height, width), -1, np.int32)
     below = np.full((height, width), -1, np.int32)
@@ -147,12 +147,12 @@ def _number_arcs(
 def _arc_normals(
     to_right: NDArray[np.int32], below: NDArray[np.int32], num_arcs: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Unit normals (E, 2) as (x, y) of the best straight line through each arc's sides, and their number."""
+    """Unit normals (E, 2) as (x, y) of the line fitted to each arc's sides, and the number of sides (E,)."""
     height, width = to_right.shape
     moments = np.zeros((num_arcs, 6))
     for y in range(height):
         for x in range(width):
-            # In half pixels, which keeps the middles whole numbers.
+            # In half pixels, so that the centres of sides are integers.
             for arc, side_y, side_x in ((to_right[y, x], 2 * y, 2 * x + 1), (below[y, x], 2 * y + 1, 2 * x)):
                 if arc >= 0:
                     moments[arc, 0] += 1
@@ -197,6 +197,6 @@ def _sum_strengths(
                     form = xx * normal_x**2 + 2 * xy * normal_x * normal_y + yy * normal_y**2
                 else:
                     form = 0.5 * (xx + yy) + np.sqrt(0.25 * (xx - yy) ** 2 + xy * xy)
-                # Rounding can push a zero just below zero.
+                # Rounding can bring a zero slightly below zero.
                 strengths[arc] += max(form, 0.0) ** _ARC_POWER
     return strengths, lengths

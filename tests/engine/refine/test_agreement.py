@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from engine.refine.tensor_mean_field import refine_batch
 NUMBA = CrfConfig(backend="numba")
 TORCH = CrfConfig(backend="torch")
 REFERENCE = CrfConfig(backend="pydensecrf")
-DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).parents[4] / "shared"))
 
 
 def coarse_boxes(height: int, width: int, boxes_xyxy: list[tuple[int, int, int, int]]) -> NDArray[np.bool_]:
@@ -32,13 +31,13 @@ def coarse_boxes(height: int, width: int, boxes_xyxy: list[tuple[int, int, int, 
 
 
 def agreement(image: NDArray[np.uint8], masks: NDArray[np.bool_], **settings: float) -> NDArray[np.float64]:
-    """IoU of every mask of each fast backend with the reference's."""
+    """IoU between the masks of each fast backend and those of the reference."""
     expected = refine_masks(image, masks, replace(REFERENCE, **settings))
     refined = [refine_masks(image, masks, replace(fast, **settings)) for fast in (NUMBA, TORCH)]
     return np.concatenate([paired_ious(found, expected) for found in refined])
 
 
-def test_photograph_not_square() -> None:
+def test_agreement_on_a_non_square_photograph() -> None:
     image = np.ascontiguousarray(data.astronaut()[:256:2, 64:352:2])
     masks = coarse_boxes(*image.shape[:2], [(40, 10, 110, 90), (0, 0, 60, 128), (100, 60, 140, 120)])
     ious = agreement(image, masks)
@@ -46,15 +45,15 @@ def test_photograph_not_square() -> None:
     assert ious.min() >= 0.99
 
 
-def test_torch_refines_several_images_at_once_as_each_alone() -> None:
+def test_torch_refines_images_together_as_it_refines_each_alone() -> None:
     images = np.stack([data.astronaut()[:160:2, :192:2], data.coffee()[:160:2, :192:2]])
     masks = coarse_boxes(80, 96, [(40, 10, 70, 60), (0, 0, 60, 40), (20, 30, 90, 70), (10, 10, 50, 50)])
     together = refine_batch(torch.tensor(images), torch.tensor(masks), (3, 1), TORCH).numpy()
-    shares = zip(images, (masks[:3], masks[3:]), strict=True)
-    alone = [refine_masks(image, some, TORCH) for image, some in shares]
+    pairs = zip(images, (masks[:3], masks[3:]), strict=True)
+    alone = [refine_masks(image, image_masks, TORCH) for image, image_masks in pairs]
     assert np.array_equal(together, np.concatenate(alone))
     assert 0 < (together ^ masks).sum() < masks.sum()
-    with pytest.raises(ValueError, match="share 4 masks out"):
+    with pytest.raises(ValueError, match="divide 4 masks among 2 images"):
         refine_batch(torch.tensor(images), torch.tensor(masks), (3, 2), TORCH)
 
 
@@ -62,19 +61,19 @@ def test_torch_refines_several_images_at_once_as_each_alone() -> None:
 def test_images_with_and_without_masks_are_refined_together(config: CrfConfig) -> None:
     image = np.ascontiguousarray(data.astronaut()[:160:2, :192:2])
     masks = coarse_boxes(80, 96, [(40, 10, 70, 60), (0, 0, 60, 40), (20, 30, 90, 70)])
-    shares = [masks[:1], masks[:0], masks[1:], masks[:0]]
-    together = refine_images([image, image, 255 - image, image], shares, config)
-    assert [some.shape for some in together] == [some.shape for some in shares]
-    assert np.array_equal(together[0], refine_masks(image, shares[0], config))
-    assert np.array_equal(together[2], refine_masks(255 - image, shares[2], config))
-    assert [some.shape for some in refine_images([image], [masks[:0]], config)] == [(0, 80, 96)]
-    with pytest.raises(ValueError, match="one size"):
+    groups = [masks[:1], masks[:0], masks[1:], masks[:0]]
+    together = refine_images([image, image, 255 - image, image], groups, config)
+    assert [refined.shape for refined in together] == [group.shape for group in groups]
+    assert np.array_equal(together[0], refine_masks(image, groups[0], config))
+    assert np.array_equal(together[2], refine_masks(255 - image, groups[2], config))
+    assert [refined.shape for refined in refine_images([image], [masks[:0]], config)] == [(0, 80, 96)]
+    with pytest.raises(ValueError, match="the same size"):
         refine_images([image, image[:40]], [masks, masks[:, :40]], config)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_gpu_agrees() -> None:
+def test_agreement_on_a_gpu() -> None:
     image = np.ascontiguousarray(data.astronaut()[:256:2, 64:352:2])
     masks = coarse_boxes(*image.shape[:2], [(40, 10, 110, 90), (0, 0, 60, 128), (100, 60, 140, 120)])
     expected = refine_masks(image, masks, REFERENCE)
@@ -91,7 +90,7 @@ def test_the_gpu_agrees() -> None:
         {"bilateral_weight": 0.0},
     ],
 )
-def test_every_setting_means_what_it_means_to_the_reference(settings: dict[str, float]) -> None:
+def test_every_setting_has_the_same_effect_as_in_the_reference(settings: dict[str, float]) -> None:
     image = np.ascontiguousarray(data.coffee()[100:300:3, 200:400:2])
     rng = np.random.default_rng(0)
     height, width, _ = image.shape
@@ -101,7 +100,7 @@ def test_every_setting_means_what_it_means_to_the_reference(settings: dict[str, 
     assert agreement(image, noise, **settings).min() >= 0.99
 
 
-def test_noise_without_structure() -> None:
+def test_agreement_on_noise() -> None:
     rng = np.random.default_rng(9)
     image = rng.integers(0, 256, (48, 64, 3), np.uint8)
     masks = np.kron(rng.random((4, 6, 8)) < 0.5, np.ones((8, 8), bool))
@@ -109,7 +108,7 @@ def test_noise_without_structure() -> None:
 
 
 @pytest.mark.parametrize("num_threads", [2, 5])
-def test_threads_and_company_do_not_change_a_bit(num_threads: int) -> None:
+def test_neither_threads_nor_other_masks_change_a_bit(num_threads: int) -> None:
     image = np.ascontiguousarray(data.chelsea()[:120:2, :180:2])
     rng = np.random.default_rng(2)
     masks = np.kron(rng.random((19, 10, 15)) < 0.4, np.ones((6, 6), bool))
@@ -119,10 +118,8 @@ def test_threads_and_company_do_not_change_a_bit(num_threads: int) -> None:
 
 
 @pytest.mark.slow
-def test_coarse_instances_of_real_photographs() -> None:
-    annotations = DATA / "data" / "coco" / "annotations" / "instances_val2017.json"
-    if not annotations.exists():
-        pytest.skip(f"no {annotations}; set MASKMILL_DATA to the folder that holds data/coco")
+def test_agreement_on_boxes_of_coco_instances(development_data: Callable[[str], Path]) -> None:
+    annotations = development_data("data/coco") / "annotations" / "instances_val2017.json"
     content = json.loads(annotations.read_text())
     ious: list[float] = []
     for info in sorted(content["images"], key=lambda info: info["id"])[:8]:

@@ -1,4 +1,4 @@
-"""The lattice filter against Gaussians and sums worked out directly."""
+"""The lattice filter against Gaussians and sums computed directly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def filtered(features: NDArray[np.float32], values: NDArray[np.float32], team: T
 
 @given(st.sampled_from([2, 5]), st.integers(1, 200), st.sampled_from([0.0, 1.0, 30.0]), st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
-def test_pixels_are_weighted_means_of_distinct_vertices(
+def test_weights_are_barycentric_over_distinct_vertices(
     dimension: int, num_pixels: int, spread: float, seed: int
 ) -> None:
     with Team(1) as team:
@@ -43,7 +43,7 @@ def test_pixels_are_weighted_means_of_distinct_vertices(
         assert chains.link[0] == chains.link[-1] == 0
 
 
-def test_equal_features_share_a_simplex_and_vertices_are_numbered_by_appearance() -> None:
+def test_equal_features_share_a_simplex_and_vertices_are_numbered_in_order() -> None:
     features = np.array([[0.1, 9.0, 0.1], [0.2, 9.0, 0.2]], np.float32)
     with Team(1) as team:
         lattice = build_lattice(features, team)
@@ -72,7 +72,7 @@ def test_filter_approximates_the_normalised_gaussian_in_the_plane() -> None:
     assert np.corrcoef(measured, expected)[0, 1] > 0.99
 
 
-def test_pixels_far_apart_do_not_see_each_other() -> None:
+def test_distant_pixels_do_not_influence_each_other() -> None:
     features = np.zeros((5, 2), np.float32)
     features[2:, 1] = 40
     with Team(1) as team:
@@ -88,7 +88,7 @@ def test_weight_scales_the_kernel() -> None:
     assert np.allclose(heavy.columns.weights, single.columns.weights * np.sqrt(7), rtol=1e-5)
 
 
-def test_columns_are_the_transpose_of_rows() -> None:
+def test_rows_and_columns_hold_the_same_matrix() -> None:
     with Team(1) as team:
         kernel = make_kernel(random_features(5, 300, 3.0, seed=4), 2.0, team)
     num_pixels = 300

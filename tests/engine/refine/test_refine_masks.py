@@ -1,4 +1,4 @@
-"""The CRF as its callers see it; every backend must pass."""
+"""The public interface of the CRF, for every backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BACKENDS = ("numba", "torch", "pydensecrf")
 
 
 def two_halves(height: int, width: int) -> NDArray[np.uint8]:
-    """A dark left half beside a bright right half."""
+    """An image with a dark left half and a bright right half."""
     image = np.full((height, width, 3), 60, np.uint8)
     image[:, width // 2 :] = 200
     return image
@@ -24,7 +24,7 @@ def config(request: pytest.FixtureRequest) -> CrfConfig:
     return CrfConfig(backend=request.param)
 
 
-def test_mask_snaps_to_the_edge_of_the_image(config: CrfConfig) -> None:
+def test_a_mask_snaps_to_the_image_edge(config: CrfConfig) -> None:
     image = two_halves(32, 48)
     coarse = np.zeros((1, 32, 48), bool)
     coarse[:, 4:28, 20:48] = True
@@ -54,17 +54,17 @@ def test_masks_of_an_image_do_not_influence_each_other(config: CrfConfig) -> Non
     assert not np.array_equal(together, masks)
 
 
-def test_empty_and_full_masks_stay_as_they_are(config: CrfConfig) -> None:
+def test_empty_and_full_masks_do_not_change(config: CrfConfig) -> None:
     masks = np.stack([np.zeros((12, 19), bool), np.ones((12, 19), bool)])
     assert np.array_equal(refine_masks(two_halves(12, 19), masks, config), masks)
 
 
-def test_without_pairwise_weights_nothing_changes(config: CrfConfig) -> None:
-    free = CrfConfig(backend=config.backend, gaussian_weight=0, bilateral_weight=0, steps=2)
+def test_masks_do_not_change_without_pairwise_weights(config: CrfConfig) -> None:
+    unary_only = CrfConfig(backend=config.backend, gaussian_weight=0, bilateral_weight=0, steps=2)
     rng = np.random.default_rng(1)
     masks = rng.random((3, 9, 14)) < 0.5
     image = rng.integers(0, 256, (9, 14, 3), np.uint8)
-    assert np.array_equal(refine_masks(image, masks, free), masks)
+    assert np.array_equal(refine_masks(image, masks, unary_only), masks)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 3)])
@@ -75,14 +75,14 @@ def test_tiny_images(config: CrfConfig, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5), (2, 0, 5), (2, 4, 0)])
-def test_nothing_to_refine(config: CrfConfig, shape: tuple[int, int, int]) -> None:
+def test_empty_input(config: CrfConfig, shape: tuple[int, int, int]) -> None:
     masks = np.zeros(shape, bool)
     refined = refine_masks(np.zeros((*shape[1:], 3), np.uint8), masks, config)
     assert refined.shape == shape
     assert refined.dtype == np.bool_
 
 
-def test_inputs_are_not_modified_and_may_be_read_only_views(config: CrfConfig) -> None:
+def test_inputs_may_be_read_only_views_and_are_not_modified(config: CrfConfig) -> None:
     image = two_halves(20, 32)[:, ::-1]
     masks = np.zeros((32, 20, 1), bool).transpose(2, 1, 0)
     masks[:, 5:15, 3:20] = True
@@ -110,7 +110,7 @@ def test_wrong_shapes_and_dtypes_are_refused(image: np.ndarray, masks: np.ndarra
         refine_masks(image, masks)
 
 
-def test_no_threads_is_refused() -> None:
+def test_zero_threads_are_refused() -> None:
     with pytest.raises(ValueError, match="num_threads"):
         refine_masks(np.zeros((4, 5, 3), np.uint8), np.zeros((1, 4, 5), bool), num_threads=0)
 

@@ -1,17 +1,9 @@
-import io
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.superpixels.graph import (
-    adjacent_pairs,
-    build_graph,
-    labels_at_stride,
-    pack_superpixels,
-    unpack_superpixels,
-)
+from engine.superpixels.graph import adjacent_pairs, build_graph, labels_at_stride
 from engine.superpixels.hierarchy import number_by_first_pixel
 
 # Four superpixels in a square; grey values 0, 0.5 / 0.1, 0.9.
@@ -27,7 +19,7 @@ def random_case(seed, height=7, width=11, num_labels=9):
 
 def test_spanning_tree_worked_by_hand():
     graph = build_graph(IMAGE, LABELS)
-    # Weights are 3 (difference of grey)^2: 0-2 0.03, 1-3 0.48, 0-1 0.75, 2-3 1.92 (closes a ring).
+    # Weights are 3 (difference of grey)^2: 0-2 0.03, 1-3 0.48, 0-1 0.75, 2-3 1.92 (closes a cycle).
     assert graph.tree_edges.tolist() == [[0, 2], [1, 3], [0, 1]]
     np.testing.assert_allclose(graph.tree_weights, [0.03, 0.48, 0.75], rtol=1e-5)
     expected = [
@@ -46,21 +38,20 @@ def test_affinities_worked_by_hand():
 
 def test_one_superpixel_has_an_empty_tree():
     graph = build_graph(np.full((3, 5, 3), 0.25, np.float32), np.zeros((3, 5), np.int32))
-    assert len(graph) == 1
+    assert graph.mean_colours.tolist() == [[0.25] * 3]
     assert graph.tree_edges.shape == (0, 2)
     assert graph.affinities(0.003).tolist() == [[1.0]]
-    _, loaded = unpack_superpixels(pack_superpixels(np.zeros((3, 5), np.int32), graph))
-    assert loaded.merge_heights().tolist() == [[0.0]]
+    assert graph.merge_heights().tolist() == [[0.0]]
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_merge_heights_are_the_bottlenecks_of_the_best_paths(seed):
+def test_merge_heights_are_the_minimax_path_weights(seed):
     image, labels = random_case(seed)
     graph = build_graph(image, labels)
-    count = len(graph)
+    count = len(graph.mean_colours)
     assert len(graph.tree_edges) == count - 1
-    # The least bottleneck over all paths of the whole adjacency graph, by brute force (Floyd-Warshall).
+    # The minimax path weight over all paths of the adjacency graph, by brute force (Floyd-Warshall).
     bottlenecks = np.full((count, count), np.inf)
     np.fill_diagonal(bottlenecks, 0)
     for first, second in adjacent_pairs(labels):
@@ -72,7 +63,7 @@ def test_merge_heights_are_the_bottlenecks_of_the_best_paths(seed):
     np.testing.assert_allclose(graph.merge_heights(), bottlenecks, rtol=1e-5, atol=1e-7)
 
 
-def test_affinities_are_transitive_in_the_weakest_link():
+def test_affinities_equal_their_own_max_min_closure():
     image, labels = random_case(3, 12, 17, 30)
     affinities = build_graph(image, labels).affinities(0.1)
     assert np.array_equal(affinities, affinities.T)
@@ -80,27 +71,8 @@ def test_affinities_are_transitive_in_the_weakest_link():
     np.testing.assert_allclose(weakest, affinities)
 
 
-def test_saving_gives_back_the_same_and_equal_bytes():
-    image, labels = random_case(0)
-    graph = build_graph(image, labels)
-    data = pack_superpixels(labels, graph)
-    assert data == pack_superpixels(labels.copy(), build_graph(image, labels))
-    loaded_labels, loaded = unpack_superpixels(data)
-    assert loaded_labels.dtype == np.int32
-    assert np.array_equal(loaded_labels, labels)
-    assert np.array_equal(loaded.tree_edges, graph.tree_edges)
-    assert np.array_equal(loaded.affinities(0.003), graph.affinities(0.003))
-
-
-def test_pickles_are_not_loaded():
-    buffer = io.BytesIO()
-    np.savez(buffer, mean_colours=np.array([{"harm": 1}], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        unpack_superpixels(buffer.getvalue())
-
-
 @pytest.mark.parametrize("stride", [1, 2, 4, 16])
-def test_majority_is_that_of_counting(stride):
+def test_majority_equals_the_most_frequent_label_of_each_block(stride):
     _, labels = random_case(5, 13, 10, 4)
     coarse = labels_at_stride(labels, stride)
     assert coarse.shape == (-(-13 // stride), -(-10 // stride))
@@ -111,7 +83,7 @@ def test_majority_is_that_of_counting(stride):
             assert coarse[row, column] == np.bincount(block.ravel()).argmax()
 
 
-def test_wrong_input_is_refused():
+def test_invalid_input_raises():
     with pytest.raises(ValueError, match="labels are"):
         build_graph(IMAGE, LABELS[:1])
     with pytest.raises(ValueError, match="1 has no pixel"):

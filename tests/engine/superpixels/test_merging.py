@@ -9,7 +9,7 @@ BY_STRENGTH = MergeRule(0.0, 0.0, 1e12, 0.0)
 
 
 def chain(strengths, lengths=None):
-    """Regions in a row, each of 2 pixels, with arcs of these strengths between neighbours."""
+    """A chain of regions of 2 pixels each, with arcs of these strengths between neighbours."""
     count = len(strengths) + 1
     pairs = np.stack([np.arange(count - 1), np.arange(1, count)], axis=1).astype(np.int32)
     lengths = np.ones(len(strengths)) if lengths is None else np.array(lengths, float)
@@ -17,16 +17,16 @@ def chain(strengths, lengths=None):
     return arcs, Regions(np.full(count, 2.0), np.zeros((count, 3)))
 
 
-def test_weak_arcs_merge_first_and_heights_never_fall():
+def test_weak_arcs_merge_first_and_heights_do_not_decrease():
     arcs, regions = chain([3.0, 1.0, 2.0])
     pairs, heights = merge_regions(arcs, regions, BY_STRENGTH)
-    # h = 2 * 2 / 4 = 1 for 1 and 2; then {1, 2} has 4 pixels, with 3 and with 0: h = 4 / 3, then 6 * 2 / 8.
+    # 1 and 2 merge with h = 2 * 2 / 4 = 1; {1, 2} of 4 pixels and 3 with h = 4 * 2 / 6; 0 with h = 6 * 2 / 8.
     assert pairs.tolist() == [[1, 2], [1, 3], [0, 1]]
     np.testing.assert_allclose(heights, [1.0, 2.0 * 4 * 2 / 6, 3.0 * 6 * 2 / 8])
 
 
 def test_arcs_to_one_neighbour_are_averaged_by_length():
-    # A triangle: 0-1 merges first, then the arcs 0-2 (strength 6 over 1 side) and 1-2 (2 over 3) are one.
+    # A triangle: 0-1 merges first, which joins the arcs 0-2 (strength 6, 1 side) and 1-2 (2, 3 sides).
     arcs = Arcs(
         np.array([[0, 1], [0, 2], [1, 2]], np.int32), np.array([0.1, 6.0, 2.0]), np.array([1.0, 1, 3])
     )
@@ -36,7 +36,7 @@ def test_arcs_to_one_neighbour_are_averaged_by_length():
     np.testing.assert_allclose(heights, [0.1 / 2, (6 + 2) / 4 * 2 / 3])
 
 
-def test_inputs_are_left_alone_and_equal_arcs_merge_in_order():
+def test_inputs_are_not_modified_and_equal_arcs_merge_in_order():
     arcs, regions = chain([1.0, 1.0, 1.0])
     pairs, _ = merge_regions(arcs, regions, BY_STRENGTH)
     assert pairs.tolist()[:2] == [[0, 1], [2, 3]]
@@ -44,14 +44,14 @@ def test_inputs_are_left_alone_and_equal_arcs_merge_in_order():
     assert regions.areas.tolist() == [2.0] * 4
 
 
-def test_one_region_has_nothing_to_merge():
+def test_a_single_region_has_no_merges():
     arcs = Arcs(np.empty((0, 2), np.int32), np.empty(0), np.empty(0))
     pairs, heights = merge_regions(arcs, Regions(np.ones(1), np.zeros((1, 3))), BY_STRENGTH)
     assert pairs.shape == (0, 2)
     assert heights.shape == (0,)
 
 
-def test_colour_and_floor_count_as_the_rule_says():
+def test_colour_and_floor_enter_as_in_the_rule():
     arcs, regions = chain([0.0])
     regions.colours[1] = (30.0, 40.0, 0.0)
     _, heights = merge_regions(arcs, regions, MergeRule(0.25, 0.5, 1.0, 0.0))
@@ -59,7 +59,7 @@ def test_colour_and_floor_count_as_the_rule_says():
     assert heights.tolist() == [0.25]
 
 
-def test_of_two_equal_borders_the_longer_vanishes_first():
+def test_the_longer_of_two_equal_arcs_vanishes_first():
     # Both have mean strength 1; the second is 4 times as long.
     arcs, regions = chain([1.0, 4.0], lengths=[1, 4])
     pairs, heights = merge_regions(arcs, regions, MergeRule(0.0, 0.0, 1e12, 0.5))
@@ -69,7 +69,7 @@ def test_of_two_equal_borders_the_longer_vanishes_first():
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), height=st.integers(1, 12), width=st.integers(1, 12))
-def test_every_region_is_absorbed_once_by_a_smaller_number(seed, height, width):
+def test_every_region_is_absorbed_once_by_a_smaller_label(seed, height, width):
     tensor = np.abs(np.random.default_rng(seed).normal(size=(height, width, 3))).astype(np.float32)
     tensor[..., 1] = 0
     labels = flood(tensor, 2)
@@ -82,18 +82,18 @@ def test_every_region_is_absorbed_once_by_a_smaller_number(seed, height, width):
 
 
 def step_tensor(height, width, column):
-    """A boundary tensor with a vertical border of strength 1 between `column` - 1 and `column`."""
+    """A boundary tensor with a vertical boundary of strength 1 between `column` - 1 and `column`."""
     tensor = np.zeros((height, width, 3), np.float32)
     tensor[:, column - 1 : column + 1, 0] = 1
     return tensor
 
 
-def test_flooding_stops_at_a_border():
+def test_flooding_stops_at_a_boundary():
     labels = flood(step_tensor(8, 16, 9), 8)
     assert (labels == (np.arange(16) >= 9)).all()
 
 
-def test_an_arc_along_a_border_is_strong_and_one_across_it_is_weak():
+def test_an_arc_along_a_boundary_is_strong_and_one_across_it_is_weak():
     labels = np.zeros((6, 8), np.int32)
     labels[:, 4:] = 1
     along = measure_arcs(labels, step_tensor(6, 8, 4))
