@@ -1,4 +1,4 @@
-"""Graphs over a grid of patches: an edge for every pair of patches at one of a set of offsets."""
+"""Graphs over a grid of patches, with an edge for each pair of patches at one of the given offsets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def grid_edges(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Edges of a grid of (height, width) patches, numbered in reading order: uv (E, 2) and classes (E,).
 
-    Edges stand in the order of their offsets (rows, columns), told by `classes`, then of their first patch.
-    An offset that reaches beyond the grid everywhere has none. Raises ValueError where an offset is zero, or
-    comes twice, also as its opposite.
+    Edges are ordered by their offset (rows, columns), whose index `classes` holds, then by their first patch.
+    Offsets larger than the grid have no edges. Raises ValueError if an offset is zero or repeated, also with
+    the opposite sign.
 
     >>> uv, classes = grid_edges((2, 3), [(0, 1), (1, -1)])
     >>> uv.tolist(), classes.tolist()
@@ -28,7 +28,7 @@ def grid_edges(
     """
     directionless = {max(offset, (-offset[0], -offset[1])) for offset in offsets}
     if len(directionless) < len(offsets) or (0, 0) in directionless:
-        raise ValueError(f"offsets must differ, also from each other's opposite, and not be 0: {offsets}")
+        raise ValueError(f"offsets must be distinct up to their sign and not zero, got {offsets}")
     nodes = np.arange(size[0] * size[1]).reshape(size)
     pairs = []
     for offset in offsets:
@@ -44,11 +44,13 @@ def edge_affinities(
     """Cosines along the edges of `grid_edges`, float32 (B, E) on the features' device, in [-1, 1].
 
     `features_bhwc` (B, h, w, C) are of any floating type and length; a zero vector has cosine 0 with all.
-    Raises ImageError, with the image's name, where features are NaN or infinite.
+    Raises ImageError with the image's name if features are NaN or infinite.
     """
     features = features_bhwc.float()
     lengths = torch.linalg.vector_norm(features, dim=3, keepdim=True)
-    finite = torch.isfinite(lengths).flatten(start_dim=1).all(dim=1)  # a length only is if its feature is
+    finite = (
+        torch.isfinite(lengths).flatten(start_dim=1).all(dim=1)
+    )  # a finite length implies a finite feature
     if not bool(finite.all()):
         name = names[int(finite.logical_not().nonzero()[0])]
         raise ImageError(Reason.NON_FINITE, f"features of image {name!r} are not finite")
@@ -62,7 +64,7 @@ def edge_affinities(
 
 
 def _overlap(offset: Offset) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Slices of the grid (rows, columns) at the nearer ends of an offset's edges, and at the farther ones."""
+    """Slices (rows, columns) of the grid that hold the first and the second ends of an offset's edges."""
     near, far = zip(*(_overlap_along(step) for step in offset), strict=True)
     return near, far
 

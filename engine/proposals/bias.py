@@ -1,17 +1,15 @@
-"""Choose MultiCut's biases for a new domain from a few dozen of its images, without any ground truth.
+"""Unsupervised choice of MultiCut's biases for a new domain from a few dozen of its images.
 
-One number is chosen, by which the biases of all distances rise or fall together. Low ones leave the image
-in one piece, high ones shatter it. In between is where parts are many and still stand out from what is around
-them, and the criterion is a product: entropy times contrast times wholeness.
+A single shift is added to the biases of all distances. Low biases leave the image in one piece, high ones
+shatter it. The criterion, which is ours, is a product of entropy, contrast and wholeness; each of these alone
+is highest at one of the extremes.
 
-- Entropy of the parts, in nats: H = -sum_k p_k ln p_k, p_k = the share of the patches in part k. It is what
-  the partition tells about where a patch is; it is 0 for one part, and highest for equal parts.
-- Contrast: the mean of R(M) over the candidates (engine.proposals.mask_filter), each with the root of its
-  patches as its weight. It falls once borders are drawn where nothing changes.
-- Wholeness: the share of the parts that are more than a single patch. It falls once textures splinter, whose
-  splinters stand out well.
-
-Each alone is highest at one of the extremes. The criterion is ours.
+- Entropy of the parts, in nats: H = -sum_k p_k ln p_k, p_k = the share of the patches in part k. It is the
+  information of the partition about a patch's position: 0 for one part, maximal for parts of equal size.
+- Contrast: the mean of R(M) over the candidates (engine.proposals.mask_filter), weighted by the square root
+  of their number of patches. It falls when boundaries are drawn in homogeneous areas.
+- Wholeness: the share of the parts with more than one patch. It falls when textures are split into single
+  patches, which have a high contrast.
 """
 
 from __future__ import annotations
@@ -29,14 +27,17 @@ from engine.proposals.config import MaskFilterConfig, MultiCutConfig
 from engine.proposals.mask_filter import score_masks
 from engine.proposals.multicut import part_masks, solve_multicut
 
-# Shares of the edges that should be cut: they say which biases are tried.
+# Shares of the edges with negative cost, which define the biases that are tried.
 _QUANTILES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BiasScore:
-    """What partitions at some biases, one for each distance, are like, means over the images: entropy in
-    nats, contrast R(M), wholeness, candidates an image, and the criterion, the product of the first three."""
+    """Statistics of the partitions at some biases, one per distance, averaged over images.
+
+    `entropy` is in nats, `contrast` the mean R(M), `num_masks` the candidates per image, and `criterion` the
+    mean product of entropy, contrast and wholeness.
+    """
 
     biases: tuple[float, ...]
     entropy: float
@@ -47,18 +48,17 @@ class BiasScore:
 
 
 def choose_biases(scores: Sequence[BiasScore]) -> tuple[float, ...]:
-    """The biases with the highest criterion, the lowest of equals; `scores` are not empty."""
+    """The biases with the highest criterion, ties to the lowest; `scores` must not be empty."""
     return min(scores, key=lambda score: (-score.criterion, score.biases)).biases
 
 
 def score_biases(
     features_bhwc: torch.Tensor, names: Sequence[str], config: MultiCutConfig, mask_filter: MaskFilterConfig
 ) -> Iterator[BiasScore]:
-    """Scores of a dozen biases, rising; they span where the affinities lie.
+    """Scores of a dozen settings in ascending order, which span the range of the affinities.
 
-    All differ from those of `config` by one number: what these are to each other stays.
-    `features_bhwc` (B, h, w, C) are those of B images with `names`.
-    Raises ImageError, with the image's name, where features are NaN or infinite.
+    Each setting is the biases of `config` plus one shift. `features_bhwc` (B, h, w, C) are the features of B
+    images with `names`. Raises ImageError with the image's name if features are NaN or infinite.
     """
     affinities = [
         edge_affinities(features_bhwc[i : i + 1], config.offsets, names[i : i + 1])[0].cpu().numpy()
@@ -66,7 +66,7 @@ def score_biases(
     ]
     _, classes = grid_edges((features_bhwc.shape[1], features_bhwc.shape[2]), config.offsets)
     costs = affinities - config.offset_biases[classes]
-    # Two digits are what a person copies.
+    # Two digits are easy to copy to a command line.
     for shift in np.unique(np.quantile(costs, _QUANTILES).round(2)):
         biases = tuple(round(bias + float(shift), 4) for bias in config.biases)
         cut = replace(config, biases=biases)

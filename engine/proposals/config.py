@@ -1,123 +1,97 @@
-"""Settings of the methods that find masks among patches, and of their scores."""
+"""Configurations of the methods that propose masks over patches, and of the mask score."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.bounds import Bounded, Bounds, Cosine, Count, Share
 from engine.errors import ConfigurationError
 from engine.proposals.offsets import Offset, ring_offsets
 
+_Sides = Annotated[int, Bounds(1, 4, "a number of sides")]
+
 
 @dataclass(frozen=True, kw_only=True)
-class ProMergeConfig:
+class ProMergeConfig(Bounded):
     """Constants of ProMerge; the defaults are those of the paper's released program."""
 
-    stride: int = 4
+    stride: Count = 4
     """Patches between neighbouring seeds, in both directions (6 is the paper's speed/quality trade-off)."""
-    tau_b: float = 0.2
-    """A patch belongs to a seed's mask where their cosine exceeds this."""
-    border_coverage: float = 0.5
+    tau_b: Cosine = 0.2
+    """A seed's mask holds the patches whose cosine with the seed exceeds this."""
+    border_coverage: Share = 0.5
     """A mask covers an image side if it holds more than this share of the side's patches."""
-    border_sides: int = 2
+    border_sides: _Sides = 2
     """A mask that covers at least this many of the four sides is a background candidate."""
-    component_fraction: float = 0.5
-    """Components of at least this share of the seed's component become masks of their own."""
-    vote_fraction: float = 0.5
-    """Background = the patches in more than this share of the background candidates."""
-    min_background: float = 0.1
-    """Share of the image below which a background is not trusted and the image has no masks."""
+    component_fraction: Share = 0.5
+    """Components with at least this share of the area of the seed's component become separate masks."""
+    vote_fraction: Share = 0.5
+    """The background is the patches in more than this share of the background candidates."""
+    min_background: Share = 0.1
+    """Images whose background covers less than this share get no masks."""
     filter: Literal["cascade", "ioa", "feature"] = "cascade"
-    """Which tests a mask must pass against the background: both, overlap alone, or features alone."""
-    max_background_ioa: float = 0.8
-    """A mask whose new patches lie in the background by this share or more is dropped."""
-    max_background_similarity: float = 0.1
-    """A mask whose mean feature is at least this similar to the background's is dropped."""
-    merge_ioa: float = 0.5
-    """A mask joins a cluster that holds more than this share of it."""
-    merge_min_ioa: float = 0.1
-    """Share of a mask above which similar features are enough for joining."""
-    merge_similarity: float = 0.1
-    """What counts as similar then: the dot product of the mean features."""
-
-    def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ConfigurationError(f"promerge.stride is a number of patches >= 1, got {self.stride}")
-        if not 1 <= self.border_sides <= 4:
-            raise ConfigurationError(f"promerge.border_sides is 1 to 4 sides, got {self.border_sides}")
-        shares = (
-            "border_coverage", "component_fraction", "vote_fraction", "min_background", "max_background_ioa",
-            "merge_ioa", "merge_min_ioa",
-        )  # fmt: skip
-        for name in shares:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigurationError(f"promerge.{name} is a share, 0 to 1, got {getattr(self, name)}")
-        for name in ("tau_b", "max_background_similarity", "merge_similarity"):
-            if not -1 <= getattr(self, name) <= 1:
-                raise ConfigurationError(f"promerge.{name} is a cosine, -1 to 1, got {getattr(self, name)}")
+    """Tests of masks against the background: both (cascade), overlap alone (ioa) or features alone."""
+    max_background_ioa: Share = 0.8
+    """Masks with at least this share of their new patches in the background are dropped."""
+    max_background_similarity: Cosine = 0.1
+    """Masks whose mean feature has at least this dot product with the background's mean are dropped."""
+    merge_ioa: Share = 0.5
+    """A mask joins a cluster that contains more than this share of it."""
+    merge_min_ioa: Share = 0.1
+    """A mask joins a cluster that contains more than this share of it if their features are similar."""
+    merge_similarity: Cosine = 0.1
+    """Dot product of mean features from which they are similar."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiCutConfig:
+class MultiCutConfig(Bounded):
     """Constants of MultiCut proposals."""
 
-    distances: tuple[int, ...] = (1, 3, 9)
-    """Edges join each patch to the eight patches at each of these distances."""
-    biases: tuple[float, ...] = (0.2, 0.4, 0.9)
-    """For each distance, the cosine above which patches belong together; higher gives more and smaller parts.
-    It depends on the encoder and on the images: jobs/choose_bias.py finds it without ground truth."""
-    starts: int = 3
-    """Searches for the best partition, whose results are merged into a better one; 1 is the fast setting."""
+    distances: tuple[Count, ...] = (1, 3, 9)
+    """Edges connect each patch to the eight patches at each of these distances."""
+    biases: tuple[Annotated[float, Bounds()], ...] = (0.2, 0.4, 0.9)
+    """Cosine above which patches attract each other, one per distance; higher gives more and smaller parts.
+    The best values depend on the encoder and the images: jobs/choose_bias.py finds them without labels."""
+    starts: Count = 3
+    """Local searches whose results are fused into a better partition; 1 is the fast setting."""
     seed: int = 0
-    """Of the noise that makes the searches differ."""
-    bound_rounds: int = 1
-    """Effort of the lower bound behind the gap: 8 gives less than half the gap, in ten times the time."""
-    border_coverage: float = 0.5
+    """Seed of the noise by which the local searches differ."""
+    bound_rounds: Count = 1
+    """Rounds of the lower bound behind the optimality gap: 8 halve the gap at ten times the cost."""
+    border_coverage: Share = 0.5
     """A part covers an image side if it holds more than this share of the side's patches."""
-    border_sides: int = 2
+    border_sides: _Sides = 2
     """A part that covers at least this many of the four sides is background."""
-    min_patches: int = 2
-    """Parts of fewer patches are no proposals. Where objects are as small as a patch, give 1."""
+    min_patches: Count = 2
+    """Parts with fewer patches are dropped; give 1 if objects are as small as a patch."""
 
     def __post_init__(self) -> None:
-        if not self.distances or min(self.distances) < 1 or len(set(self.distances)) < len(self.distances):
-            raise ConfigurationError(
-                f"multicut.distances are different numbers of patches >= 1, got {self.distances}"
-            )
+        super().__post_init__()
+        if not self.distances or len(set(self.distances)) < len(self.distances):
+            raise ConfigurationError(f"distances are one or more distinct numbers, got {self.distances}")
         if len(self.biases) != len(self.distances):
             raise ConfigurationError(
-                f"multicut.biases are one for each of {len(self.distances)} distances, got {self.biases}"
+                f"biases are one number for each of {len(self.distances)} distances, got {self.biases}"
             )
-        if not all(map(math.isfinite, self.biases)):
-            raise ConfigurationError(f"multicut.biases are finite numbers, got {self.biases}")
-        for name in ("starts", "bound_rounds", "min_patches"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"multicut.{name} is at least 1, got {getattr(self, name)}")
-        if not 0 <= self.border_coverage <= 1:
-            raise ConfigurationError(
-                f"multicut.border_coverage is a share, 0 to 1, got {self.border_coverage}"
-            )
-        if not 1 <= self.border_sides <= 4:
-            raise ConfigurationError(f"multicut.border_sides is 1 to 4 sides, got {self.border_sides}")
 
     @property
     def offsets(self) -> tuple[Offset, ...]:
-        """The offsets of all edges, distance by distance."""
+        """The offsets of all edges, ordered by distance."""
         return tuple(offset for distance in self.distances for offset in ring_offsets(distance))
 
     @property
     def offset_biases(self) -> NDArray[np.float64]:
-        """The bias of each of the offsets."""
+        """The bias of each offset."""
         return np.repeat(np.array(self.biases, np.float64), len(ring_offsets(1)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskFilterConfig:
-    """How masks are scored."""
+    """Configuration of the mask score R(M)."""
 
     edge: Literal["outside", "inside"] = "outside"
     """Edge patches: the ring of patches just outside the mask, or the mask's own rim."""

@@ -1,18 +1,19 @@
-"""How far a multicut can be from the best there is: a lower bound on the objective of every partition.
+"""A lower bound on the multicut objective of every partition, from which the optimality gap follows.
 
-The costs of edges are moved to cycles and back, which changes no partition's objective, and the bound is the
-sum of what each edge and each cycle can reach at best on its own. A partition cuts no cycle exactly once, so
-that a conflicted cycle (one edge that wants to be cut, all others not) has to pay.
+Costs are moved from edges to cycles and back, which changes no partition's objective. The bound is the sum of
+the minima of the edges and cycles, each minimised on its own. No partition cuts a cycle exactly once, so each
+conflicted cycle (one edge of negative cost, all others positive) raises the bound.
 
 1. Packing: shortest conflicted cycles first, each takes as much cost as its weakest edge has. Ours, after
    Lange, Karrenbauer and Andres, "Partial Optimality and Fast Lower Bounds for Weighted Correlation
    Clustering", ICML 2018, section 5.
-2. Message passing: edge by edge, the cycles through it agree on its cost. This is block coordinate ascent in
-   the dual of the cycle relaxation, never goes down, and goes on where packing is stuck. Swoboda and Andres,
-   "A Message Passing Algorithm for the Minimum Cost Multicut Problem", CVPR 2017 (arXiv 1612.05441), there on
-   triangles; Abbas and Swoboda, "RAMA", CVPR 2022 (arXiv 2109.01838), section 3.2.
+2. Message passing: edge by edge, the cost is redistributed among the cycles through the edge. This is block
+   coordinate ascent in the dual of the cycle relaxation: the bound never decreases, and it improves further
+   where packing is stuck. Swoboda and Andres, "A Message Passing Algorithm for the Minimum Cost Multicut
+   Problem", CVPR 2017 (arXiv 1612.05441), there on triangles; Abbas and Swoboda, "RAMA", CVPR 2022 (arXiv
+   2109.01838), section 3.2.
 
-Both alternate: messages bring up conflicts that packing did not see.
+The two alternate: message passing exposes conflicts that packing did not find.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from numpy.typing import NDArray
 
 from engine.proposals.partitions import merge_parallel_edges
 
-# Costs below this, relative to the largest, are taken for zero: packing ends, and rounding makes no cycles.
+# Costs below this share of the largest count as zero, so that packing ends and rounding creates no cycles.
 _RELATIVE_TOLERANCE = 1e-6
 
 
 class Adjacency(NamedTuple):
-    """Edges by node: node n's are `neighbours` and `edges` (ids) from `starts[n]` to `starts[n + 1]`."""
+    """Incident edges of each node: entries `starts[n]:starts[n + 1]` of `neighbours` and `edges` (ids)."""
 
     starts: NDArray[np.int64]
     neighbours: NDArray[np.int64]
@@ -38,7 +39,8 @@ class Adjacency(NamedTuple):
 
 
 class _Cycles(NamedTuple):
-    """Cycle k has the edges `edges[starts[k]:starts[k + 1]]`, and holds the cost `costs` of each of them."""
+    """Cycles as lists of edges: entries `starts[k]:starts[k + 1]` of `edges` (ids) and of the `costs` that
+    cycle k holds of them."""
 
     starts: NDArray[np.int64]
     edges: NDArray[np.int64]
@@ -46,12 +48,12 @@ class _Cycles(NamedTuple):
 
 
 class _Incidences(NamedTuple):
-    """Where edges occur in the arrays of the cycles: edge e at `positions[starts[e]:starts[e + 1]]`; position
-    p is one of cycle `owners[p]`."""
+    """Occurrences of edges in the arrays of `_Cycles`: edge e at `positions[starts[e]:starts[e + 1]]`, and
+    position p in cycle `cycle_of_position[p]`."""
 
     starts: NDArray[np.int64]
     positions: NDArray[np.int64]
-    owners: NDArray[np.int64]
+    cycle_of_position: NDArray[np.int64]
 
 
 def multicut_lower_bound(
@@ -62,11 +64,11 @@ def multicut_lower_bound(
     max_length: int = 5,
     num_sweeps: int = 5,
 ) -> float:
-    """A number that no partition's objective, the sum of the costs of its cut edges, is below.
+    """A lower bound on the objective of every partition, the sum of the costs of its cut edges.
 
     `uv` (E, 2) may be any pairs of nodes below `num_nodes`, `cost` (E,) is finite. Each of `num_rounds` packs
-    conflicted cycles of up to `max_length` edges; between rounds, messages pass in `num_sweeps` sweeps there
-    and back over all cycles so far. Raises ValueError for costs that are not finite.
+    conflicted cycles of up to `max_length` edges; between rounds, messages are passed in `num_sweeps` forward
+    and backward sweeps over all cycles so far. Raises ValueError for costs that are not finite.
 
     >>> triangle = np.array([[0, 1], [1, 2], [0, 2]])
     >>> multicut_lower_bound(3, triangle, np.array([2.0, 1.0, -3.0]))  # cutting two edges: -3 + 1
@@ -80,12 +82,12 @@ def multicut_lower_bound(
         if number > 0:
             _pass_messages(edge_costs, cycles, _incidences(cycles, len(edge_costs)), num_sweeps)
         packed = _Cycles(*_pack_cycles(adjacency, ends, edge_costs, max_length, tolerance))
-        cycles = _joined(cycles, packed)
+        cycles = _concatenate(cycles, packed)
     return float(np.minimum(edge_costs, 0).sum() + _cycle_minima(cycles))
 
 
 def build_adjacency(num_nodes: int, uv: NDArray[np.integer]) -> Adjacency:
-    """The edges of every node, in the order of `uv` (E, 2)."""
+    """The incident edges of every node, in the order of `uv` (E, 2)."""
     sources, targets = np.concatenate([uv[:, 0], uv[:, 1]]), np.concatenate([uv[:, 1], uv[:, 0]])
     order = np.argsort(sources, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=num_nodes))])
@@ -96,19 +98,19 @@ def build_adjacency(num_nodes: int, uv: NDArray[np.integer]) -> Adjacency:
 def _incidences(cycles: _Cycles, num_edges: int) -> _Incidences:
     positions = np.argsort(cycles.edges, kind="stable")
     starts = np.searchsorted(cycles.edges[positions], np.arange(num_edges + 1))
-    owners = np.repeat(np.arange(len(cycles.starts) - 1), np.diff(cycles.starts))
-    return _Incidences(starts=starts, positions=positions, owners=owners)
+    cycle_of_position = np.repeat(np.arange(len(cycles.starts) - 1), np.diff(cycles.starts))
+    return _Incidences(starts=starts, positions=positions, cycle_of_position=cycle_of_position)
 
 
-def _joined(first: _Cycles, second: _Cycles) -> _Cycles:
+def _concatenate(first: _Cycles, second: _Cycles) -> _Cycles:
     starts = np.concatenate([first.starts, second.starts[1:] + first.starts[-1]])
     edges = np.concatenate([first.edges, second.edges])
     return _Cycles(starts=starts, edges=edges, costs=np.concatenate([first.costs, second.costs]))
 
 
 class _Search(NamedTuple):
-    """Room that path searches share. Of every node: the edge from it to the path's end and the edge by which
-    the search came to it, -1 between searches; the queue; the edges of the path that was found last."""
+    """Scratch space of path searches: per node the edge to the path's end and the edge by which the search
+    reached it, both -1 between searches; the queue; the edges of the last path found."""
 
     last_hops: NDArray[np.int64]
     came_by: NDArray[np.int64]
@@ -124,9 +126,9 @@ def _pack_cycles(
     max_length: int,
     tolerance: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Move cost from the edges to conflicted cycles, short ones first; returns the cycles' arrays.
+    """Move cost from the edges to conflicted cycles, shortest first; returns the arrays of `_Cycles`.
 
-    `costs` (E,) is modified. In its cycle the negative edge holds minus what the cycle took, the others plus.
+    `costs` (E,) is modified. A cycle that takes the cost c holds -c of its negative edge and c of the others.
     """
     num_nodes = len(adjacency.starts) - 1
     search = _Search(
@@ -134,13 +136,13 @@ def _pack_cycles(
         np.empty(max_length, np.int64),
     )  # fmt: skip
     starts, edges, held = [0], [0][:0], [0.0][:0]
-    is_apart = np.zeros(len(costs), np.bool_)
+    is_disconnected = np.zeros(len(costs), np.bool_)
     for length in range(3, max_length + 1):
         for edge in range(len(costs)):
-            while costs[edge] < -tolerance and not is_apart[edge]:
+            while costs[edge] < -tolerance and not is_disconnected[edge]:
                 hops = _find_path(adjacency, ends, costs, edge, length - 1, tolerance, search)
                 if hops <= 0:
-                    is_apart[edge] = hops < 0
+                    is_disconnected[edge] = hops < 0
                     break
                 taken = -costs[edge]
                 for hop in range(hops):
@@ -166,9 +168,9 @@ def _find_path(  # noqa: PLR0913, PLR0917
     tolerance: float,
     search: _Search,
 ) -> int:
-    """Put a shortest path of positive edges from end to end of `edge` into `search.path`; returns its length.
+    """Write a shortest path of positive edges between the ends of `edge` to `search.path`; return its length.
 
-    That is 0 where every path is longer than `max_hops`, and -1 where there is none at all.
+    The length is 0 if every path is longer than `max_hops`, and -1 if there is no path.
     """
     source, target = ends[edge]
     for slot in range(adjacency.starts[target], adjacency.starts[target + 1]):
@@ -206,7 +208,7 @@ def _find_path(  # noqa: PLR0913, PLR0917
 def _pass_messages(
     edge_costs: NDArray[np.float64], cycles: _Cycles, incidences: _Incidences, num_sweeps: int
 ) -> None:
-    """Even costs out between cycles, edge by edge there and back; edges end with what cycles can spare."""
+    """Redistribute costs between cycles in forward and backward sweeps; edges end with the surplus."""
     num_edges = len(edge_costs)
     for sweep in range(2 * num_sweeps):
         for i in range(num_edges):
@@ -224,10 +226,10 @@ def _pass_messages(
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _collect(edge_costs: NDArray[np.float64], cycles: _Cycles, incidences: _Incidences, edge: int) -> None:
-    """Move to an edge what cutting it costs the cycles through it, so that they are indifferent to it."""
+    """Move the min-marginals of the cycles through an edge to it, which makes them indifferent to it."""
     for slot in range(incidences.starts[edge], incidences.starts[edge + 1]):
         position = incidences.positions[slot]
-        cycle = incidences.owners[position]
+        cycle = incidences.cycle_of_position[position]
         start, stop = cycles.starts[cycle], cycles.starts[cycle + 1]
         others, smallest, negatives = _gather(cycles.costs, start, stop, position)
         cut = cycles.costs[position] + (others if negatives > 0 else smallest)
@@ -238,7 +240,7 @@ def _collect(edge_costs: NDArray[np.float64], cycles: _Cycles, incidences: _Inci
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _cycle_minima(cycles: _Cycles) -> float:
-    """Sum of what each cycle costs at best: cut nowhere or at least twice."""
+    """Sum of the minima of the cycles, each cut nowhere or at least twice."""
     total = 0.0
     for cycle in range(len(cycles.starts) - 1):
         best, smallest, negatives = _gather(cycles.costs, cycles.starts[cycle], cycles.starts[cycle + 1], -1)
@@ -247,12 +249,12 @@ def _cycle_minima(cycles: _Cycles) -> float:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _gather(costs: NDArray[np.float64], start: int, stop: int, left_out: int) -> tuple[float, float, int]:
-    """Of the costs from `start` to `stop` but one: sum of the negative, smallest of the others, count of the
-    negative."""
+def _gather(costs: NDArray[np.float64], start: int, stop: int, excluded: int) -> tuple[float, float, int]:
+    """Sum of the negative costs, smallest of the others and number of the negative ones, from `start` to
+    `stop` except at `excluded`."""
     total, smallest, negatives = 0.0, np.inf, 0
     for position in range(start, stop):
-        if position == left_out:
+        if position == excluded:
             continue
         if costs[position] < 0:
             negatives += 1

@@ -1,7 +1,7 @@
-"""How well a mask stands out: R(M), the score of both labelling methods.
+"""The mask score R(M), which measures how much a mask stands out from its surroundings.
 
-Hoang, "Unsupervised Instance Segmentation with Superpixels", arXiv 2509.05352, the mask filter; what the
-paper leaves open (the affinity, the edge) is stated where it is computed.
+Source: Hoang, "Unsupervised Instance Segmentation with Superpixels", arXiv 2509.05352, the mask filter. The
+paper defines neither the affinity nor the edge; ours are in `score_masks`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _PLUS = ndimage.generate_binary_structure(2, 1)[None]
 def score_masks(
     features_hwc: NDArray[np.floating] | torch.Tensor, masks: NDArray[np.bool_], config: MaskFilterConfig
 ) -> NDArray[np.float32]:
-    """R(M) of masks (N, h, w) over features (h, w, C): float32 (N,), in [-2, 2], higher stands out more.
+    """R(M) of masks (N, h, w) over features (h, w, C): float32 (N,) in [-2, 2], higher stands out more.
 
     R(M) = mean of A over inner patches - mean of A over edge patches, A = cosine of a patch with the mask's
-    mean feature. Inner patches are those off the rim (all, where a mask is nothing but rim); a mask without
-    edge patches has 0 in their place. Empty masks score 0. Patches beyond the image are not part of a ring
-    and do not make a patch rim. Source: METHODS 3.3.
+    mean feature. Inner patches are the mask without its rim, or all of a mask that is only rim; the mean over
+    no edge patches is 0. Empty masks score 0. The image side is no rim: neighbours outside the image are
+    ignored. Source: docs/methods.md, 3.3.
     """
     features = normalised_features(features_hwc)
     if len(masks) == 0:
         return np.zeros(0, np.float32)
-    # The border counts as inside, so that a mask at the image's edge has no rim there.
+    # Patches outside the image count as mask, so that a mask has no rim at the image side.
     eroded = ndimage.binary_erosion(masks, _PLUS, border_value=1)
     inner = np.where(eroded.any(axis=(1, 2), keepdims=True), eroded, masks)
     outer_ring = ndimage.binary_dilation(masks, _PLUS) & ~masks
@@ -43,7 +43,7 @@ def score_masks(
 def _affinity(features: torch.Tensor, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Cosine of every patch with each mask's mean feature, (N, h, w)."""
     flat = torch.as_tensor(masks.reshape(len(masks), -1), device=features.device).float()
-    # The cosine does not know the mean from the sum.
+    # The cosine with the sum equals the cosine with the mean.
     directions = torch.nn.functional.normalize(flat @ features, dim=1)
     affinity: NDArray[np.float32] = (directions @ features.T).cpu().numpy().reshape(masks.shape)
     return affinity

@@ -1,7 +1,8 @@
-"""MultiCut proposals: cut a graph over the patches into as many parts as pay.
+"""MultiCut proposals: the parts of a minimum cost multicut of a graph over the patches.
 
-Hoang, "Unsupervised Instance Segmentation with Superpixels", arXiv 2509.05352, the coarse masks. The paper
-does not say which edges its graph has and how affinities become costs; that is stated where it is decided.
+Source: Hoang, "Unsupervised Instance Segmentation with Superpixels", arXiv 2509.05352, the coarse masks. The
+paper defines neither the edges of its graph nor the map from affinities to costs; ours are in
+`MultiCutConfig`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from engine.proposals.partitions import connected_parts, merge_parallel_edges, m
 from engine.proposals.patches import cover_background, features_tensor, touched_sides
 from engine.types import Optimality, Reason
 
-# Of the noise on the costs of a further start, relative to their mean size.
+# Standard deviation of the noise on the costs of further starts, relative to their mean magnitude.
 _NOISE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MultiCutResult:
-    """`masks` are bool (N, h, w) over patches, `labels` int64 (h, w) all parts; `skipped` says why N is 0."""
+    """`masks` are bool (N, h, w) over patches, `labels` int64 (h, w) all parts; `skipped` is why N is 0."""
 
     masks: NDArray[np.bool_]
     labels: NDArray[np.int64]
@@ -42,13 +43,12 @@ def run_multicut(
     name: str = "",
     seen_background: NDArray[np.bool_] | None = None,
 ) -> MultiCutResult:
-    """Masks of one image: the parts of its patches but for background and tiny ones, by label.
+    """Masks of one image: the parts of its multicut except background and tiny ones, by label.
 
-    For a tile, `seen_background` (h, w) takes the place of the border, see `part_masks`.
-
-    `features_hwc` holds one feature a patch, (h, w, C), of any floating type and length, on any device.
-    Raises ValueError for another shape and ImageError, with the image's `name`, where features are NaN or
-    infinite. Source: METHODS 3.1, 3.2.
+    `features_hwc` holds one feature per patch, (h, w, C), of any floating dtype and length, on any device.
+    For a tile, `seen_background` (h, w) replaces the border rule, see `part_masks`. Raises ValueError for
+    another shape and ImageError with the image's `name` if features are NaN or infinite.
+    Source: docs/methods.md, 3.1 and 3.2.
     """
     features = features_tensor(features_hwc)
     size = (features.shape[0], features.shape[1])
@@ -67,7 +67,7 @@ def run_multicut(
 
 
 def _optimality(objective: float, bound: float) -> Optimality:
-    # The bound is not positive; rounding may bring that of an optimum above it.
+    # The bound is at most 0; rounding may bring the bound of an optimum above its objective.
     gap = max(0.0, objective - bound) / -bound if bound < 0 else 0.0
     return Optimality(objective=objective, gap=gap)
 
@@ -75,10 +75,10 @@ def _optimality(objective: float, bound: float) -> Optimality:
 def part_masks(
     labels: NDArray[np.int64], config: MultiCutConfig, seen_background: NDArray[np.bool_] | None = None
 ) -> NDArray[np.bool_]:
-    """Masks (N, h, w) of the parts in labels (h, w) but for background and those with too few patches.
+    """Masks (N, h, w) of the parts in labels (h, w) except background and parts with too few patches.
 
-    `seen_background` (h, w) is for a tile: where the whole image shows background. There a part is background
-    that covers more than `border_coverage` of it.
+    For a tile, `seen_background` (h, w) is the background of the whole image; parts are background if they
+    cover more than `border_coverage` of it.
     """
     parts = np.flatnonzero(np.bincount(labels.ravel()) >= config.min_patches)
     masks = labels == parts[:, None, None]
@@ -97,17 +97,17 @@ def solve_multicut(
     starts: int = 3,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Labels (num_nodes,) of a partition whose cut edges cost little in sum: a good local optimum.
+    """Labels (num_nodes,) of a partition with a low sum of the costs of its cut edges: a good local optimum.
 
-    Nodes that an edge of positive `cost` (E,) joins belong together, those of a negative one apart. `uv`
-    (E, 2) may be any pairs of nodes below `num_nodes`: costs of parallel edges add up, loops do not count.
-    Every part is connected by edges; parts are numbered from 0 in the order of their first nodes.
+    Edges of positive `cost` (E,) attract, edges of negative cost repel. `uv` (E, 2) may be any pairs of nodes
+    below `num_nodes`; costs of parallel edges add up, loops are ignored. Every part is connected; parts are
+    numbered from 0 in the order of their first nodes.
 
-    The first start merges greedily (Beier et al., "Fusion Moves for Correlation Clustering", CVPR 2015) and
-    moves nodes between parts as long as it pays (Keuper et al., "Efficient Decomposition of Image and Mesh
-    Graphs by Lifted Multicuts", ICCV 2015). Further ones do so from a greedy merging of noisy costs; the
-    nodes on which all starts agree are then merged, and what is left is solved again. Raises ValueError for
-    costs that are not finite.
+    The first start is greedy additive edge contraction (Beier et al., "Fusion Moves for Correlation
+    Clustering", CVPR 2015) followed by Kernighan-Lin moves (Keuper et al., "Efficient Decomposition of Image
+    and Mesh Graphs by Lifted Multicuts", ICCV 2015). Further starts contract edges by noisy costs. Nodes that
+    are in one part in all solutions are then merged, and the smaller problem is solved again. Raises
+    ValueError for costs that are not finite.
 
     >>> square = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
     >>> solve_multicut(4, square, np.array([1.0, -2.0, 1.0, -2.0])).tolist()
@@ -133,7 +133,7 @@ def solve_multicut(
 
 
 def _move_nodes(problem: MulticutObjective) -> NDArray[Any]:
-    """Kernighan-Lin from the problem's labels."""
+    """Kernighan-Lin moves from the problem's current labels."""
     labels: NDArray[Any] = KernighanLinMulticut().optimize(problem).copy()
     return labels
 
@@ -141,6 +141,6 @@ def _move_nodes(problem: MulticutObjective) -> NDArray[Any]:
 def _fused(
     uv: NDArray[np.int64], cost: NDArray[np.float64], solutions: list[NDArray[Any]]
 ) -> NDArray[np.uint64]:
-    """The best partition that cuts only where some solution does, as far as can be found."""
+    """A good partition among those that cut only edges that some solution cuts."""
     _, groups = np.unique(np.stack(solutions, axis=1), axis=0, return_inverse=True)
     return solve_multicut(int(groups.max()) + 1, groups[uv], cost, starts=1)[groups].astype(np.uint64)

@@ -1,14 +1,14 @@
-"""Offsets between the patches that an edge joins."""
+"""Offsets between the two patches of an edge."""
 
 from __future__ import annotations
 
 Offset = tuple[int, int]
-# Half of the eight directions: an edge has no direction.
+# Half of the eight directions, as edges are undirected.
 _DIRECTIONS: tuple[Offset, ...] = ((0, 1), (1, -1), (1, 0), (1, 1))
 
 
 def ring_offsets(distance: int) -> tuple[Offset, ...]:
-    """Offsets (rows, columns) to the patches at `distance` steps in eight directions, each pair once.
+    """Offsets (rows, columns) to the patches `distance` steps away in eight directions, up to their sign.
 
     >>> ring_offsets(3)
     ((0, 3), (3, -3), (3, 0), (3, 3))

@@ -1,4 +1,4 @@
-"""Partitions of the nodes of any graph, as labels; the graph is pairs of nodes with costs."""
+"""Partitions of a graph's nodes, as labels; a graph is pairs of nodes with costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 def merge_parallel_edges(
     num_nodes: int, uv: NDArray[np.integer], cost: NDArray[np.floating]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Edges (E, 2) with the smaller node first, in order, each once with the sum of its costs; no loops.
+    """Sorted unique edges (E, 2), smaller node first, without loops, with the summed costs of parallel edges.
 
     >>> merge_parallel_edges(3, np.array([[2, 1], [0, 1], [1, 2], [0, 0]]), np.array([1.0, 2.0, 3.0, 4.0]))
     (array([[0, 1],
@@ -27,7 +27,9 @@ def merge_parallel_edges(
 
 
 def connected_parts(labels: NDArray[np.integer], uv: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Split the parts of labels (num_nodes,) into those that edges (E, 2) connect, by first nodes.
+    """Split the parts of labels (num_nodes,) into the components that edges (E, 2) connect.
+
+    Components are numbered from 0 in the order of their first nodes.
 
     >>> connected_parts(np.array([5, 3, 5]), np.array([[0, 1], [1, 2]])).tolist()
     [0, 1, 2]

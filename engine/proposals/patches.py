@@ -1,4 +1,4 @@
-"""Features and masks over an image's patches: what all ways to propose masks share."""
+"""Features and masks over an image's patches, for all proposal methods."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-# What torch takes from numpy as it is.
-_FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+# dtypes that torch shares with numpy.
+_SHARED_DTYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
 
 def features_tensor(features_hwc: NDArray[np.floating] | torch.Tensor) -> torch.Tensor:
     """Features (h, w, C) as a tensor without gradients, on their device; it may share their memory.
 
-    Raises ValueError for another shape, and where there is no patch or no channel.
+    Raises ValueError for another shape or an empty one.
 
     >>> features_tensor(np.array([[[1.0], [2.0]]])[:, ::-1]).tolist()
     [[[2.0], [1.0]]]
@@ -25,7 +25,7 @@ def features_tensor(features_hwc: NDArray[np.floating] | torch.Tensor) -> torch.
         )
     if isinstance(features_hwc, torch.Tensor):
         return features_hwc.detach()
-    if features_hwc.dtype not in _FLOATS:
+    if features_hwc.dtype not in _SHARED_DTYPES:
         return torch.from_numpy(features_hwc.astype(np.float32))
     is_shared = features_hwc.flags.writeable and min(features_hwc.strides) >= 0
     return torch.from_numpy(features_hwc if is_shared else features_hwc.copy())
@@ -36,13 +36,13 @@ def normalised_features(features_hwc: NDArray[np.floating] | torch.Tensor) -> to
     features = features_tensor(features_hwc)
     flat = features.reshape(-1, features.shape[2]).to(torch.float32, copy=True)
     lengths = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    if not bool(torch.isfinite(lengths).all()):  # a length is finite only if its feature is
+    if not bool(torch.isfinite(lengths).all()):  # a finite length implies a finite feature
         raise ValueError("features must be finite")
     return flat.div_(lengths.clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def touched_sides(masks: NDArray[np.bool_], coverage: float) -> NDArray[np.int64]:
-    """How many of the four image sides each mask (N, h, w) covers by more than `coverage`; int64 (N,).
+    """Number of image sides of which each mask (N, h, w) covers more than the share `coverage`, int64 (N,).
 
     >>> touched_sides(np.array([[[1, 1, 0], [1, 0, 0], [1, 0, 0]]], dtype=bool), 0.5).tolist()
     [2]
@@ -55,9 +55,9 @@ def touched_sides(masks: NDArray[np.bool_], coverage: float) -> NDArray[np.int64
 def cover_background(
     masks: NDArray[np.bool_], background: NDArray[np.bool_], coverage: float
 ) -> NDArray[np.bool_]:
-    """Which masks (N, h, w) hold more than the share `coverage` of the `background` (h, w); bool (N,).
+    """Whether each mask (N, h, w) covers more than the share `coverage` of `background` (h, w), bool (N,).
 
-    None does where there is no background.
+    All false if the background is empty.
 
     >>> masks = np.array([[[1, 1, 0]], [[0, 1, 1]]], dtype=bool)
     >>> cover_background(masks, np.array([[1, 1, 0]], dtype=bool), 0.5)

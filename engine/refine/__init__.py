@@ -28,8 +28,8 @@ def refine_masks(
     another; ties are background. Only the backend "numba" uses `num_threads`, whose number does not change
     the result; only "torch" uses `device`.
 
-    Raises ValueError for wrong shapes or dtypes, and ConfigurationError in the backends numba and torch if the
-    standard deviations are thousands of times smaller than the image.
+    Raises ValueError for wrong shapes or dtypes, and ConfigurationError in the backends numba and torch if
+    the standard deviations are thousands of times smaller than the image.
     Source: ProMerge (arXiv 2409.18961), section 2.7: two labels, unary energy -log softmax(1 - m, m), Potts
     pairwise terms with symmetric normalisation, argmax after `config.steps` mean-field updates.
 

@@ -1,9 +1,9 @@
 """SIMD vectors in compiled loops: one lane per mask.
 
 The CRF reads and writes short rows (one float32 for each of 1, 8 or 16 masks) at scattered addresses. LLVM's
-automatic vectoriser leaves loops this short scalar, which is several times slower, so the kernels use explicit
-vector operations. A vector's width is the length of the tuple `lanes`, which is part of the tuple's type and
-known at compile time; LLVM splits vectors that are wider than the registers.
+automatic vectoriser leaves loops this short scalar, which is several times slower, so the kernels use
+explicit vector operations. A vector's width is the length of the tuple `lanes`, which is part of the tuple's
+type and known at compile time; LLVM splits vectors that are wider than the registers.
 
 Compiled kernels are cached by the modification time of their own source file: after a change here, touch the
 files that use it.

@@ -1,9 +1,9 @@
 """The permutohedral lattice: a sparse grid in feature space on which Gaussian filters are fast.
 
 The lattice divides d-dimensional feature space into simplices with d + 1 vertices. Pixels are accumulated at
-the vertices of their simplex (splat), vertices are averaged with their neighbours along d + 1 axes (blur), and
-pixels interpolate the result (slice). Simplices depend on the features alone, so one lattice serves any number
-of values per pixel and any number of passes.
+the vertices of their simplex (splat), vertices are averaged with their neighbours along d + 1 axes (blur),
+and pixels interpolate the result (slice). Simplices depend on the features alone, so one lattice serves any
+number of values per pixel and any number of passes.
 
 Source: Adams, Baek & Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (Eurographics
 2010), sections 2 and 3.
@@ -30,8 +30,8 @@ _NO_KEY = np.int64(-1)  # keys are never negative
 class Chains(NamedTuple):
     """The lines of vertices along one axis, concatenated; vertices without neighbours are left out.
 
-    `order` is int32 (K + 1,): the vertices, and one more entry that makes reading ahead safe. `link` is float32
-    (K + 1,): the weight 1/2 between positions i - 1 and i, or 0 at the start of a line.
+    `order` is int32 (K + 1,): the vertices, and one more entry that makes reading ahead safe. `link` is
+    float32 (K + 1,): the weight 1/2 between positions i - 1 and i, or 0 at the start of a line.
     """
 
     order: NDArray[np.int32]
@@ -56,8 +56,8 @@ class Geometry(NamedTuple):
     """The maps from features to lattice coordinates and from the coordinates of a point to its integer key.
 
     `scales` holds the factor of each feature. A key is origin + sum of coordinate * stride; `strides`, int64
-    (d + 1,), ends in 0, as the last coordinate follows from the others. Keys are linear in the coordinates, so
-    a neighbour's key differs by a constant.
+    (d + 1,), ends in 0, as the last coordinate follows from the others. Keys are linear in the coordinates,
+    so a neighbour's key differs by a constant.
     """
 
     scales: tuple[np.float32, ...]
@@ -93,7 +93,7 @@ def build_lattice(features: NDArray[np.float32], team: Team) -> Lattice:
 
 
 def _lay_out(features: NDArray[np.float32]) -> Geometry:
-    """Scales for a standard deviation of 1, and strides that give each reachable lattice point its own key.
+    """Scales for a standard deviation of 1, and strides that give each reachable point its own key.
 
     The range of a coordinate is an interval bound of the elevation plus a margin for corners and neighbours.
     """

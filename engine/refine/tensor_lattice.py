@@ -100,7 +100,7 @@ def make_kernel(features: Tensor, ranges: Sequence[float], weight: float) -> Ten
 
 
 def _lay_out(ranges: Sequence[float], num_images: int) -> _Geometry:
-    """Scales for a standard deviation of 1, and strides that give each reachable lattice point its own key."""
+    """Scales for a standard deviation of 1, and strides that give each reachable point its own key."""
     dimension = len(ranges)
     deviation = math.sqrt(2 / 3) * (dimension + 1)
     scales = [deviation / math.sqrt((i + 1) * (i + 2)) for i in range(dimension)]

@@ -10,7 +10,7 @@ OFFSETS = ((0, 1), (1, -1), (-2, 1), (0, -3), (9, 9))
 
 
 def literal_edges(size: tuple[int, int], offsets: tuple[tuple[int, int], ...]) -> list[tuple[int, int, int]]:
-    """(u, v, class), patch by patch."""
+    """(u, v, class) of every edge, from nested loops over the patches."""
     edges = []
     for number, (rows, columns) in enumerate(offsets):
         for row in range(size[0]):
@@ -22,7 +22,7 @@ def literal_edges(size: tuple[int, int], offsets: tuple[tuple[int, int], ...]) -
 
 
 @pytest.mark.parametrize("size", [(4, 7), (1, 5), (1, 1), (10, 10)])
-def test_edges_and_cosines_are_those_of_a_loop(size: tuple[int, int]) -> None:
+def test_edges_and_cosines_equal_those_of_nested_loops(size: tuple[int, int]) -> None:
     features = torch.randn((3, *size, 6), generator=torch.Generator().manual_seed(0))
     features[1, 0, 0] = 0
     uv, classes = grid_edges(size, OFFSETS)
@@ -36,7 +36,7 @@ def test_edges_and_cosines_are_those_of_a_loop(size: tuple[int, int]) -> None:
         assert affinities[:, edge].numpy() == pytest.approx(cosines.numpy(), abs=1e-6)
 
 
-def test_the_reference_graph(development_data: object) -> None:
+def test_edges_equal_those_of_the_reference_graph(development_data: object) -> None:
     case = np.load(sorted(development_data("reference/multicut").glob("*.npz"))[0])
     offsets = [offset for distance in (1, 3, 9) for offset in ring_offsets(distance)]
     uv, _ = grid_edges((60, 60), offsets)
@@ -44,13 +44,13 @@ def test_the_reference_graph(development_data: object) -> None:
 
 
 @pytest.mark.parametrize("offsets", [((0, 0),), ((0, 1), (0, 1)), ((1, -1), (-1, 1))])
-def test_offsets_that_are_no_set_of_edges(offsets: tuple[tuple[int, int], ...]) -> None:
-    with pytest.raises(ValueError, match="offsets must differ"):
+def test_zero_and_repeated_offsets_are_refused(offsets: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(ValueError, match="offsets must be distinct"):
         grid_edges((3, 3), offsets)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
-def test_the_image_with_features_that_are_not_finite_is_named(value: float) -> None:
+def test_the_image_with_non_finite_features_is_named(value: float) -> None:
     features = torch.ones((3, 2, 4, 5), dtype=torch.float16)
     features[1, 1, 2, 3] = value
     with pytest.raises(ImageError, match="'second'"):

@@ -7,19 +7,19 @@ from engine.proposals.mask_filter import score_masks
 OUTSIDE, INSIDE = MaskFilterConfig(), MaskFilterConfig(edge="inside")
 
 
-def test_scores_by_hand() -> None:
-    # A 3 x 3 mask of direction x in the corner of a 4 x 5 ground of direction y; its rim is half turned.
+def test_scores_worked_by_hand() -> None:
+    # A 3 x 3 mask with features along x in the corner of a 4 x 5 grid with features along y.
     features = np.zeros((4, 5, 2))
     features[..., 1] = 1
     mask = np.zeros((1, 4, 5), bool)
     mask[0, :3, :3] = True
     features[:3, :3] = [1, 0]
-    # The mean feature is x: inside A = 1, on the outer ring A = 0. The rim inside is as much x as the rest.
+    # The mean feature is x: A = 1 inside the mask, the inner rim included, and 0 on the outer ring.
     assert score_masks(features, mask, OUTSIDE).tolist() == pytest.approx([1.0])
     assert score_masks(features, mask, INSIDE).tolist() == pytest.approx([0.0])
 
 
-def test_the_rim_does_not_count_as_inner() -> None:
+def test_inner_patches_exclude_the_rim() -> None:
     features = np.zeros((5, 7, 2))
     features[..., 1] = 1
     mask = np.zeros((1, 5, 7), bool)
@@ -40,7 +40,7 @@ def test_masks_without_inner_or_edge_patches() -> None:
     assert score_masks(features, np.zeros((0, 2, 3), bool), OUTSIDE).shape == (0,)
 
 
-def test_what_stands_out_scores_higher() -> None:
+def test_a_mask_that_fits_its_object_scores_higher_than_a_shifted_one() -> None:
     rng = np.random.default_rng(0)
     features = rng.standard_normal((12, 16, 3)) * 0.2 + [1, 0, 0]
     features[3:9, 4:10] += [-1, 1, 0]

@@ -1,4 +1,4 @@
-"""What both ways to propose masks take as features."""
+"""The features that both proposal methods accept."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,16 @@ import torch
 from engine.proposals.config import MultiCutConfig, ProMergeConfig
 from engine.proposals.multicut import run_multicut
 from engine.proposals.patches import features_tensor
-from engine.proposals.promerge import promerge_masks
+from engine.proposals.promerge import run_promerge
 
 METHODS = [
-    lambda features: promerge_masks(features, ProMergeConfig(stride=2)),
+    lambda features: run_promerge(features, ProMergeConfig(stride=2)).masks,
     lambda features: run_multicut(features, MultiCutConfig()).masks,
 ]
 
 
 @pytest.mark.parametrize("propose", METHODS)
-def test_features_may_lie_in_memory_in_any_way(propose: Callable[..., np.ndarray]) -> None:
+def test_features_may_have_any_memory_layout(propose: Callable[..., np.ndarray]) -> None:
     features = np.tile(np.float32([1, 0]), (12, 20, 1))
     features[3:8, 5:12] = (0, 1)
     expected = propose(features)
@@ -33,7 +33,7 @@ def test_features_may_lie_in_memory_in_any_way(propose: Callable[..., np.ndarray
 
 @pytest.mark.parametrize("propose", METHODS)
 @pytest.mark.parametrize("shape", [(4, 5), (0, 5, 3), (4, 0, 3), (4, 5, 0), (1, 4, 5, 3)])
-def test_features_of_another_shape_are_told(
+def test_features_of_another_shape_are_refused(
     propose: Callable[..., np.ndarray], shape: tuple[int, ...]
 ) -> None:
     for features in (np.ones(shape, np.float32), torch.ones(shape)):
@@ -41,7 +41,7 @@ def test_features_of_another_shape_are_told(
             propose(features)
 
 
-def test_memory_is_shared_where_it_can_be() -> None:
+def test_the_tensor_shares_memory_if_possible() -> None:
     features = np.zeros((2, 3, 4), np.float16)
     features_tensor(features)[1, 2, 3] = 1
     assert features[1, 2, 3] == 1
