@@ -1,4 +1,4 @@
-"""The adaptive loss: what is stable counts more, and what is close to a mask's boundary less (METHODS 6).
+"""The adaptive loss: pixels close to a mask's boundary have low weights (docs/methods.md, 6).
 
 Source: "Unsupervised Instance Segmentation with Superpixels", arXiv 2509.05352, section 3.3.
 """
@@ -14,10 +14,11 @@ from engine.solo.losses import dice_loss
 def adaptive_mask_loss(
     logits: torch.Tensor, targets: torch.Tensor, pixel_weights: torch.Tensor
 ) -> torch.Tensor:
-    """phi-weighted mean cross-entropy + 1 - 2 sum phi p m / (sum phi p² + sum phi m² + 1e-6) of each of N
-    masks, (N,); all are (N, P) over the pixels of an image, `pixel_weights` is phi.
+    """Weighted cross-entropy and dice of each of N masks, (N,); all arguments are (N, P) over P pixels.
 
-    What the masks of a batch count for among one another, their stability, is left to who adds them up.
+    With p = sigmoid(logits), m = targets and phi = `pixel_weights`: the phi-weighted mean cross-entropy
+    + 1 - 2 sum phi p m / (sum phi p² + sum phi m² + 1e-6). The instances' weights by stability are applied by
+    the caller.
 
     >>> logits, masks = torch.zeros(1, 3), torch.tensor([[1.0, 0.0, 1.0]])
     >>> loss = adaptive_mask_loss(logits, masks, torch.tensor([[1.0, 1.0, 0.0]]))

@@ -26,7 +26,7 @@ STRIDES = (4, 8, 16, 32)
 class Backbone(nn.Module):
     """Images (B, 3, H, W), RGB in [0, 1], H and W multiples of 32 -> maps at the strides 4, 8, 16, 32.
 
-    `channels` are those of the four maps.
+    `channels` holds the numbers of channels of the four maps.
     """
 
     mean: torch.Tensor
@@ -53,9 +53,11 @@ class Backbone(nn.Module):
 class SimplePyramid(nn.Module):
     """Four maps from the last map of a Vision Transformer.
 
-    Transposed convolutions, each 2 x, lead to the finer strides, max pooling to the coarser ones.
+    Transposed convolutions of stride 2 give the finer strides, max pooling the coarser ones. For patch sizes
+    that are no power of two (14), maps are interpolated to the strides.
+
     Source: Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection", arXiv 2203.16527,
-    section 3. Patches that are no power of two (14) are brought to the strides by interpolation.
+    section 3.
     """
 
     def __init__(self, transformer: Transformer, channels: int) -> None:
@@ -68,7 +70,7 @@ class SimplePyramid(nn.Module):
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         height, width = images.shape[2:]
-        # A patch need not divide the image; the image grows to the next multiple.
+        # The patch size may not divide the image's, which is then enlarged to the next multiple.
         size = tuple(math.ceil(side / self._patch) * self._patch for side in (height, width))
         if size != (height, width):
             images = interpolate(images, size, mode="bilinear", align_corners=False)
@@ -82,14 +84,14 @@ class SimplePyramid(nn.Module):
 
 
 def build_backbone(config: SoloConfig, pretrained: bool) -> Backbone:
-    """The backbone, with the weights that `config` names or, without `pretrained`, as it will hold them.
+    """The backbone with the weights that `config` names, or with random ones if not `pretrained`.
 
-    Raises WeightsError for a network that timm does not know, or without such maps, and for weights that are
-    missing or of another network.
+    Raises WeightsError for a network that timm does not know or that has no such maps, and for weights that
+    are missing or of another network.
     """
     architecture = config.backbone.partition(".")[0]
     if not timm.is_model(architecture):
-        raise WeightsError(f"timm knows no model {architecture!r}: timm.list_models() lists what it has")
+        raise WeightsError(f"timm knows no model {architecture!r}: timm.list_models() lists all models")
     with torch.device("meta"):
         outline = timm.create_model(config.backbone, num_classes=0)
     if isinstance(outline, VisionTransformer | Eva):
@@ -102,9 +104,9 @@ def _transformer_backbone(config: SoloConfig, weights: str) -> Backbone:
     transformer = loaded.model.train().requires_grad_(True)
     patch = int(transformer.patch_embed.patch_size[0])
     side = math.ceil(config.image_size / patch) * patch
-    # Position embeddings of the training's size, so that no forward pass has to resample them.
+    # Resize position embeddings to the training size once instead of in every forward pass.
     transformer.set_input_size(img_size=(side, side))
-    # What only a classifier needs would get no gradient, which distributed training takes for a mistake.
+    # Parameters of the classifier get no gradient, which distributed training would report as an error.
     transformer.prune_intermediate_layers([len(transformer.blocks) - 1], prune_norm=False, prune_head=True)
     channels = config.pyramid_channels
     pyramid = SimplePyramid(transformer, channels)
@@ -116,7 +118,7 @@ def _convolutional_backbone(config: SoloConfig, weights: str) -> Backbone:
         with torch.device("meta"):
             outline = timm.create_model(config.backbone, features_only=True)
         reductions: list[int] = outline.feature_info.reduction()
-        # Where several maps have a stride, the last has seen most.
+        # Of several maps with the same stride, the last is the deepest.
         indices = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES]
         body = timm.create_model(
             config.backbone,
@@ -126,9 +128,9 @@ def _convolutional_backbone(config: SoloConfig, weights: str) -> Backbone:
         )
     except (RuntimeError, ValueError, AttributeError, OSError) as error:
         raise WeightsError(
-            f"{config.backbone!r} with weights {weights!r} gives no feature maps at the strides {STRIDES} "
-            f"({type(error).__name__}): give a ResNet or the like, or a Vision Transformer; offline, give "
-            "--solo.backbone-weights FILE"
+            f"backbone {config.backbone!r} with weights {weights!r} gives no feature maps at the strides "
+            f"{STRIDES} ({type(error).__name__}): give a ResNet or similar network, or a Vision Transformer; "
+            "offline, give a file as backbone_weights"
         ) from error
     if weights not in ("hub", "random"):
         _load_file(body, config.backbone, weights)
@@ -138,7 +140,7 @@ def _convolutional_backbone(config: SoloConfig, weights: str) -> Backbone:
 
 
 def _load_file(body: nn.Module, name: str, weights: str) -> None:
-    """Fill `body` from a checkpoint of the whole network; what `body` does not use may be there."""
+    """Load `body` from a checkpoint of the whole network; further entries are ignored."""
     state = read_weights(weights).state
     expected = body.state_dict()
     used = {name: state[name] for name in expected if name in state}
@@ -148,7 +150,7 @@ def _load_file(body: nn.Module, name: str, weights: str) -> None:
 
 
 def _upsampling(width: int, channels: int, scale: float) -> nn.Sequential:
-    """From a transformer's map to one `scale` times as large, about: powers of two are met exactly."""
+    """Upsampling of a transformer's map by the power of two nearest to `scale`, at least 1."""
     steps: list[nn.Module] = []
     for _ in range(max(round(math.log2(scale)), 0)):
         steps += [nn.ConvTranspose2d(width, width, 2, stride=2), group_norm(width), nn.GELU()]

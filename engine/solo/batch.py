@@ -1,33 +1,29 @@
-"""What one training step takes: images at the network's size, and their targets at the mask stride."""
+"""Samples and batches of a training step: images at the network's size, and targets at the mask stride."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from engine.masks.boxes import mask_boxes_xyxy
-from engine.solo.adaptive_targets import (
-    AdaptiveLossConfig,
-    AdaptiveTargets,
-    boundary_sigmas,
-    boundary_weights,
-)
+from engine.solo.adaptive_targets import AdaptiveLossConfig, AdaptiveTargets, adaptive_targets
 from engine.solo.config import MASK_STRIDE, GridConfig
 from engine.solo.superpixel_targets import SuperpixelLossConfig, SuperpixelTargets, superpixel_targets
 from engine.solo.targets import CellTargets, assign_cells, ignore_cells
+from engine.solo.tensors import TensorGroup
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Canvas:
-    """An image with its coarse masks, augmented: all of one size (H, W), multiples of the mask stride.
+    """An augmented image with its coarse masks, all of one size (H, W), multiples of the mask stride.
 
-    `image_hwc` is uint8 RGB; `shown_hwc` the same with changed colours, which the network is shown; `masks`
-    are bool (N, H, W) and `weights` float32 (N,) what each counts for: one with 0 is unsure, neither learned
-    nor background. `superpixels` are int32 (H, W), -1 off the image.
+    `image_hwc` is uint8 RGB, and `shown_hwc` the same image with augmented colours, the network's input.
+    `masks` are bool (N, H, W) with `weights` float32 (N,) in the loss; masks of weight 0 are ignored, that is
+    neither learned nor background. `superpixels` are int32 (H, W), -1 off the image.
     """
 
     image_hwc: NDArray[np.uint8]
@@ -38,160 +34,100 @@ class Canvas:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """One image of a batch.
+class ImageTargets(TensorGroup):
+    """Targets of one image.
 
-    `shown_chw` is uint8 (3, H, W); `on_image` float32 (P,) over the pixels at mask stride, 1 on the image;
-    `masks` float32 (N, P), 0 or 1. `superpixels` and `adaptive` are None where the loss does without.
-    `image_id` names the image; `failure` says why it could not be read, and then all else is empty and
-    nothing is learned from it.
+    `on_image` is float32 (P,) over the pixels at mask stride, 1 on the image and 0 off it; `masks` float32
+    (N, P), 0 or 1. `superpixels` and `adaptive` are None if the loss does not need them.
+    """
+
+    on_image: torch.Tensor
+    masks: torch.Tensor
+    cells: CellTargets
+    superpixels: SuperpixelTargets | None = None
+    adaptive: AdaptiveTargets | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One image of a batch: `shown_chw`, uint8 (3, H, W), and its targets.
+
+    `failure` is the reason why the image could not be read, or empty. The targets of such an image teach
+    nothing.
     """
 
     image_id: str
-    shown_chw: NDArray[np.uint8]
-    on_image: NDArray[np.float32]
-    masks: NDArray[np.float32]
-    cells: CellTargets
-    superpixels: SuperpixelTargets | None
-    adaptive: AdaptiveTargets | None
+    shown_chw: torch.Tensor
+    targets: ImageTargets
     failure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SuperpixelTensors:
-    """`SuperpixelTargets` as tensors."""
-
-    labels: torch.Tensor
-    weights: torch.Tensor
-    affinities: torch.Tensor
-    areas: torch.Tensor
-    states: torch.Tensor
-
-    def to(self, device: torch.device) -> SuperpixelTensors:
-        """The same on a device."""
-        return SuperpixelTensors(
-            labels=self.labels.to(device, non_blocking=True),
-            weights=self.weights.to(device, non_blocking=True),
-            affinities=self.affinities.to(device, non_blocking=True),
-            areas=self.areas.to(device, non_blocking=True),
-            states=self.states.to(device, non_blocking=True),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AdaptiveTensors:
-    """`AdaptiveTargets` as tensors."""
-
-    instance_weights: torch.Tensor
-    pixel_weights: torch.Tensor
-
-    def to(self, device: torch.device) -> AdaptiveTensors:
-        """The same on a device."""
-        return AdaptiveTensors(
-            instance_weights=self.instance_weights.to(device, non_blocking=True),
-            pixel_weights=self.pixel_weights.to(device, non_blocking=True),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ImageTargets:
-    """The targets of one image as tensors: M cells, the instances (of N) they belong to, masks (N, P)."""
-
-    on_image: torch.Tensor
-    cells: torch.Tensor
-    owners: torch.Tensor
-    masks: torch.Tensor
-    superpixels: SuperpixelTensors | None
-    adaptive: AdaptiveTensors | None
-
-    def to(self, device: torch.device) -> ImageTargets:
-        """The same on a device."""
-        return ImageTargets(
-            on_image=self.on_image.to(device, non_blocking=True),
-            cells=self.cells.to(device, non_blocking=True),
-            owners=self.owners.to(device, non_blocking=True),
-            masks=self.masks.to(device, non_blocking=True),
-            superpixels=self.superpixels.to(device) if self.superpixels is not None else None,
-            adaptive=self.adaptive.to(device) if self.adaptive is not None else None,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """B samples as tensors: `images` uint8 (B, 3, H, W); `objectness` float32 (B, G), NaN where it is not
-    known, as in all of an image that could not be read; `targets` one per image. `image_ids` and `failures`
-    are those of the samples."""
+class Batch(TensorGroup):
+    """B samples of one size: `images` uint8 (B, 3, H, W) and the fields of the samples."""
 
     image_ids: tuple[str, ...]
     failures: tuple[str, ...]
     images: torch.Tensor
-    objectness: torch.Tensor
     targets: tuple[ImageTargets, ...]
 
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=True),
-            objectness=self.objectness.to(device, non_blocking=True),
-            targets=tuple(targets.to(device) for targets in self.targets),
-        )
+    @property
+    def objectness(self) -> torch.Tensor:
+        """Objectness targets of all images, float32 (B, G), see `CellTargets`."""
+        return torch.stack([targets.cells.objectness for targets in self.targets])
 
 
 def make_sample(
     image_id: str,
-    scene: Canvas,
+    canvas: Canvas,
     grid: GridConfig,
     superpixels: SuperpixelLossConfig | None,
     adaptive: AdaptiveLossConfig | None = None,
 ) -> Sample:
-    """The targets of a scene; without `superpixels` or `adaptive`, those of a loss that does without."""
-    is_learned = scene.weights > 0
-    learned = scene.masks[is_learned]
-    cells = ignore_cells(assign_cells(learned, grid), assign_cells(scene.masks[~is_learned], grid))
-    on_image = masks_at_stride((scene.superpixels >= 0)[None])[0]
-    masks = masks_at_stride(learned)
-    targets = None
-    if superpixels is not None:
-        unit = scene.image_hwc.astype(np.float32) / np.float32(255)
-        targets = superpixel_targets(unit, scene.superpixels, learned, superpixels)
-    adaptive_targets = None
-    if adaptive is not None:
-        phi = boundary_weights(masks, on_image, boundary_sigmas(masks, adaptive))
-        adaptive_targets = AdaptiveTargets(
-            instance_weights=scene.weights[is_learned], pixel_weights=phi.reshape(len(masks), on_image.size)
-        )
-    return Sample(
-        image_id=image_id,
-        shown_chw=np.ascontiguousarray(scene.shown_hwc.transpose(2, 0, 1)),
-        on_image=on_image.reshape(-1).astype(np.float32),
-        masks=masks.reshape(len(masks), on_image.size).astype(np.float32),
-        cells=cells,
-        superpixels=targets,
-        adaptive=adaptive_targets,
+    """The sample of a canvas, with superpixel and adaptive targets if their configurations are given."""
+    is_learned = canvas.weights > 0
+    masks = canvas.masks[is_learned]
+    on_image = masks_at_stride((canvas.superpixels >= 0)[None])[0]
+    coarse_masks = masks_at_stride(masks)
+    targets = ImageTargets(
+        on_image=torch.from_numpy(on_image.reshape(-1).astype(np.float32)),
+        masks=torch.from_numpy(coarse_masks.reshape(len(masks), on_image.size).astype(np.float32)),
+        cells=ignore_cells(assign_cells(masks, grid), assign_cells(canvas.masks[~is_learned], grid)),
+        superpixels=None if superpixels is None else _superpixel_targets(canvas, masks, superpixels),
+        adaptive=None
+        if adaptive is None
+        else adaptive_targets(coarse_masks, on_image, canvas.weights[is_learned], adaptive),
     )
+    shown_chw = np.ascontiguousarray(canvas.shown_hwc.transpose(2, 0, 1))
+    return Sample(image_id=image_id, shown_chw=torch.from_numpy(shown_chw), targets=targets)
+
+
+def _superpixel_targets(
+    canvas: Canvas, masks: NDArray[np.bool_], config: SuperpixelLossConfig
+) -> SuperpixelTargets:
+    unit_hwc = canvas.image_hwc.astype(np.float32) / np.float32(255)
+    return superpixel_targets(unit_hwc, canvas.superpixels, masks, config)
 
 
 def failed_sample(image_id: str, failure: str, size: tuple[int, int], grid: GridConfig) -> Sample:
-    """What stands in a batch for an image that could not be read: nothing is learned from it."""
+    """Placeholder in a batch for an image that could not be read: it has no effect on the loss."""
     num_pixels = size[0] * size[1] // MASK_STRIDE**2
-    no_cells = np.zeros(0, np.int64)
+    no_cells = torch.zeros(0, dtype=torch.int64)
+    cells = CellTargets(
+        objectness=torch.full((grid.num_cells,), torch.nan), indices=no_cells, instance_of_cell=no_cells
+    )
     return Sample(
         image_id=image_id,
-        shown_chw=np.zeros((3, *size), np.uint8),
-        on_image=np.zeros(num_pixels, np.float32),
-        masks=np.zeros((0, num_pixels), np.float32),
-        cells=CellTargets(
-            objectness=np.full(grid.num_cells, np.nan, np.float32), cells=no_cells, owners=no_cells
+        shown_chw=torch.zeros((3, *size), dtype=torch.uint8),
+        targets=ImageTargets(
+            on_image=torch.zeros(num_pixels), masks=torch.zeros((0, num_pixels)), cells=cells
         ),
-        superpixels=None,
-        adaptive=None,
         failure=failure,
     )
 
 
 def masks_at_stride(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Masks (N, H, W) at the mask stride: pixels that they cover by half or, where there is none, at all.
+    """Masks (N, H, W) at the mask stride: pixels covered by at least half or, if there are none, at all.
 
     >>> one_pixel = np.zeros((1, 4, 8), bool)
     >>> one_pixel[0, 0, 5] = True
@@ -201,7 +137,7 @@ def masks_at_stride(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     count, height, width = masks.shape
     size = (height // MASK_STRIDE, width // MASK_STRIDE)
     coarse = np.zeros((count, *size), bool)
-    # Only an object's box is counted: 300 small objects cost what one large one does.
+    # Only each object's box is processed: 300 small objects take as long as one large one.
     for i, (x0, y0, x1, y1) in enumerate(mask_boxes_xyxy(masks) // MASK_STRIDE + np.array([0, 0, 1, 1])):
         block = masks[i, y0 * MASK_STRIDE : y1 * MASK_STRIDE, x0 * MASK_STRIDE : x1 * MASK_STRIDE]
         rows, columns = block.shape[0] // MASK_STRIDE, block.shape[1] // MASK_STRIDE
@@ -212,37 +148,10 @@ def masks_at_stride(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of one size as a batch."""
+    """A batch of samples of one size."""
     return Batch(
         image_ids=tuple(sample.image_id for sample in samples),
         failures=tuple(sample.failure for sample in samples),
-        images=torch.from_numpy(np.stack([sample.shown_chw for sample in samples])),
-        objectness=torch.from_numpy(np.stack([sample.cells.objectness for sample in samples])),
-        targets=tuple(_image_targets(sample) for sample in samples),
-    )
-
-
-def _image_targets(sample: Sample) -> ImageTargets:
-    superpixels = None
-    if sample.superpixels is not None:
-        superpixels = SuperpixelTensors(
-            labels=torch.from_numpy(sample.superpixels.labels),
-            weights=torch.from_numpy(sample.superpixels.weights),
-            affinities=torch.from_numpy(sample.superpixels.affinities),
-            areas=torch.from_numpy(sample.superpixels.areas),
-            states=torch.from_numpy(sample.superpixels.states),
-        )
-    adaptive = None
-    if sample.adaptive is not None:
-        adaptive = AdaptiveTensors(
-            instance_weights=torch.from_numpy(sample.adaptive.instance_weights),
-            pixel_weights=torch.from_numpy(sample.adaptive.pixel_weights),
-        )
-    return ImageTargets(
-        on_image=torch.from_numpy(sample.on_image),
-        cells=torch.from_numpy(sample.cells.cells),
-        owners=torch.from_numpy(sample.cells.owners),
-        masks=torch.from_numpy(sample.masks),
-        superpixels=superpixels,
-        adaptive=adaptive,
+        images=torch.stack([sample.shown_chw for sample in samples]),
+        targets=tuple(sample.targets for sample in samples),
     )

@@ -1,4 +1,4 @@
-"""From what the network says to instances of images of any size (arXiv 2003.10152, section 3.3)."""
+"""From network outputs to instances of images of any size (arXiv 2003.10152, section 3.3)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engine.solo.network import SoloNetwork, SoloOutputs
 
 METHOD = "solo"
-"""What the store calls instances that a network has found."""
+"""The method column of a network's instances in the store."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,46 +36,35 @@ class Detections:
 def find_instances(
     network: SoloNetwork, images_hwc: Sequence[NDArray[np.uint8]], config: SoloConfig
 ) -> list[Instances]:
-    """Instances of images uint8 RGB (H, W, 3) of any sizes, each at its image's size, best first.
+    """Instances of RGB images uint8 (H, W, 3) of any sizes, each at its image's size, best first.
 
-    The network is in evaluation mode and decides the device. All images go through it together.
+    The network must be in evaluation mode. All images pass through it as one batch, on its device.
     """
     if not images_hwc:
         return []
     squares = np.stack([fit_image(image, config.image_size) for image in images_hwc])
-    sizes = [(image.shape[0], image.shape[1]) for image in images_hwc]
-    return find_in_squares(network, squares, sizes, config)
-
-
-@torch.inference_mode()
-def find_in_squares(
-    network: SoloNetwork,
-    squares_bhwc: NDArray[np.uint8],
-    sizes: Sequence[tuple[int, int]],
-    config: SoloConfig,
-) -> list[Instances]:
-    """As `find_instances`, of images that `fit_image` has brought to (B, S, S, 3), from their `sizes`."""
     device = next(network.parameters()).device
-    outputs = network(to_inputs(upload_images(squares_bhwc, len(squares_bhwc), device)))
+    outputs = network(to_inputs(upload_images(squares, len(squares), device)))
     return [
-        _instances(detect(outputs, image, config.detection), size, config) for image, size in enumerate(sizes)
+        _instances(detect(outputs, i, config.detection), (image.shape[0], image.shape[1]), config)
+        for i, image in enumerate(images_hwc)
     ]
 
 
 def to_inputs(squares_bhwc: torch.Tensor) -> torch.Tensor:
-    """RGB images uint8 (B, S, S, 3) as the network takes them."""
+    """Network inputs, float32 (B, 3, S, S), of RGB images uint8 (B, S, S, 3)."""
     return squares_bhwc.permute(0, 3, 1, 2).float() / 255
 
 
 def detect(outputs: SoloOutputs, image: int, config: DetectionConfig) -> Detections:
     """The masks of one image of a batch, after matrix NMS.
 
-    A score is objectness x the mean probability within the mask (arXiv 1912.04488: maskness).
+    A score is objectness times the mean probability in the mask (maskness, arXiv 1912.04488).
     """
     objectness = outputs.objectness[image].float().sigmoid()
     order = objectness.argsort(descending=True, stable=True)
     cells = order[objectness[order] > config.min_score]
-    # Masks are drawn for no more cells than can be compared.
+    # Masks are computed only for the cells that NMS compares.
     cells = cells[: config.max_before_nms]
     probabilities = outputs.mask_logits(image, cells).float().sigmoid()
     masks = (probabilities > config.mask_threshold).flatten(1).float()
@@ -91,7 +80,7 @@ def detect(outputs: SoloOutputs, image: int, config: DetectionConfig) -> Detecti
 
 
 def matrix_nms(masks: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Factors (N,) by which matrix NMS lowers the scores of masks (N, P) of 0 and 1, best first.
+    """Factors (N,) of matrix NMS for the scores of masks (N, P) of 0 and 1, best first.
 
     decay_j = min_i exp(-sigma IoU_ij²) / exp(-sigma max_k IoU_ki²) over the masks i before j and, for each,
     the masks k before it. Source: arXiv 2003.10152, equation 5, with the Gaussian kernel.
@@ -104,18 +93,18 @@ def matrix_nms(masks: torch.Tensor, sigma: float) -> torch.Tensor:
         return masks.new_zeros(0)
     overlaps = masks @ masks.T
     areas = masks.sum(dim=1)
-    # Row i, column j: the IoU of j with the better i.
+    # Row i, column j: the IoU of mask j with the better mask i.
     ious = (overlaps / (areas[:, None] + areas[None] - overlaps).clamp(min=1)).triu(diagonal=1)
     worst = ious.max(dim=0).values
     decay = torch.exp(-sigma * (ious.square() - worst.square()[:, None]))
-    # A mask is lowered by better ones only.
+    # Only better masks lower a score.
     is_better = torch.ones_like(decay, dtype=torch.bool).triu(diagonal=1)
     factors: torch.Tensor = decay.masked_fill(~is_better, 1.0).min(dim=0).values
     return factors
 
 
 def fitted_masks(detections: Detections, fitted: tuple[int, int], config: SoloConfig) -> NDArray[np.bool_]:
-    """Masks (N, h, w) at the size `fitted` that an image has in its square."""
+    """Masks (N, h, w) at the size `fitted` of the image in its square."""
     square = (config.image_size, config.image_size)
     masks = np.zeros((len(detections.scores), *fitted), bool)
     for mask, probabilities in zip(masks, detections.probabilities, strict=True):
@@ -127,7 +116,7 @@ def fitted_masks(detections: Detections, fitted: tuple[int, int], config: SoloCo
 def full_masks(
     detections: Detections, size: tuple[int, int], config: SoloConfig
 ) -> Iterator[NDArray[np.bool_]]:
-    """Masks (H, W) at the image's own `size`: one at a time is brought there."""
+    """Masks (H, W) at the image's `size`, upsampled one at a time."""
     fitted = fit_size(size, config.image_size)
     for probabilities in detections.probabilities:
         square = _resized(probabilities, (config.image_size, config.image_size))

@@ -1,4 +1,4 @@
-"""Small layers that several parts of the network share."""
+"""Small layers shared by several parts of the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_GROUPS = 32
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, or as many as divide the channels (Wu & He, arXiv 1803.08494).
+    """GroupNorm with gcd(32, channels) groups (Wu & He, arXiv 1803.08494).
 
     >>> group_norm(48).num_groups
     16
@@ -21,16 +21,16 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def conv_block(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:
-    """Convolution, GroupNorm, ReLU; the size stays."""
+    """Convolution, GroupNorm, ReLU; the spatial size is kept."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
     return nn.Sequential(conv, group_norm(out_channels), nn.ReLU(inplace=True))
 
 
 def with_group_norm(module: nn.Module) -> nn.Module:
-    """The module with GroupNorm in the place of every BatchNorm below it, in place where it can be."""
+    """The module with every BatchNorm replaced by GroupNorm, in place unless the module is one itself."""
     if isinstance(module, nn.BatchNorm2d):
         norm = group_norm(module.num_features)
-        # timm's BatchNormAct2d holds the activation that follows it.
+        # timm's BatchNormAct2d includes the activation.
         return nn.Sequential(norm, module.act) if isinstance(module, BatchNormAct2d) else norm
     for name, child in list(module.named_children()):
         replaced = with_group_norm(child)
@@ -40,7 +40,7 @@ def with_group_norm(module: nn.Module) -> nn.Module:
 
 
 class FrozenBatchNorm(nn.Module):
-    """BatchNorm with fixed statistics, weight and bias: an affine map that no batch and no step changes."""
+    """BatchNorm with fixed statistics, weight and bias: a constant affine map."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -59,7 +59,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 def with_frozen_batch_norm(module: nn.Module) -> nn.Module:
-    """The module with FrozenBatchNorm in the place of every BatchNorm below it, in place where it can be."""
+    """The module with every BatchNorm replaced by FrozenBatchNorm, in place unless it is one itself."""
     if isinstance(module, nn.BatchNorm2d):
         norm = FrozenBatchNorm(module)
         return nn.Sequential(norm, module.act) if isinstance(module, BatchNormAct2d) else norm
@@ -71,7 +71,7 @@ def with_frozen_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def with_coordinates(features: torch.Tensor) -> torch.Tensor:
-    """Features (B, C, H, W) and two channels more: x and y of pixel centres, -1 to 1 (CoordConv)."""
+    """Features (B, C, H, W) with two more channels: x and y of pixel centres, -1 to 1 (CoordConv)."""
     batch, _, height, width = features.shape
     y, x = ((torch.arange(size, device=features.device) + 0.5) * (2 / size) - 1 for size in (height, width))
     planes = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])

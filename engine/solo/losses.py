@@ -1,7 +1,7 @@
-"""What the network is trained with, but for the superpixels: objectness, and masks pixel by pixel.
+"""Focal loss of objectness and pixel-wise loss of masks.
 
-All losses are sums over the cells of a batch; whoever trains divides them by the number of positive cells of
-all workers, so that neither the number of workers nor the division of a batch changes them.
+Losses are summed over the cells of a batch and divided by the number of positive cells of all workers, so
+that they do not depend on the number of workers or on the division of a batch among them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ FOCAL_GAMMA = 2.0
 
 
 def focal_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Focal loss of every cell, alpha 0.25 and gamma 2; logits and targets in [0, 1] are of one shape.
+    """Focal loss of every cell with alpha 0.25 and gamma 2; `targets` in [0, 1] have the shape of `logits`.
 
     Source: Lin et al., arXiv 1708.02002, equation 5.
 
@@ -39,15 +39,15 @@ def dice_loss(probabilities: torch.Tensor, targets: torch.Tensor, weights: torch
     """
     overlap = 2 * (weights * probabilities * targets).sum(dim=1)
     squares = (weights * (probabilities.square() + targets.square())).sum(dim=1)
-    # An empty mask against an empty prediction is no division by 0.
+    # Avoids division by 0 for an empty mask and an empty prediction.
     return 1 - overlap / (squares + 1e-6)
 
 
 def pixel_mask_loss(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Dice and mean cross-entropy of each of N masks, (N,).
 
-    `logits` and `targets` are (N, P) over the pixels of an image, `valid` (P,) is 1 on the image and 0 on
-    what surrounds it.
+    `logits` and `targets` are (N, P) over the pixels of an image, `valid` (P,) is 1 on the image and 0 off
+    it.
     """
     cross_entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none") * valid
     return dice_loss(logits.sigmoid(), targets, valid) + cross_entropy.sum(dim=1) / valid.sum().clamp(min=1)

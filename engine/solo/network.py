@@ -1,7 +1,7 @@
-"""The network: backbone, feature pyramid, cells that say where objects are, and kernels that draw them.
+"""The network: backbone, feature pyramid, category and kernel heads, mask features.
 
 Source: Wang et al., "SOLO: Segmenting Objects by Locations", arXiv 1912.04488, and "SOLOv2: Dynamic and Fast
-Instance Segmentation", arXiv 2003.10152. Ours has one category: object.
+Instance Segmentation", arXiv 2003.10152. Ours has a single category: object.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from engine.solo.backbone import Backbone, build_backbone
 from engine.solo.config import NUM_LEVELS, SoloConfig
 from engine.solo.layers import conv_block, with_coordinates
 
-# Objectness starts at this probability, so that the many empty cells do not drown the first steps
+# Initial probability of objectness, so that the many empty cells do not dominate the loss of the first steps
 # (Lin et al., arXiv 1708.02002, section 3.3).
 _PRIOR = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SoloOutputs:
-    """What the network says of B images with G cells, those of all levels, each grid row by row.
+    """Network outputs for B images and the G cells of all levels, each grid in row order.
 
-    `objectness` (B, G) are logits; `kernels` (B, G, E); `mask_features` (B, E, H / 4, W / 4).
+    `objectness` (B, G) are logits, `kernels` are (B, G, E) and `mask_features` (B, E, H / 4, W / 4).
     """
 
     objectness: torch.Tensor
@@ -36,7 +36,7 @@ class SoloOutputs:
     def mask_logits(self, image: int, cells: torch.Tensor) -> torch.Tensor:
         """Mask logits of N cells of one image, (N, H / 4, W / 4): a dynamic 1 x 1 convolution."""
         features = self.mask_features[image]
-        # Under autocast on GPUs, norms leave float32 and convolutions half of that.
+        # Under autocast on GPUs, norms return float32 and convolutions half precision.
         logits = self.kernels[image][cells].to(features.dtype) @ features.flatten(1)
         return logits.reshape(len(cells), *features.shape[1:])
 
@@ -61,7 +61,7 @@ class SoloNetwork(nn.Module):
         levels = self.pyramid(self.backbone(images))
         objectness, kernels = [], []
         for size, features in zip(self._grids, levels, strict=True):
-            # Coordinates come first, so that they are those of the image whatever the grid.
+            # Coordinates are added before resampling, so that they are the same in every grid.
             aligned = _to_grid(with_coordinates(features), size)
             objectness.append(self.category_head(aligned[:, :-2]).flatten(1))
             kernels.append(self.kernel_head(aligned).flatten(2).transpose(1, 2))
@@ -92,7 +92,7 @@ class FeaturePyramid(nn.Module):
 
 
 class Tower(nn.Module):
-    """Convolutions on a grid, the same for all levels, and a prediction per cell."""
+    """Convolutions on a grid, shared by all levels, and a prediction per cell."""
 
     def __init__(self, in_channels: int, channels: int, depth: int, out_channels: int) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class MaskBranch(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         width = max(in_channels // 2, 1)
-        # The coarsest level is told where it is.
+        # The coarsest level gets coordinates.
         self.levels = nn.ModuleList(
             _doubling(in_channels + (2 if doublings == 3 else 0), width, doublings) for doublings in range(4)
         )
@@ -124,16 +124,16 @@ class MaskBranch(nn.Module):
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
         maps = [*maps[:-1], with_coordinates(maps[-1])]
-        raised = [level(features) for level, features in zip(self.levels, maps, strict=True)]
-        output: torch.Tensor = self.output(sum(raised[1:], start=raised[0]))
+        upsampled = [level(features) for level, features in zip(self.levels, maps, strict=True)]
+        output: torch.Tensor = self.output(sum(upsampled[1:], start=upsampled[0]))
         return output
 
 
 def build_network(config: SoloConfig, pretrained: bool = True) -> SoloNetwork:
-    """The network in training mode on the CPU, its random weights drawn from the seed and from nothing else.
+    """The network in training mode on the CPU; its random weights depend on the seed alone.
 
-    Without `pretrained` the backbone's weights are not looked for: they will come from a checkpoint.
-    Raises WeightsError.
+    If not `pretrained`, the backbone's weights are not loaded, as a checkpoint will replace them. Raises
+    WeightsError.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
@@ -141,7 +141,7 @@ def build_network(config: SoloConfig, pretrained: bool = True) -> SoloNetwork:
 
 
 def _doubling(in_channels: int, channels: int, doublings: int) -> nn.Sequential:
-    """So many times a convolution and twice the size; without doublings a convolution alone."""
+    """`doublings` convolutions, each followed by 2 x upsampling; a convolution alone if there are none."""
     steps: list[nn.Module] = [conv_block(in_channels, channels)]
     for doubling in range(doublings):
         if doubling > 0:

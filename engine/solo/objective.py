@@ -1,4 +1,4 @@
-"""The loss of a batch: where objects are, and how they look."""
+"""The training loss of a batch: focal loss of objectness and mask losses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from engine.errors import ConfigurationError
+from engine.bounds import Bounded, NotNegative
 from engine.solo.adaptive_loss import adaptive_mask_loss
 from engine.solo.adaptive_targets import AdaptiveLossConfig
 from engine.solo.batch import Batch, ImageTargets
@@ -27,34 +27,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """What the network is trained for: focal loss + weight x (mask term + soft_weight x soft loss)."""
+class ObjectiveConfig(Bounded):
+    """The training loss: focal loss + mask_weight x (mask term + soft_weight x soft loss)."""
 
     mask_term: Literal["superpixel", "pixel", "adaptive"] = "superpixel"
-    """The hard superpixel loss, with pixels where an object contains no superpixel; or pixels alone; or
-    pixels by how stable their object is and how far they are from its boundary, for later rounds."""
-    soft_weight: float = 1.0
-    """Weight of the soft superpixel loss; 0 does without."""
-    mask_weight: float = 3.0
-    """Weight of all mask terms beside the focal loss (arXiv 1912.04488, equation 1)."""
+    """superpixel: the hard superpixel loss, pixel-wise for objects without a whole superpixel; pixel: the
+    pixel-wise loss; adaptive, for later rounds: the pixel-wise loss weighted by stability and distance from
+    the boundary."""
+    soft_weight: NotNegative = 1.0
+    """Weight of the soft superpixel loss; 0 turns it off."""
+    mask_weight: NotNegative = 3.0
+    """Weight of all mask terms relative to the focal loss (arXiv 1912.04488, equation 1)."""
     superpixel_loss: SuperpixelLossConfig = field(default_factory=SuperpixelLossConfig)
     adaptive_loss: AdaptiveLossConfig = field(default_factory=AdaptiveLossConfig)
 
-    def __post_init__(self) -> None:
-        if self.soft_weight < 0 or self.mask_weight < 0:
-            raise ConfigurationError(
-                "objective.soft_weight and objective.mask_weight must not be negative, got "
-                f"{self.soft_weight} and {self.mask_weight}"
-            )
-
     @property
     def needs_superpixels(self) -> bool:
-        """Whether images have to be cut into superpixels at all."""
+        """Whether the loss needs superpixels."""
         return self.mask_term == "superpixel" or self.soft_weight > 0
 
     @property
     def needs_stability(self) -> bool:
-        """Whether labels have to carry the stability that a self-training round has measured."""
+        """Whether the loss needs labels with the stability that a self-training round measures."""
         return self.mask_term == "adaptive"
 
 
@@ -62,9 +56,9 @@ class ObjectiveConfig:
 class LossSums:
     """Sums over the cells of a batch, scalars on its device.
 
-    `focal` goes with `positives`, the positive cells; `mask_term` (the hard loss and its stand-in) and `soft`
-    with `masks`, the cells whose masks are learned, each times its weight. `fallbacks` counts those judged by
-    pixels for want of a superpixel.
+    `focal` is normalised by `positives`, the number of positive cells; `mask_term` and `soft` by `masks`, the
+    sum of the weights of the learned masks. `fallbacks` counts the masks with a pixel-wise loss because their
+    object contains no superpixel.
     """
 
     focal: torch.Tensor
@@ -75,22 +69,22 @@ class LossSums:
     fallbacks: torch.Tensor
 
     def counts(self) -> torch.Tensor:
-        """Positives, masks and fall-backs, float32 (3,): what workers add up."""
+        """Positives, masks and fallbacks, float32 (3,), which are summed over workers."""
         return torch.stack([self.positives, self.masks, self.fallbacks]).float()
 
     def total(self, positives: torch.Tensor, masks: torch.Tensor, config: ObjectiveConfig) -> torch.Tensor:
-        """The loss, given the positive cells and the weight of the learned masks of the whole batch."""
+        """The loss, given the positive cells and the sum of mask weights of the whole batch."""
         mask_loss = self.mask_term + config.soft_weight * self.soft
-        # Without a mask the sum is 0; the weights of a few may well add up to less than 1.
+        # The sum of weights is 0 without masks and may be below 1 with few.
         return self.focal / positives.clamp(min=1) + config.mask_weight * mask_loss / masks.clamp(min=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskLosses:
-    """What M masks of one image cost, each (M,).
+    """Losses of M masks of one image, each (M,).
 
-    `mask_term` and `soft` enter the sums of a batch times `weights`, which say what each mask counts for
-    among all of them. `falls_back` is 1 where pixels stood in for superpixels.
+    `mask_term` and `soft` are multiplied by `weights` in the sums of a batch. `falls_back` is 1 for masks
+    with a pixel-wise loss because their object contains no superpixel.
     """
 
     mask_term: torch.Tensor
@@ -100,16 +94,17 @@ class MaskLosses:
 
 
 def batch_losses(outputs: SoloOutputs, batch: Batch, config: ObjectiveConfig) -> LossSums:
-    """The loss sums of a batch, in float32 whatever precision the network computed in."""
-    is_known = batch.objectness.isfinite()
-    targets = batch.objectness.nan_to_num(0.0)
-    focal = (focal_loss(outputs.objectness.float(), targets) * is_known).sum()
-    # Sums start from the outputs, so that a batch without objects still gives every weight a gradient (of 0).
-    nothing = 0.0 * (outputs.kernels.sum() + outputs.mask_features.sum()).float()
-    mask_term, soft, masks, fallbacks = nothing, nothing, nothing.detach(), nothing.detach()
+    """The loss sums of a batch, in float32 even if the network ran in half precision."""
+    objectness = batch.objectness
+    targets = objectness.nan_to_num(0.0)
+    focal = (focal_loss(outputs.objectness.float(), targets) * objectness.isfinite()).sum()
+    # Sums start from the outputs, so that every weight has a gradient (of 0) in a batch without objects.
+    zero = 0.0 * (outputs.kernels.sum() + outputs.mask_features.sum()).float()
+    mask_term, soft, masks, fallbacks = zero, zero, zero.detach(), zero.detach()
     for image, image_targets in enumerate(batch.targets):
-        if len(image_targets.cells) > 0:
-            logits = outputs.mask_logits(image, image_targets.cells).flatten(1).float()
+        cells = image_targets.cells.indices
+        if len(cells) > 0:
+            logits = outputs.mask_logits(image, cells).flatten(1).float()
             losses = mask_losses(logits, image_targets, config)
             mask_term = mask_term + (losses.weights * losses.mask_term).sum()
             soft = soft + (losses.weights * losses.soft).sum()
@@ -126,10 +121,10 @@ def batch_losses(outputs: SoloOutputs, batch: Batch, config: ObjectiveConfig) ->
 
 
 def mask_losses(logits: torch.Tensor, targets: ImageTargets, config: ObjectiveConfig) -> MaskLosses:
-    """What the masks of an image's M learned cells cost, given as `logits` (M, P)."""
-    none = logits.new_zeros(len(logits))
-    mask_term, soft, weights, falls_back = none, none, torch.ones_like(none), none
-    superpixels = targets.superpixels
+    """The losses of the masks of an image's M learned cells, given as `logits` (M, P)."""
+    zeros = logits.new_zeros(len(logits))
+    mask_term, soft, weights, falls_back = zeros, zeros, torch.ones_like(zeros), zeros
+    superpixels, instances = targets.superpixels, targets.cells.instance_of_cell
     if superpixels is not None:
         probabilities = logits.sigmoid()
         regions = superpixel_probabilities(
@@ -138,13 +133,13 @@ def mask_losses(logits: torch.Tensor, targets: ImageTargets, config: ObjectiveCo
         if config.soft_weight > 0:
             soft = soft_loss(regions, soft_targets(regions, superpixels.affinities))
         if config.mask_term == "superpixel":
-            states = superpixels.states[targets.owners]
+            states = superpixels.states[instances]
             falls_back = (~has_positive(states)).float()
             mixed = None
             if config.superpixel_loss.mixed == "pixels":
                 mixed = MixedPixels(
                     probabilities=probabilities,
-                    targets=targets.masks[targets.owners],
+                    targets=targets.masks[instances],
                     weights=(states == IGNORED)[:, superpixels.labels] * targets.on_image,
                 )
             hard = hard_loss(regions, states, superpixels.areas, mixed)
@@ -153,20 +148,21 @@ def mask_losses(logits: torch.Tensor, targets: ImageTargets, config: ObjectiveCo
         mask_term = _pixel_term(logits, targets, slice(None))
     adaptive = targets.adaptive
     if adaptive is not None:
-        phi = adaptive.pixel_weights[targets.owners]
-        mask_term = adaptive_mask_loss(logits, targets.masks[targets.owners], phi)
-        weights = adaptive.instance_weights[targets.owners]
+        phi = adaptive.pixel_weights[instances]
+        mask_term = adaptive_mask_loss(logits, targets.masks[instances], phi)
+        weights = adaptive.instance_weights[instances]
     return MaskLosses(mask_term=mask_term, soft=soft, weights=weights, falls_back=falls_back)
 
 
 def _with_pixels(
     hard: torch.Tensor, falls_back: torch.Tensor, logits: torch.Tensor, targets: ImageTargets
 ) -> torch.Tensor:
-    """The hard loss (M,) with pixels' judgement for those that fall back."""
-    # These few are picked out: for the others pixels would cost as much as the rest.
+    """The hard loss (M,), replaced by the pixel-wise loss for the masks that fall back."""
+    # Only these few are computed: for all masks it would double the cost of the loss.
     chosen = falls_back.nonzero().flatten()
     return hard.index_put((chosen,), _pixel_term(logits, targets, chosen))
 
 
 def _pixel_term(logits: torch.Tensor, targets: ImageTargets, chosen: slice | torch.Tensor) -> torch.Tensor:
-    return pixel_mask_loss(logits[chosen], targets.masks[targets.owners[chosen]], targets.on_image)
+    instances = targets.cells.instance_of_cell[chosen]
+    return pixel_mask_loss(logits[chosen], targets.masks[instances], targets.on_image)

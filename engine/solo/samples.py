@@ -23,7 +23,7 @@ from engine.masks.rle import decode_rles
 from engine.solo.adaptive_targets import AdaptiveLossConfig
 from engine.solo.augmentation import (
     AugmentationConfig,
-    Source,
+    SampleImage,
     change_colours,
     paste_objects,
     place_on_canvas,
@@ -238,7 +238,8 @@ class SampleMaker(Dataset[Sample]):
         shown = change_colours(scene.image_hwc, task.config.augmentation.colour, rng)
         scene = replace(scene, shown_hwc=shown)
         sample = make_sample(image_id, scene, task.grid, task.superpixel_loss, task.adaptive_loss)
-        if sample.superpixels is not None and len(sample.superpixels.areas) == 0:
+        superpixels = sample.targets.superpixels
+        if superpixels is not None and len(superpixels.areas) == 0:
             detail = "it is so thin that nothing of it is left at the mask stride"
             return failed_sample(image_id, detail, (task.side, task.side), task.grid)
         return sample
@@ -253,7 +254,7 @@ class SampleMaker(Dataset[Sample]):
             # The other image will be said to be unreadable when it is its own turn.
             return scene
 
-    def _source(self, index: int) -> Source:
+    def _source(self, index: int) -> SampleImage:
         """Raises ImageError, TransientError."""
         record, size = self._images.record(index), self._images.size(index)
         sha256 = self._images.sha256(index)
@@ -271,7 +272,7 @@ class SampleMaker(Dataset[Sample]):
             )
         masks = resize_masks(decode_rles(self._images.rles(index), size), labels.shape)
         weights = self._images.weights(index, self._task.adaptive_loss)
-        return Source(image_hwc=image, masks=masks, weights=weights, superpixels=labels)
+        return SampleImage(image_hwc=image, masks=masks, weights=weights, superpixels=labels)
 
     def _keep(self, path: Path, record: ImageRecord, sha256: str | None) -> None:
         data = self._corpus.read(record)

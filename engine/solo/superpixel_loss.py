@@ -1,4 +1,4 @@
-"""The superpixel-guided mask loss: masks are judged superpixel by superpixel (METHODS 4).
+"""The superpixel-guided mask loss: a hard and a soft loss over superpixels (docs/methods.md, 4).
 
 Source: "Unsupervised Instance Segmentation with Superpixels", arXiv 2509.05352, section 3.2.
 """
@@ -31,8 +31,10 @@ def superpixel_probabilities(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MixedPixels:
-    """Pixels in superpixels that are neither labelled in nor out: `probabilities`, `targets` in {0, 1} and
-    `weights`, 1 there and 0 elsewhere, are float32 (N, P)."""
+    """Pixel-wise terms for superpixels that are neither positive nor negative, each float32 (N, P).
+
+    `weights` are 1 in these superpixels and 0 elsewhere; `targets` are 0 or 1.
+    """
 
     probabilities: torch.Tensor
     targets: torch.Tensor
@@ -42,32 +44,33 @@ class MixedPixels:
 def hard_loss(
     superpixels: torch.Tensor, states: torch.Tensor, areas: torch.Tensor, mixed: MixedPixels | None = None
 ) -> torch.Tensor:
-    """Dice and mean cross-entropy of P_k (N, K) against the labelled superpixels of each of N masks, (N,).
+    """Dice and mean cross-entropy of P_k (N, K) over the labelled superpixels of each of N masks, (N,).
 
-    `states` (N, K) and `areas` (K,) are those of `SuperpixelTargets`; a superpixel counts by its area. Where
-    each is one pixel this is `pixel_mask_loss`.
+    `states` (N, K) and `areas` (K,) are those of `SuperpixelTargets`; superpixels are weighted by area. For
+    superpixels of one pixel this is `pixel_mask_loss`.
 
-    The paper has cross-entropy alone, against which a small object hardly counts. With as much weight on
-    positives as on negatives it does, but what is far away then counts little, and masks leak: true masks of
-    eight photographs, learned by heart, gave box AP50 0.79 so, and 0.93 with dice, which SOLO itself has.
+    The paper has cross-entropy alone, in which small objects have little weight. Equal total weights of
+    positives and negatives correct this, but then distant superpixels have little weight, and masks leak:
+    overfitted to the true masks of eight photographs, box AP50 is 0.79 with equal weights and 0.93 with dice,
+    which SOLO itself uses.
     """
     weights = areas * (states != IGNORED)
     targets = (states == POSITIVE).to(superpixels.dtype)
-    judged = superpixels
+    predicted = superpixels
     if mixed is not None:
-        judged = torch.cat([judged, mixed.probabilities], dim=1)
+        predicted = torch.cat([predicted, mixed.probabilities], dim=1)
         targets = torch.cat([targets, mixed.targets], dim=1)
         weights = torch.cat([weights, mixed.weights], dim=1)
-    # NaN stays NaN, so that it is noticed.
-    entropy = -torch.where(targets > 0, judged, 1 - judged).clamp(min=1e-12).log()
+    # Clamping keeps NaN, so that the trainer notices it.
+    entropy = -torch.where(targets > 0, predicted, 1 - predicted).clamp(min=1e-12).log()
     cross_entropy = (entropy * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-    return dice_loss(judged, targets, weights) + cross_entropy
+    return dice_loss(predicted, targets, weights) + cross_entropy
 
 
 def soft_targets(superpixels: torch.Tensor, affinities: torch.Tensor) -> torch.Tensor:
-    """P^_k = sum_l psi_kl P_l / sum_l psi_kl for N masks, (N, K), a constant to gradients.
+    """P^_k = sum_l psi_kl P_l / sum_l psi_kl for N masks, (N, K), detached.
 
-    `affinities` (K, K) are psi with rows of sum 1.
+    `affinities` (K, K) are psi with rows that sum to 1.
     """
     return superpixels.detach() @ affinities.T
 
@@ -78,5 +81,5 @@ def soft_loss(superpixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def has_positive(states: torch.Tensor) -> torch.Tensor:
-    """Which of N instances contain a superpixel, bool (N,); the others are judged pixel by pixel."""
+    """Whether each of N instances has a positive superpixel, bool (N,); if not, its loss is pixel-wise."""
     return (states == POSITIVE).any(dim=1)

@@ -1,19 +1,21 @@
-"""What the superpixels of an image say of its masks, made where images are loaded (METHODS 4).
+"""Labels and affinities of an image's superpixels, computed in the data workers (docs/methods.md, 4).
 
-Nothing here depends on the network, so that a training step only has to average and to multiply.
+Nothing here depends on the network, so a training step only averages pixels and multiplies matrices.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from engine.errors import ConfigurationError
+from engine.bounds import Bounded, Bounds, Positive
 from engine.masks.boxes import mask_boxes_xyxy
 from engine.solo.config import MASK_STRIDE
+from engine.solo.tensors import TensorGroup
 from engine.superpixels.graph import build_graph, labels_at_stride
 from engine.superpixels.hierarchy import number_by_first_pixel
 
@@ -23,46 +25,36 @@ _FAR_COLOUR = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuperpixelLossConfig:
-    """The constants of the superpixel-guided loss."""
+class SuperpixelLossConfig(Bounded):
+    """Constants of the superpixel-guided loss."""
 
-    alpha_1: float = 0.05
-    """Scale of the squared colour distance (RGB in [0, 1]) at which a pixel counts less in its superpixel."""
-    alpha_2: float = 0.001
-    """Scale of the squared colour distance at which superpixels stop to support one another. Superpixels that
-    coarse masks leave open come closer to the truth with 0.001 than with 0.003 (IoU 0.755, 0.737; PennFudan
-    at 192 pixels)."""
-    purity: float = 0.75
-    """Share of a superpixel that must lie in an object, or out of it, for the superpixel to be labelled."""
-
+    alpha_1: Positive = 0.05
+    """Scale of the squared colour distance (RGB in [0, 1]) by which pixels lose weight in a superpixel."""
+    alpha_2: Positive = 0.001
+    """Scale of the squared colour distance by which superpixels lose affinity. The soft targets of ignored
+    superpixels are closer to the truth with 0.001 than with 0.003 (IoU 0.755, 0.737; PennFudan at 192
+    pixels)."""
+    purity: Annotated[float, Bounds(0.5, 1, "a share", above=True)] = 0.75
+    """Share of a superpixel that must be inside an object, or outside, for the superpixel to be labelled."""
     mixed: Literal["ignored", "pixels"] = "ignored"
-    """What judges superpixels that are not labelled: nothing, or their pixels."""
-
-    def __post_init__(self) -> None:
-        for name in ("alpha_1", "alpha_2"):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"superpixel_loss.{name} must be above 0, got {getattr(self, name)}")
-        if not 0.5 < self.purity <= 1:
-            raise ConfigurationError(
-                f"superpixel_loss.purity is a share above 0.5 and at most 1, got {self.purity}"
-            )
+    """Superpixels that are not labelled are ignored or enter the loss pixel by pixel."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SuperpixelTargets:
-    """K superpixels at the mask stride, and what they are to each of N instances.
+class SuperpixelTargets(TensorGroup):
+    """K superpixels at the mask stride and their states for each of N instances.
 
-    `labels` int64 (P,) over the pixels at mask stride, row by row, 0 off the image; `weights` float32 (P,),
+    `labels` int64 (P,) over the pixels at mask stride, in row order, 0 off the image; `weights` float32 (P,),
     delta divided by its sum over the superpixel, 0 off the image; `affinities` float32 (K, K), psi with rows
-    of sum 1; `areas` float32 (K,), pixels at the mask stride; `states` int8 (N, K): POSITIVE, NEGATIVE or
-    IGNORED.
+    that sum to 1; `areas` float32 (K,), pixels at the mask stride; `states` int8 (N, K): POSITIVE, NEGATIVE
+    or IGNORED.
     """
 
-    labels: NDArray[np.int64]
-    weights: NDArray[np.float32]
-    affinities: NDArray[np.float32]
-    areas: NDArray[np.float32]
-    states: NDArray[np.int8]
+    labels: torch.Tensor
+    weights: torch.Tensor
+    affinities: torch.Tensor
+    areas: torch.Tensor
+    states: torch.Tensor
 
 
 def superpixel_targets(
@@ -73,41 +65,43 @@ def superpixel_targets(
 ) -> SuperpixelTargets:
     """Targets of an image, RGB in [0, 1] (H, W, 3), from its superpixels and coarse masks (N, H, W).
 
-    `labels` is int32 (H, W), -1 off the image; H and W are multiples of the mask stride. Superpixels that are
-    nowhere the most frequent at the mask stride are left out.
+    `labels` is int32 (H, W), -1 off the image; H and W are multiples of the mask stride. Superpixels that no
+    pixel at the mask stride belongs to by majority are left out.
 
     Source: arXiv 2509.05352, section 3.2.
     """
     coarse, kept = _at_mask_stride(labels)
-    # Off the image is one superpixel more while the graph is built, and none after. Its colour is far from
-    # all others, so that it joins nothing.
+    # While the graph is built, the area off the image is one more superpixel, whose colour is so distant that
+    # it has no affinity with any other.
     everywhere = np.where(labels < 0, labels.max() + 1, labels).astype(np.int32)
     coloured = np.where((labels < 0)[:, :, None], np.float32(_FAR_COLOUR), image_hwc)
     graph = build_graph(coloured, number_by_first_pixel(everywhere))
     number_in_graph = _numbers_in_graph(everywhere)
     affinities = graph.affinities(config.alpha_2)[np.ix_(number_in_graph[kept], number_in_graph[kept])]
     weights = _pixel_weights(image_hwc, coarse, graph.mean_colours[number_in_graph[kept]], config.alpha_1)
-    # A row of a superpixel has its 1 on the diagonal, so that no sum is 0.
-    rows = affinities / affinities.sum(axis=1, keepdims=True)
+    # The diagonal is 1, so no sum is 0.
+    normalised = affinities / affinities.sum(axis=1, keepdims=True)
+    areas = np.bincount(coarse[coarse >= 0], minlength=len(kept))
     return SuperpixelTargets(
-        labels=np.maximum(coarse, 0).ravel().astype(np.int64),
-        weights=weights,
-        affinities=rows,
-        areas=np.bincount(coarse[coarse >= 0], minlength=len(kept)).astype(np.float32),
-        states=superpixel_states(labels, masks, config.purity)[:, kept],
+        labels=torch.from_numpy(np.maximum(coarse, 0).ravel().astype(np.int64)),
+        weights=torch.from_numpy(weights),
+        affinities=torch.from_numpy(normalised),
+        areas=torch.from_numpy(areas.astype(np.float32)),
+        states=torch.from_numpy(superpixel_states(labels, masks, config.purity)[:, kept]),
     )
 
 
 def superpixel_states(labels: NDArray[np.int32], masks: NDArray[np.bool_], purity: float) -> NDArray[np.int8]:
-    """What each superpixel 0..K-1 of labels (H, W) is to each of the masks (N, H, W): int8 (N, K).
+    """States int8 (N, K) of the superpixels 0..K-1 of labels (H, W) for each of the masks (N, H, W).
 
-    POSITIVE if at least the share `purity` of its pixels is in the mask, NEGATIVE if at least that share is
-    not, IGNORED otherwise.
+    POSITIVE if at least the share `purity` of a superpixel's pixels is in the mask, NEGATIVE if at least this
+    share is outside, IGNORED otherwise.
 
-    The paper asks for all pixels (purity 1). But masks' rims cut through superpixels, and what is ignored is
-    then larger than the object: 1.9 x its area on PennFudan at 192 pixels, 300 superpixels, masks in blocks.
-    The mask that the whole loss asks for then has an IoU of 0.73 with the truth, as the coarse mask has; with
-    0.75 it has 0.76. Learning true masks by heart reaches a mask AP50 of 0.56 with 1, and of 0.93 with 0.75.
+    The paper requires all pixels (purity 1). But mask boundaries cut through superpixels, and the ignored
+    area is then larger than the object: 1.9 times its area on PennFudan at 192 pixels with 300 superpixels
+    and masks made of patches. The optimum of the whole loss then has an IoU of 0.73 with the truth, like the
+    coarse mask; with 0.75 it is 0.76. Overfitting to true masks reaches a mask AP50 of 0.56 with 1 and of
+    0.93 with 0.75.
 
     >>> labels, masks = np.int32([[0, 0, 1, 1, 2, 2]]), np.array([[[1, 1, 1, 0, 0, 0]]], bool)
     >>> superpixel_states(labels, masks, 0.75).tolist()
@@ -116,7 +110,7 @@ def superpixel_states(labels: NDArray[np.int32], masks: NDArray[np.bool_], purit
     num_labels = int(labels.max(initial=-1)) + 1
     areas = np.bincount(labels[labels >= 0], minlength=num_labels)
     inside = np.zeros((len(masks), num_labels))
-    # Only an object's box is looked at: 300 small objects cost what one large one does.
+    # Only each object's box is processed: 300 small objects take as long as one large one.
     for i, (x0, y0, x1, y1) in enumerate(mask_boxes_xyxy(masks)):
         covered = labels[y0:y1, x0:x1][masks[i, y0:y1, x0:x1]]
         inside[i] = np.bincount(covered[covered >= 0], minlength=num_labels)
@@ -127,16 +121,16 @@ def superpixel_states(labels: NDArray[np.int32], masks: NDArray[np.bool_], purit
 
 
 def _at_mask_stride(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Labels at mask stride, numbered 0..K-1 in the old order, -1 off the image; and the old numbers (K,)."""
+    """Labels at mask stride, renumbered 0..K-1 in ascending order, -1 off the image, and old labels (K,)."""
     coarse = labels_at_stride(labels, MASK_STRIDE)
     kept = np.unique(coarse[coarse >= 0])
-    numbers = np.full(int(labels.max(initial=-1)) + 2, -1, np.int32)  # the last entry is that of -1
+    numbers = np.full(int(labels.max(initial=-1)) + 2, -1, np.int32)  # the last entry is for -1
     numbers[kept] = np.arange(len(kept))
     return numbers[coarse], kept.astype(np.int64)
 
 
 def _numbers_in_graph(everywhere: NDArray[np.int32]) -> NDArray[np.int64]:
-    """From the labels of an image to the numbers that `number_by_first_pixel` gives them."""
+    """The number by first pixel of each label of an image, see `number_by_first_pixel`."""
     numbers = np.zeros(int(everywhere.max()) + 1, np.int64)
     numbers[everywhere.ravel()] = number_by_first_pixel(everywhere).ravel()
     return numbers

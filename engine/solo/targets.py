@@ -1,8 +1,8 @@
-"""Which cells answer for which object.
+"""Assignment of grid cells to objects.
 
 Source: Wang et al., arXiv 1912.04488, section 3.3.1: a cell is positive if it lies in the centre region of an
-object, the box of its size times 0.2 around its centre of mass, on the levels that learn objects of its size.
-Where objects compete for a cell the smaller one gets it (ours), since it has fewer.
+object, the box of 0.2 times its size around its centre of mass, on the levels for objects of this size. Of
+several objects, the smallest gets the cell (ours), as it has fewer cells.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from engine.masks.boxes import mask_boxes_xyxy
 from engine.solo.config import GridConfig
+from engine.solo.tensors import TensorGroup
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CellTargets:
+class CellTargets(TensorGroup):
     """The positive cells of one image.
 
-    `objectness` is float32 (G,), 1 where a cell is positive and NaN where that is not known. `cells` and
-    `owners` are int64 (M,): the cells whose masks are learned, in ascending order, and the instance of each;
-    M may be less than the number of positive cells, see `GridConfig.max_cells_per_image`.
+    `objectness` is float32 (G,): 1 for positive, 0 for negative and NaN for ignored cells. `indices` and
+    `instance_of_cell` are int64 (M,): the cells whose masks are learned, in ascending order, and the instance
+    of each. M may be less than the number of positive cells, see `GridConfig.max_cells_per_image`.
     """
 
-    objectness: NDArray[np.float32]
-    cells: NDArray[np.int64]
-    owners: NDArray[np.int64]
+    objectness: torch.Tensor
+    indices: torch.Tensor
+    instance_of_cell: torch.Tensor
 
 
 def assign_cells(masks: NDArray[np.bool_], config: GridConfig) -> CellTargets:
@@ -37,47 +39,49 @@ def assign_cells(masks: NDArray[np.bool_], config: GridConfig) -> CellTargets:
     >>> masks = np.zeros((1, 8, 8), bool)
     >>> masks[0, :2, :2] = True
     >>> grid = GridConfig(grids=(4, 2, 2, 2, 2), ranges_px=((1, 8), (8, 9), (8, 9), (8, 9), (8, 9)))
-    >>> assign_cells(masks, grid).cells.tolist()
+    >>> assign_cells(masks, grid).indices.tolist()
     [0]
     """
-    owner_of_cell = np.full(config.num_cells, -1, np.int64)
+    instance_of_cell = np.full(config.num_cells, -1, np.int64)
     rank_of_cell = np.zeros(config.num_cells, np.int64)
     areas = np.count_nonzero(masks, axis=(1, 2))
     boxes = mask_boxes_xyxy(masks)
-    # Larger objects first: smaller ones take their cells from them.
+    # Larger objects first, so that smaller ones overwrite them.
     for instance in np.argsort(-areas, kind="stable"):
         if areas[instance] > 0:
             cells = _object_cells(masks[instance], boxes[instance], config)
-            owner_of_cell[cells] = instance
-    cells = np.flatnonzero(owner_of_cell >= 0)
-    owners = owner_of_cell[cells]
-    # The how-manieth cell of its object each is; all first ones come before any second.
-    for instance in np.unique(owners):
-        own = cells[owners == instance]
+            instance_of_cell[cells] = instance
+    cells = np.flatnonzero(instance_of_cell >= 0)
+    # Rank of each cell within its object; first cells sort before second ones.
+    for instance in np.unique(instance_of_cell[cells]):
+        own = np.flatnonzero(instance_of_cell == instance)
         rank_of_cell[own] = np.arange(len(own))
-    chosen = np.sort(np.argsort(rank_of_cell[cells], kind="stable")[: config.max_cells_per_image])
+    by_rank = cells[np.argsort(rank_of_cell[cells], kind="stable")]
+    indices = np.sort(by_rank[: config.max_cells_per_image])
     return CellTargets(
-        objectness=(owner_of_cell >= 0).astype(np.float32), cells=cells[chosen], owners=owners[chosen]
+        objectness=torch.from_numpy((instance_of_cell >= 0).astype(np.float32)),
+        indices=torch.from_numpy(indices),
+        instance_of_cell=torch.from_numpy(instance_of_cell[indices]),
     )
 
 
-def ignore_cells(targets: CellTargets, unsure: CellTargets) -> CellTargets:
-    """The targets of some objects where cells of others, of which it is not sure that they are objects, are
-    no background either.
+def ignore_cells(targets: CellTargets, ignored: CellTargets) -> CellTargets:
+    """Mark negative cells that are positive for `ignored` objects as ignored (NaN).
 
     >>> def targets_of(*objectness):
-    ...     return CellTargets(objectness=np.float32(objectness), cells=np.arange(0), owners=np.arange(0))
-    >>> ignore_cells(targets_of(1, 0, 0), targets_of(1, 1, 0)).objectness.tolist()
+    ...     none = torch.zeros(0, dtype=torch.int64)
+    ...     return CellTargets(objectness=torch.tensor(objectness), indices=none, instance_of_cell=none)
+    >>> ignore_cells(targets_of(1.0, 0.0, 0.0), targets_of(1.0, 1.0, 0.0)).objectness.tolist()
     [1.0, nan, 0.0]
     """
-    is_open = (unsure.objectness == 1) & (targets.objectness == 0)
-    return replace(targets, objectness=np.where(is_open, np.float32(np.nan), targets.objectness))
+    is_ignored = (ignored.objectness == 1) & (targets.objectness == 0)
+    return replace(targets, objectness=targets.objectness.masked_fill(is_ignored, torch.nan))
 
 
 def _object_cells(
     mask: NDArray[np.bool_], box_xyxy: NDArray[np.int32], config: GridConfig
 ) -> NDArray[np.int64]:
-    """The cells of all levels in the centre region of one object, (M,), row by row."""
+    """The cells of all levels in the centre region of one object, (M,), in row order."""
     height, width = mask.shape
     x0, y0, x1, y1 = (int(value) for value in box_xyxy)
     size_px = ((x1 - x0) * (y1 - y0)) ** 0.5
@@ -97,12 +101,12 @@ def _object_cells(
 
 
 def _centre(weights: NDArray[np.integer]) -> float:
-    """Centre of mass along an axis, in pixels from its start to the middles of pixels."""
+    """Centre of mass along an axis, in pixels from its start; the first pixel's centre is at 0.5."""
     return float((weights * (np.arange(len(weights)) + 0.5)).sum() / weights.sum())
 
 
 def _cells_between(low: float, high: float, length: int, grid: int) -> NDArray[np.int64]:
-    """The cells of a row of `grid` that lie on low..high of `length` pixels, at least one."""
+    """The cells, of `grid` along an axis of `length` pixels, that overlap low..high; at least one."""
     first = min(max(math.floor(low / length * grid), 0), grid - 1)
     stop = min(math.ceil(high / length * grid), grid)
     return np.arange(first, max(stop, first + 1))

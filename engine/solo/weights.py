@@ -1,4 +1,4 @@
-"""A trained network as a file: its tensors, and the configuration that they belong to."""
+"""A trained network as a file: its tensors and its configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _METADATA_KEY = "maskmill-solo"
 
 
 def pack_network(state: Mapping[str, torch.Tensor], config: SoloConfig) -> bytes:
-    """A .safetensors file of the network's state, its configuration in the metadata."""
+    """A .safetensors file of the network's state, with the configuration in its metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {_METADATA_KEY: json.dumps(asdict(config), sort_keys=True)}
     data: bytes = safetensors.torch.save(tensors, metadata)
@@ -30,9 +30,9 @@ def pack_network(state: Mapping[str, torch.Tensor], config: SoloConfig) -> bytes
 
 
 def load_network(uri: str, device: torch.device) -> tuple[SoloNetwork, SoloConfig, str]:
-    """The network of a file at a path or s3:// URI, in evaluation mode; its configuration and its digest.
+    """The network of a file at a path or s3:// URI, in evaluation mode, its configuration and its digest.
 
-    Raises WeightsError for a file that is missing, broken, or of something else.
+    Raises WeightsError for a file that is missing or broken or holds something else.
     """
     try:
         data = read_uri(uri)
@@ -44,28 +44,28 @@ def load_network(uri: str, device: torch.device) -> tuple[SoloNetwork, SoloConfi
     try:
         state = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError) as error:
-        raise WeightsError(f"weights {uri!r} are no whole .safetensors file: {error}") from error
+        raise WeightsError(f"weights {uri!r} are not a complete .safetensors file: {error}") from error
     network = build_network(config, pretrained=False)
-    check_fit(state, network.state_dict(), f"weights {uri!r} are not those of their own configuration")
+    check_fit(state, network.state_dict(), f"weights {uri!r} do not fit their own configuration")
     network.load_state_dict(state)
     return network.to(device).eval().requires_grad_(False), config, digest_state(state)
 
 
 def _read_config(data: bytes, uri: str) -> SoloConfig:
-    # The format: 8 bytes of length, little-endian, then so many bytes of JSON.
+    # The format: the length of the header, 8 bytes, little-endian, then the header in JSON.
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         settings = json.loads(header["__metadata__"][_METADATA_KEY])
         return settings_from(SoloConfig, settings)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{uri!r} is no network that jobs/train_solo.py has written ({type(error).__name__}): give its "
+            f"{uri!r} is not a network written by jobs/train_solo.py ({type(error).__name__}): give its "
             "network.safetensors"
         ) from error
 
 
 def settings_from(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """A configuration from what `asdict` and JSON made of it: lists become tuples again.
+    """A configuration from its JSON form, the inverse of `asdict`: lists become tuples again.
 
     >>> settings_from(SoloConfig, json.loads(json.dumps(asdict(SoloConfig())))) == SoloConfig()
     True

@@ -1,4 +1,4 @@
-"""A network so small that a step takes milliseconds, with scenes, labels and a training for it."""
+"""Canvases, labels and a training configuration for a network whose steps take milliseconds."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from engine.training.schedule import OptimiserConfig
 
 
 @pytest.fixture
-def make_scene() -> Callable[..., Canvas]:
-    """`make_scene(seed, boxes)` is a 64 x 64 scene of bright boxes, its lowest 8 rows off the image."""
+def make_canvas() -> Callable[..., Canvas]:
+    """`make_canvas(seed, boxes)` is a 64 x 64 canvas with bright boxes; its last 8 rows are off the image."""
 
     def make(seed: int, boxes_xyxy: list[tuple[int, int, int, int]]) -> Canvas:
         rng = np.random.default_rng(seed)
@@ -32,7 +32,7 @@ def make_scene() -> Callable[..., Canvas]:
         for mask, (x0, y0, x1, y1) in zip(masks, boxes_xyxy, strict=True):
             mask[y0:y1, x0:x1] = True
             image[mask] = rng.integers(120, 255, 3)
-        # Superpixels that follow the boxes within a checkerboard of 8 x 8 pixels.
+        # Squares of 8 x 8 pixels, divided by the boxes.
         board = np.arange(64)[:, None] // 8 * 8 + np.arange(64)[None] // 8
         labels = number_by_first_pixel(board + 64 * (image.max(axis=2) > 100))
         image[56:], masks[:, 56:] = 0, False
@@ -76,7 +76,7 @@ def make_maker(labelled_folder, tmp_path):
 
 @pytest.fixture
 def stable_version(labelled_folder):
-    """The version of `labelled_discs`, with the stability 2, 2.5 and so on of one disc after the other."""
+    """The version of `labelled_discs` with stabilities 2, 2.5, 3 and so on of successive discs."""
     _, version = labelled_folder
     stabilities = iter(np.arange(2, 5, 0.5, dtype=np.float32))
     outcomes = [

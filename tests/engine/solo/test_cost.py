@@ -1,4 +1,4 @@
-"""What the superpixel-guided loss costs beside the network, in the processor's time."""
+"""Cost of the superpixel-guided loss relative to the network, in CPU time."""
 
 import time
 
@@ -15,8 +15,8 @@ from engine.solo.superpixel_targets import SuperpixelLossConfig
 SIDE, NUM_OBJECTS = 320, 20
 
 
-def crowded_scene() -> Canvas:
-    """600 superpixels, about, and 20 objects of 30 to 120 pixels."""
+def crowded_canvas() -> Canvas:
+    """A canvas with about 600 superpixels and 20 objects of 30 to 120 pixels."""
     rng = np.random.default_rng(0)
     cells = np.arange(SIDE) * 25 // SIDE
     labels = (cells[:, None] * 25 + cells[None]).astype(np.int32)
@@ -32,13 +32,13 @@ def crowded_scene() -> Canvas:
 
 @pytest.mark.slow
 def test_the_loss_costs_at_most_15_percent_of_a_step():
-    """On the smallest network that anybody would train; with ResNet-101 the share is smaller."""
+    """Measured on the smallest network worth training; the share is lower with ResNet-101."""
     torch.set_num_threads(1)
     solo = SoloConfig(
         backbone="resnet18", image_size=SIDE, pyramid_channels=64, head_channels=64, mask_channels=64
     )
     network, config = build_network(solo), ObjectiveConfig()
-    sample = make_sample("a", crowded_scene(), solo.grid, SuperpixelLossConfig())
+    sample = make_sample("a", crowded_canvas(), solo.grid, SuperpixelLossConfig())
     batch = collate([sample, sample])
     shares = []
     for _ in range(3):
@@ -49,7 +49,7 @@ def test_the_loss_costs_at_most_15_percent_of_a_step():
         loss = sums.total(sums.positives, sums.masks, config)
         parts = [outputs.objectness, outputs.kernels, outputs.mask_features]
         gradients = torch.autograd.grad(loss, parts, retain_graph=True)
-        lost = time.process_time()
+        loss_done = time.process_time()
         torch.autograd.backward(parts, gradients)
-        shares.append((lost - forward) / (time.process_time() - start))
+        shares.append((loss_done - forward) / (time.process_time() - start))
     assert sorted(shares)[1] <= 0.15

@@ -16,23 +16,23 @@ from engine.solo.network import SoloOutputs, build_network
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "vit_tiny_patch16_224"])
-def test_any_backbone_gives_the_same_shapes(tiny_solo, backbone):
+def test_every_backbone_gives_the_same_shapes(tiny_solo, backbone):
     network = build_network(replace(tiny_solo, backbone=backbone, image_size=96))
     outputs = network(torch.rand(2, 3, 96, 96))
     assert outputs.objectness.shape == (2, 64 + 36 + 16 + 9 + 4)
     assert outputs.kernels.shape == (2, 129, 16)
     assert outputs.mask_features.shape == (2, 16, 24, 24)
     assert outputs.mask_logits(1, torch.tensor([3, 77])).shape == (2, 24, 24)
-    # Empty everywhere, before anything is learned.
+    # The prior before training is low.
     assert outputs.objectness.sigmoid().max() < 0.05
 
 
-def test_patches_of_14_pixels(tiny_solo):
+def test_a_patch_size_that_does_not_divide_the_image(tiny_solo):
     network = build_network(replace(tiny_solo, backbone="vit_small_patch14_dinov2"))
     assert network(torch.rand(1, 3, 64, 64)).mask_features.shape == (1, 16, 16, 16)
 
 
-def test_the_seed_decides_the_weights(tiny_solo):
+def test_the_seed_determines_the_weights_and_global_state_is_kept(tiny_solo):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     one, same, other = (build_network(replace(tiny_solo, seed=seed)) for seed in (1, 1, 2))
@@ -41,7 +41,7 @@ def test_the_seed_decides_the_weights(tiny_solo):
     assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_norms_from_scratch_and_with_weights(tiny_solo, tmp_path):
+def test_norms_are_group_norm_from_scratch_and_frozen_with_weights(tiny_solo, tmp_path):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in build_network(tiny_solo).modules())
     torch.manual_seed(0)
     whole = timm.create_model("test_resnet").eval()
@@ -55,12 +55,11 @@ def test_norms_from_scratch_and_with_weights(tiny_solo, tmp_path):
     network = build_network(config)
     assert any(isinstance(m, FrozenBatchNorm) for m in network.modules())
     images = torch.rand(1, 3, 64, 64)
-    statistics = network.backbone
-    expected = whole.forward_features((images - statistics.mean) / statistics.std)
+    expected = whole.forward_features((images - network.backbone.mean) / network.backbone.std)
     torch.testing.assert_close(network.backbone(images)[-1], expected, rtol=1e-3, atol=1e-4)
-    # What comes from a checkpoint needs no file, and has the same places.
-    again = build_network(config, pretrained=False)
-    again.load_state_dict(network.state_dict())
+    # Without `pretrained` the structure is the same and the file is not read.
+    path.unlink()
+    build_network(config, pretrained=False).load_state_dict(network.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def test_norms_from_scratch_and_with_weights(tiny_solo, tmp_path):
         ("test_resnet", "/nowhere/weights.pth", "no weights at"),
     ],
 )
-def test_wrong_backbones_are_refused(tiny_solo, backbone, weights, message):
+def test_unsuitable_backbones_are_refused(tiny_solo, backbone, weights, message):
     with pytest.raises(WeightsError, match=message):
         build_network(replace(tiny_solo, backbone=backbone, backbone_weights=weights))
 
@@ -83,12 +82,12 @@ def test_weights_of_another_network_are_refused(tiny_solo, tmp_path):
         build_network(replace(tiny_solo, backbone_weights=str(path)))
 
 
-def test_coordinates_are_those_of_pixel_centres():
+def test_coordinates_of_pixel_centres():
     both = with_coordinates(torch.zeros(1, 1, 1, 2))[0, 1:]
     assert both.tolist() == [[[-0.5, 0.5]], [[0.0, 0.0]]]
 
 
-def test_matrix_nms_is_the_equation():
+def test_matrix_nms_equals_the_equation():
     generator = torch.Generator().manual_seed(0)
     masks = (torch.rand(7, 60, generator=generator) < 0.6).float()
     iou = np.zeros((7, 7))
@@ -107,7 +106,8 @@ def test_matrix_nms_is_the_equation():
 
 
 def two_objects():
-    """Outputs whose cells 0 and 1 draw the left half, 2 the right half, 3 nothing; 4 is below the score."""
+    """Outputs whose masks are the left half (cells 0, 1, 4), the right half (2) and empty (3); 4 has a low
+    score."""
     features = torch.zeros(1, 2, 8, 8)
     features[0, 0, :, :4] = features[0, 1, :, 4:] = 1.0
     kernels = torch.tensor([[[9.0, -9.0], [8.0, -8.0], [-9.0, 9.0], [-9.0, -9.0], [9.0, -9.0]]])
@@ -115,16 +115,16 @@ def two_objects():
     return SoloOutputs(objectness=objectness, kernels=kernels, mask_features=features)
 
 
-def test_duplicates_are_lowered_and_empty_masks_dropped():
+def test_scores_of_duplicates_are_lowered_and_empty_masks_dropped():
     found = detect(two_objects(), 0, DetectionConfig())
-    # The twin of the first scores 0.73 exp(-2) = 0.099.
+    # The duplicate of the first scores 0.73 exp(-2) = 0.099.
     np.testing.assert_allclose(found.scores, [0.8807, 0.4999, 0.0989], atol=2e-3)
     assert (found.probabilities[0, :, :4] > 0.5).all()
     assert len(detect(two_objects(), 0, DetectionConfig(min_score_after_nms=0.2)).scores) == 2
     assert len(detect(two_objects(), 0, DetectionConfig(min_score=0.9999)).scores) == 0
 
 
-def test_sizes_fit_into_the_square():
+def test_images_are_fitted_into_the_square():
     assert fit_size((100, 50), 64) == (64, 32)
     assert fit_size((3, 3000), 64) == (1, 64)
     square = fit_image(np.full((100, 50, 3), 7, np.uint8), 64)
@@ -133,7 +133,7 @@ def test_sizes_fit_into_the_square():
     assert (square[:, 32:] == 0).all()
 
 
-def test_images_of_any_size_are_answered_at_their_size(tiny_solo):
+def test_instances_have_the_size_of_their_image(tiny_solo):
     network = build_network(tiny_solo).eval()
     nn.init.constant_(network.category_head.prediction.bias, 2.0)
     images = [np.full(shape, 90, np.uint8) for shape in ((30, 70, 3), (200, 90, 3), (1, 1, 3))]
@@ -144,7 +144,7 @@ def test_images_of_any_size_are_answered_at_their_size(tiny_solo):
         assert decode_rles(instances.rles, instances.size).any(axis=(1, 2)).all()
         assert (np.diff(instances.scores) <= 0).all()
     assert find_instances(network, [], tiny_solo) == []
-    # Sums differ in their last bits between a batch of one and a batch of three.
+    # A batch of one and a batch of three differ by rounding.
     (one,) = find_instances(network, images[:1], tiny_solo)
     np.testing.assert_allclose(one.scores, found[0].scores, rtol=1e-4)
     assert np.diag(cross_ious(one.rles, found[0].rles, one.size)).min() > 0.95

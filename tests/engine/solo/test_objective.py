@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.errors import ConfigurationError
+from engine.errors import OutOfBoundsError
 from engine.solo.batch import collate, failed_sample, make_sample, masks_at_stride
 from engine.solo.losses import focal_loss, pixel_mask_loss
 from engine.solo.network import build_network
@@ -28,22 +28,23 @@ def test_pixel_loss_worked_by_hand():
     assert pixel_mask_loss(torch.full((1, 3), -90.0), torch.zeros(1, 3), valid).isfinite().all()
 
 
-def test_focal_gradients_are_those_of_finite_differences():
+def test_focal_gradients_equal_finite_differences():
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(6, generator=generator, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 1, 0, 1, 0, 0], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda values: focal_loss(values, targets), (logits,))
 
 
-def test_a_small_object_is_judged_by_pixels(tiny_solo, make_scene):
-    scene = make_scene(0, [BOXES[0], (42, 42, 45, 45)])
-    # The small one lies within one superpixel.
-    labels = np.where(scene.masks[1], scene.superpixels[41, 41], scene.superpixels)
-    sample = make_sample("a", replace(scene, superpixels=labels), tiny_solo.grid, SUPERPIXELS)
+def test_an_object_without_a_whole_superpixel_has_the_pixel_wise_loss(tiny_solo, make_canvas):
+    canvas = make_canvas(0, [BOXES[0], (42, 42, 45, 45)])
+    # The small object lies within one superpixel.
+    labels = np.where(canvas.masks[1], canvas.superpixels[41, 41], canvas.superpixels)
+    sample = make_sample("a", replace(canvas, superpixels=labels), tiny_solo.grid, SUPERPIXELS)
     targets = collate([sample]).targets[0]
-    logits = torch.randn(len(targets.cells), 256, generator=torch.Generator().manual_seed(0))
+    instances = targets.cells.instance_of_cell
+    logits = torch.randn(len(instances), 256, generator=torch.Generator().manual_seed(0))
     losses = mask_losses(logits, targets, ObjectiveConfig())
-    falls_back = targets.owners == 1
+    falls_back = instances == 1
     assert losses.falls_back.tolist() == falls_back.tolist()
     assert losses.weights.tolist() == [1] * len(falls_back)
     pixels = mask_losses(logits, targets, ObjectiveConfig(mask_term="pixel"))
@@ -67,13 +68,13 @@ def test_a_small_object_is_judged_by_pixels(tiny_solo, make_scene):
     ],
     ids=["empty", "one pixel", "everything", "300 instances"],
 )
-def test_extremes_give_finite_losses_and_gradients(tiny_solo, make_scene, boxes, mask_term):
+def test_extreme_canvases_give_finite_losses_and_gradients(tiny_solo, make_canvas, boxes, mask_term):
     config = ObjectiveConfig(mask_term=mask_term)
     adaptive = config.adaptive_loss if config.needs_stability else None
     network = build_network(tiny_solo)
     samples = [
-        make_sample("a", make_scene(0, boxes), tiny_solo.grid, SUPERPIXELS, adaptive),
-        make_sample("b", make_scene(1, []), tiny_solo.grid, SUPERPIXELS, adaptive),
+        make_sample("a", make_canvas(0, boxes), tiny_solo.grid, SUPERPIXELS, adaptive),
+        make_sample("b", make_canvas(1, []), tiny_solo.grid, SUPERPIXELS, adaptive),
         failed_sample("c", "truncated", (64, 64), tiny_solo.grid),
     ]
     batch = collate(samples).to(torch.device("cpu"))
@@ -85,9 +86,9 @@ def test_extremes_give_finite_losses_and_gradients(tiny_solo, make_scene, boxes,
         assert parameter.grad.isfinite().all(), name
 
 
-def test_nothing_is_learned_from_an_image_that_failed(tiny_solo, make_scene):
+def test_a_failed_image_does_not_change_the_loss(tiny_solo, make_canvas):
     network, config = build_network(tiny_solo), ObjectiveConfig()
-    good = make_sample("a", make_scene(0, BOXES), tiny_solo.grid, SUPERPIXELS)
+    good = make_sample("a", make_canvas(0, BOXES), tiny_solo.grid, SUPERPIXELS)
     failed = failed_sample("b", "missing", (64, 64), tiny_solo.grid)
 
     def loss(samples):
@@ -97,11 +98,10 @@ def test_nothing_is_learned_from_an_image_that_failed(tiny_solo, make_scene):
     torch.testing.assert_close(loss([good, failed]), loss([good]))
 
 
-def test_sums_of_parts_make_the_whole(tiny_solo, make_scene):
-    """Two workers that divide by the counts of both get what one worker gets for both batches."""
+def test_losses_of_two_workers_add_up_to_the_loss_of_one(tiny_solo, make_canvas):
     network, config = build_network(tiny_solo), ObjectiveConfig()
     samples = [
-        make_sample(name, make_scene(seed, boxes), tiny_solo.grid, SUPERPIXELS)
+        make_sample(name, make_canvas(seed, boxes), tiny_solo.grid, SUPERPIXELS)
         for seed, (name, boxes) in enumerate([("a", BOXES), ("b", BOXES[:1]), ("c", []), ("d", BOXES[1:])])
     ]
     sums = []
@@ -115,12 +115,12 @@ def test_sums_of_parts_make_the_whole(tiny_solo, make_scene):
     torch.testing.assert_close(parts[0] + parts[1], total(whole, config))
 
 
-def test_the_adaptive_loss_is_a_mean_by_stability(tiny_solo, make_scene):
-    """sum Z l / sum Z over the cells of a batch, however its images are divided among workers."""
+def test_the_adaptive_loss_is_a_mean_weighted_by_stability(tiny_solo, make_canvas):
+    """sum Z l / sum Z over the cells of a batch, for any division of its images among workers."""
     config = ObjectiveConfig(mask_term="adaptive", soft_weight=0, mask_weight=1)
     network = build_network(tiny_solo)
     samples = [
-        make_sample(name, make_scene(seed, BOXES), tiny_solo.grid, None, config.adaptive_loss)
+        make_sample(name, make_canvas(seed, BOXES), tiny_solo.grid, None, config.adaptive_loss)
         for seed, name in enumerate("ab")
     ]
     batch = collate(samples)
@@ -128,9 +128,9 @@ def test_the_adaptive_loss_is_a_mean_by_stability(tiny_solo, make_scene):
     sums = batch_losses(outputs, batch, config)
     losses, weights = [], []
     for image, targets in enumerate(batch.targets):
-        logits = outputs.mask_logits(image, targets.cells).flatten(1)
+        logits = outputs.mask_logits(image, targets.cells.indices).flatten(1)
         losses.extend(mask_losses(logits, targets, config).mask_term.tolist())
-        weights.extend(targets.adaptive.instance_weights[targets.owners].tolist())
+        weights.extend(targets.adaptive.instance_weights[targets.cells.instance_of_cell].tolist())
     assert set(weights) == {0.25, 1.0}
     without_focal = total(sums, config) - sums.focal / sums.positives
     np.testing.assert_allclose(without_focal.item(), np.average(losses, weights=weights), rtol=1e-5)
@@ -140,7 +140,7 @@ def test_the_adaptive_loss_is_a_mean_by_stability(tiny_solo, make_scene):
     torch.testing.assert_close(shares[0] + shares[1], total(sums, config))
 
 
-def test_masks_at_stride_are_the_majority_and_lose_no_instance():
+def test_masks_at_stride_are_majorities_and_no_instance_vanishes():
     masks = np.zeros((3, 8, 8), bool)
     masks[0, :, 2:] = True
     masks[1, 5, 5] = True
@@ -151,11 +151,21 @@ def test_masks_at_stride_are_the_majority_and_lose_no_instance():
     ]
 
 
-def test_settings_out_of_range_are_refused():
-    with pytest.raises(ConfigurationError, match="must not be negative"):
-        ObjectiveConfig(soft_weight=-1)
-    with pytest.raises(ConfigurationError, match="alpha_2 must be above 0"):
-        SuperpixelLossConfig(alpha_2=0)
-    with pytest.raises(ConfigurationError, match="purity is a share"):
-        SuperpixelLossConfig(purity=0.5)
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (ObjectiveConfig, "soft_weight", -1.0),
+        (ObjectiveConfig, "mask_weight", -1.0),
+        (SuperpixelLossConfig, "alpha_1", 0.0),
+        (SuperpixelLossConfig, "alpha_2", 0.0),
+        (SuperpixelLossConfig, "purity", 0.5),
+    ],
+)
+def test_settings_out_of_range_name_the_field(kind, name, value):
+    with pytest.raises(OutOfBoundsError, match=f"^{name} is"):
+        kind(**{name: value})
+
+
+def test_the_pixel_wise_loss_needs_no_superpixels():
+    assert ObjectiveConfig(mask_term="pixel").needs_superpixels
     assert not ObjectiveConfig(mask_term="pixel", soft_weight=0).needs_superpixels

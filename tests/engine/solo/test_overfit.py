@@ -89,11 +89,11 @@ def test_eight_photographs_are_learned_by_heart(development_data, tmp_path):
     assert figures["box_AP50"] >= 0.9
 
 
-def test_boxes_are_learned_by_heart(tiny_solo, make_scene):
+def test_boxes_are_learned_by_heart(tiny_solo, make_canvas):
     scenes = [
-        make_scene(0, [(4, 4, 24, 28), (36, 10, 56, 30)]),
-        make_scene(1, [(8, 20, 20, 52), (30, 30, 60, 50)]),
-        make_scene(2, [(20, 6, 44, 40)]),
+        make_canvas(0, [(4, 4, 24, 28), (36, 10, 56, 30)]),
+        make_canvas(1, [(8, 20, 20, 52), (30, 30, 60, 50)]),
+        make_canvas(2, [(20, 6, 44, 40)]),
     ]
     config = replace(
         CONFIG,

@@ -12,7 +12,7 @@ import pytest
 from engine.errors import StoreError
 from engine.objects.memory import MemoryObjects
 from engine.solo import samples
-from engine.solo.augmentation import AugmentationConfig, Source, paste_objects, place_on_canvas
+from engine.solo.augmentation import AugmentationConfig, SampleImage, paste_objects, place_on_canvas
 from engine.solo.batch import Canvas
 from engine.solo.samples import SampleMaker, cut_superpixels, list_held_out, list_images
 from engine.store.pseudo_labels import PseudoLabelStore
@@ -25,8 +25,8 @@ from engine.training.order import SampleNumber
 def equal_samples(one, other):
     return (
         np.array_equal(one.shown_chw, other.shown_chw)
-        and np.array_equal(one.masks, other.masks)
-        and np.array_equal(one.superpixels.states, other.superpixels.states)
+        and np.array_equal(one.targets.masks, other.targets.masks)
+        and np.array_equal(one.targets.superpixels.states, other.targets.superpixels.states)
     )
 
 
@@ -48,7 +48,7 @@ def test_rejected_and_empty_images_are_left_out(labelled_folder, make_maker, tin
     assert len(trained) + len(held_out - {"0.png"}) == 5
     with_empty = replace(tiny_training, keep_empty=True)
     assert len(make_maker(with_empty)) == 6
-    assert make_maker(with_empty)[SampleNumber(0, 0)].masks.shape == (0, 256)
+    assert make_maker(with_empty)[SampleNumber(0, 0)].targets.masks.shape == (0, 256)
     with pytest.raises(StoreError, match="no image with an instance"):
         list_images(version, SelectionConfig(min_score=5))
 
@@ -66,12 +66,12 @@ def test_without_augmentation_the_image_is_as_inference_sees_it(make_maker, tiny
         tiny_training, samples=replace(tiny_training.samples, augmentation=AugmentationConfig.none())
     )
     sample = make_maker(plain)[SampleNumber(3, 0)]
-    on_image = sample.on_image.reshape(16, 16)
+    on_image = sample.targets.on_image.reshape(16, 16)
     assert on_image[:12].all()
     assert not on_image[12:].any()
     assert (sample.shown_chw[:, 48:] == 0).all()
     # A disc of radius 12 in an image that is shown at its own size.
-    assert sample.masks.sum() * 16 == pytest.approx(np.pi * 144, rel=0.1)
+    assert sample.targets.masks.sum() * 16 == pytest.approx(np.pi * 144, rel=0.1)
 
 
 def test_superpixels_are_cut_at_the_images_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +87,9 @@ def test_superpixels_are_cut_at_the_images_own_size(monkeypatch: pytest.MonkeyPa
     assert cut_superpixels(image, (15, 30), config).max() < 20
 
 
-def test_pasting_keeps_what_is_in_front(make_scene):
-    behind = make_scene(0, [(0, 0, 30, 30), (40, 40, 44, 44)])
-    front = make_scene(1, [(20, 20, 50, 50)])
+def test_pasting_keeps_what_is_in_front(make_canvas):
+    behind = make_canvas(0, [(0, 0, 30, 30), (40, 40, 44, 44)])
+    front = make_canvas(1, [(20, 20, 50, 50)])
     rng = np.random.default_rng(0)
     pasted = behind
     while pasted is behind:
@@ -108,7 +108,7 @@ def test_pasting_keeps_what_is_in_front(make_scene):
 def test_scaled_scenes_keep_to_the_square(scale):
     rng = np.random.default_rng(2)
     labels = number_by_first_pixel(rng.integers(0, 9, (40, 64)))
-    source = Source(
+    source = SampleImage(
         image_hwc=rng.integers(0, 255, (40, 64, 3)).astype(np.uint8),
         masks=np.ones((1, 40, 64), bool),
         weights=np.ones(1, np.float32),
@@ -142,19 +142,21 @@ def test_what_is_unsure_is_neither_learned_nor_background(labelled_folder, tiny_
         open_sample = maker[SampleNumber(0, other)]
         if images.weights(other, None).tolist() == [1.0]:
             assert equal_samples(open_sample, sample)
-            assert np.array_equal(open_sample.cells.objectness, sample.cells.objectness)
+            assert np.array_equal(open_sample.targets.cells.objectness, sample.targets.cells.objectness)
         else:
             num_unsure += 1
-            assert len(open_sample.masks) == len(open_sample.cells.cells) == 0
-            assert np.array_equal(np.isnan(open_sample.cells.objectness), sample.cells.objectness == 1)
+            targets = open_sample.targets
+            assert len(targets.masks) == len(targets.cells.indices) == 0
+            assert np.array_equal(targets.cells.objectness.isnan(), sample.targets.cells.objectness == 1)
     assert num_unsure == 2
     # Below the score that unsure instances need, they are background as before.
     _, closed = make(selection=strict, keep_empty=True, ignore_above_score=0.3499)
-    assert all(np.isfinite(closed[SampleNumber(0, i)].cells.objectness).all() for i in range(len(images)))
+    left_out_samples = [closed[SampleNumber(0, i)] for i in range(len(images))]
+    assert all(sample.targets.cells.objectness.isfinite().all() for sample in left_out_samples)
 
 
-def test_unsure_objects_are_not_pasted(make_scene):
-    behind, front = make_scene(0, [(0, 0, 30, 30)]), make_scene(1, [(20, 20, 50, 50)])
+def test_unsure_objects_are_not_pasted(make_canvas):
+    behind, front = make_canvas(0, [(0, 0, 30, 30)]), make_canvas(1, [(20, 20, 50, 50)])
     unsure = replace(front, weights=np.zeros(1, np.float32))
     assert all(paste_objects(behind, unsure, np.random.default_rng(seed)) is behind for seed in range(8))
 

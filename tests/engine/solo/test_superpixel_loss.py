@@ -1,4 +1,4 @@
-"""The superpixel-guided loss against the plain reading of its equations."""
+"""The superpixel-guided loss against a literal implementation of its equations."""
 
 import math
 from dataclasses import replace
@@ -34,7 +34,7 @@ ALPHA_1, ALPHA_2, PURITY = 0.05, 0.001, 0.75
 
 
 def blocks_case(seed):
-    """A 24 x 32 image of 4 x 4 blocks, whose right quarter is off the image."""
+    """A 24 x 32 image of 4 x 4 blocks, whose right quarter is off the image, its superpixels and 3 masks."""
     rng = np.random.default_rng(seed)
     blocks = number_by_first_pixel(rng.integers(0, 6, (6, 8))).repeat(4, axis=0).repeat(4, axis=1)
     colours = (rng.random((blocks.max() + 1, 3)) * 0.1 + 0.4).astype(np.float32)
@@ -43,14 +43,14 @@ def blocks_case(seed):
     labels[:, 24:] = -1
     labels[labels >= 0] = number_by_first_pixel(labels[labels >= 0][None])[0]
     image[:, 24:] = 0
-    # Whole superpixels, and blocks that make some of them impure.
+    # Unions of whole superpixels, with some blocks flipped so that superpixels become impure.
     chosen = (rng.random((3, labels.max() + 1)) < 0.5)[:, labels]
     flipped = (rng.random((3, 6, 8)) < 0.2).repeat(4, axis=1).repeat(4, axis=2)
     return image, labels, (chosen ^ flipped) & (labels >= 0)
 
 
 def reference_losses(probabilities, image, labels, masks):
-    """Hard and soft loss of each mask, equation by equation: probabilities (N, h, w) at the mask stride."""
+    """Hard and soft loss of each mask for probabilities (N, h, w) at the mask stride."""
     coarse_colours = image.reshape(6, 4, 8, 4, 3).mean(axis=(1, 3))
     coarse_labels = labels[::4, ::4]
     count = labels.max() + 1
@@ -72,8 +72,7 @@ def reference_losses(probabilities, image, labels, masks):
 
 
 def reference_hard(regions, coarse_labels, shares, probabilities=None, coarse_mask=None):
-    """Dice and cross-entropy over the superpixels of which a mask holds enough or little enough, and over the
-    pixels of the others where those are given."""
+    """Dice and cross-entropy over the labelled superpixels, and over the pixels of the others if given."""
     entropy = overlap = squares = total = 0.0
     for k, share in enumerate(shares):
         area = (coarse_labels == k).sum()
@@ -97,13 +96,13 @@ def reference_hard(regions, coarse_labels, shares, probabilities=None, coarse_ma
 
 
 def reference_affinities(labels, means):
-    """psi from the least bottleneck over all paths, by Floyd and Warshall, of the whole adjacency graph."""
+    """psi from the minimax path weights of the whole adjacency graph, by Floyd-Warshall."""
     count = len(means)
     bottleneck = np.full((count, count), np.inf)
     np.fill_diagonal(bottleneck, 0)
     for here, there in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
         for m, n in zip(here.ravel(), there.ravel(), strict=True):
-            # What is off the image touches everything at its side, and no path leads through it.
+            # No path leads through the area off the image.
             if m != n and m >= 0 and n >= 0:
                 bottleneck[m, n] = bottleneck[n, m] = ((means[m] - means[n]) ** 2).sum()
     for k in range(count):
@@ -113,64 +112,64 @@ def reference_affinities(labels, means):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_values_are_those_of_the_equations(seed):
+def test_losses_equal_the_equations(seed):
     image, labels, masks = blocks_case(seed)
     probabilities = np.random.default_rng(seed).uniform(0.02, 0.98, (len(masks), 6, 8))
     hard, soft = reference_losses(probabilities, image, labels, masks)
     targets = superpixel_targets(image, labels, masks, CONFIG)
     regions = superpixel_probabilities(
         torch.from_numpy(probabilities).flatten(1),
-        torch.from_numpy(targets.labels),
-        torch.from_numpy(targets.weights).double(),
+        targets.labels,
+        targets.weights.double(),
         len(targets.affinities),
     )
-    states, affinities = torch.from_numpy(targets.states), torch.from_numpy(targets.affinities).double()
+    states, affinities = targets.states, targets.affinities.double()
     assert {POSITIVE, NEGATIVE, IGNORED} == set(states.flatten().tolist())
-    np.testing.assert_allclose(hard_loss(regions, states, torch.from_numpy(targets.areas)), hard, rtol=1e-5)
+    np.testing.assert_allclose(hard_loss(regions, states, targets.areas), hard, rtol=1e-5)
     np.testing.assert_allclose(soft_loss(regions, soft_targets(regions, affinities)), soft, rtol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_mixed_superpixels_are_judged_by_their_pixels(seed):
+def test_mixed_superpixels_enter_the_loss_pixel_by_pixel(seed):
     image, labels, masks = blocks_case(seed)
     probabilities = torch.from_numpy(np.random.default_rng(seed).uniform(0.02, 0.98, (len(masks), 6, 8)))
     targets = superpixel_targets(image, labels, masks, CONFIG)
     coarse_masks, coarse_labels = masks[:, ::4, ::4], labels[::4, ::4]
-    pixels, states = torch.from_numpy(targets.labels), torch.from_numpy(targets.states)
+    pixels, states = targets.labels, targets.states
     on_image = torch.from_numpy(coarse_labels >= 0).flatten()
     regions = superpixel_probabilities(
-        probabilities.flatten(1), pixels, torch.from_numpy(targets.weights).double(), states.shape[1]
+        probabilities.flatten(1), pixels, targets.weights.double(), states.shape[1]
     )
     mixed = MixedPixels(
         probabilities=probabilities.flatten(1),
         targets=torch.from_numpy(coarse_masks).flatten(1).double(),
         weights=((states == IGNORED)[:, pixels] & on_image).double(),
     )
-    found = hard_loss(regions, states, torch.from_numpy(targets.areas), mixed)
+    found = hard_loss(regions, states, targets.areas, mixed)
     for n, mask in enumerate(masks):
         shares = [mask[labels == k].mean() for k in range(states.shape[1])]
         expected = reference_hard(
             regions[n].tolist(), coarse_labels, shares, probabilities[n].numpy(), coarse_masks[n]
         )
         assert found[n].item() == pytest.approx(expected, rel=1e-5)
-    # Where nothing is labelled, this is the loss of pixels.
+    # Without labelled superpixels this is the pixel-wise loss.
     nothing = torch.full_like(states, IGNORED)
     all_mixed = replace(mixed, weights=on_image.expand(len(masks), -1).double())
     expected = pixel_mask_loss(mixed.probabilities.logit(), mixed.targets, on_image.double())
-    found = hard_loss(regions, nothing, torch.from_numpy(targets.areas), all_mixed)
+    found = hard_loss(regions, nothing, targets.areas, all_mixed)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_equal_finite_differences():
     image, labels, masks = blocks_case(0)
-    # Superpixels that all support one another: |P - P^| has no derivative where they are equal.
+    # A large alpha_2 keeps P and P^ apart, as |P - P^| has no derivative at 0.
     targets = superpixel_targets(image, labels, masks, SuperpixelLossConfig(alpha_2=0.1))
-    pixels, weights = torch.from_numpy(targets.labels), torch.from_numpy(targets.weights).double()
-    affinities = torch.from_numpy(targets.affinities).double()
-    states, areas = torch.from_numpy(targets.states), torch.from_numpy(targets.areas)
+    pixels, weights = targets.labels, targets.weights.double()
+    affinities = targets.affinities.double()
+    states, areas = targets.states, targets.areas
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 48, generator=generator, dtype=torch.float64, requires_grad=True)
-    # The target is a constant to gradients: finite differences must hold it fixed as well.
+    # The target is detached, so finite differences must keep it constant too.
     constant = soft_targets(
         superpixel_probabilities(logits.sigmoid(), pixels, weights, len(affinities)), affinities
     )
@@ -201,24 +200,24 @@ def test_states_worked_by_hand():
     ]
 
 
-def test_an_instance_without_a_whole_superpixel_is_told_apart():
+def test_has_positive_is_false_for_instances_without_a_positive_superpixel():
     states = torch.tensor([[POSITIVE, IGNORED], [NEGATIVE, IGNORED], [IGNORED, IGNORED]])
     assert has_positive(states).tolist() == [True, False, False]
     nothing_labelled = hard_loss(torch.tensor([[0.3, 0.7]]), states[2:], torch.ones(2))
     assert nothing_labelled.tolist() == [1.0]
 
 
-def test_superpixels_of_one_pixel_are_judged_as_pixels():
+def test_superpixels_of_one_pixel_give_the_pixel_wise_loss():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 12, generator=generator, dtype=torch.float64)
     masks = (torch.rand(2, 12, generator=generator) < 0.4).double()
     valid = (torch.arange(12) < 9).double()
     expected = pixel_mask_loss(logits, masks, valid)
-    # What is off the image has no pixel.
+    # Superpixels off the image have area 0.
     torch.testing.assert_close(hard_loss(logits.sigmoid(), masks.to(torch.int8), valid), expected)
 
 
-def test_a_leak_costs_the_same_near_and_far():
+def test_the_loss_of_a_leak_depends_on_area_and_not_on_distance():
     states = torch.tensor([[POSITIVE, NEGATIVE, NEGATIVE, NEGATIVE]])
     near, far = torch.tensor([[0.9, 0.6, 0.1, 0.1]]), torch.tensor([[0.9, 0.1, 0.1, 0.6]])
     torch.testing.assert_close(hard_loss(near, states, torch.ones(4)), hard_loss(far, states, torch.ones(4)))
@@ -226,7 +225,7 @@ def test_a_leak_costs_the_same_near_and_far():
     assert larger > hard_loss(far, states, torch.ones(4))
 
 
-def test_superpixels_lost_at_the_mask_stride_are_left_out():
+def test_superpixels_that_vanish_at_the_mask_stride_are_left_out():
     labels = np.zeros((8, 8), np.int32)
     labels[0, 0] = 1
     labels[:, 4:] = 2
@@ -240,7 +239,7 @@ def test_superpixels_lost_at_the_mask_stride_are_left_out():
 
 
 def true_mask_terms(image, masks, alpha_2, num_segments=600):
-    """P^ inside and outside, and the soft loss, of masks (N, H, W) that are taken for predictions."""
+    """Mean P^ inside and outside, and the soft loss, for true masks (N, H, W) as predictions."""
     unit = image.astype(np.float32) / 255
     labels = segment(image, SuperpixelConfig(num_segments=num_segments))
     graph = build_graph(unit, labels)
@@ -258,20 +257,20 @@ def true_mask_terms(image, masks, alpha_2, num_segments=600):
     )
 
 
-def test_alpha_2_keeps_a_disc_and_its_ground_apart(photograph):
+def test_alpha_2_separates_a_disc_from_its_background(photograph):
     image = photograph(3)
     bright = image.mean(axis=2) > (float(image.min()) + float(image.max())) / 2
     inside, outside, loss = true_mask_terms(image, bright[None], ALPHA_2, 60)
     assert inside > 0.95
     assert outside < 0.01
     assert loss < 0.01
-    _, _, punished = true_mask_terms(image, bright[None], 10.0, 60)
-    assert punished > 10 * loss
+    _, _, wide_loss = true_mask_terms(image, bright[None], 10.0, 60)
+    assert wide_loss > 10 * loss
 
 
 @pytest.mark.slow
-def test_alpha_2_keeps_true_objects_apart_and_0_3_does_not(development_data):
-    """METHODS 4: on true COCO masks P^ is about 0.85 inside and 0.01 outside, and the truth costs 0.02."""
+def test_alpha_2_separates_true_objects_and_0_3_does_not(development_data):
+    """On true COCO masks P^ is about 0.85 inside and 0.01 outside, and L_soft 0.02 (docs/methods.md, 4)."""
     from PIL import Image
 
     found = {ALPHA_2: [], 0.3: []}

@@ -128,11 +128,12 @@ def test_instances_count_by_their_stability(labelled_folder, stable_version, tin
     images = list_images(stable_version, SelectionConfig())
     maker = SampleMaker(images, corpus, tmp_path / "cache", task)
     samples = [maker[SampleNumber(0, index)] for index in range(5)]
-    weights = [float(sample.adaptive.instance_weights[0]) for sample in samples]
+    weights = [float(sample.targets.adaptive.instance_weights[0]) for sample in samples]
     np.testing.assert_allclose(weights, (np.array([0, 0.5, 1, 1.5, 2]) + 0.1) / 2.1, rtol=1e-6)
-    phi = samples[0].adaptive.pixel_weights
-    assert phi.shape == samples[0].masks.shape
-    assert (phi[:, samples[0].on_image == 0] == 0).all()
+    targets = samples[0].targets
+    phi = targets.adaptive.pixel_weights
+    assert phi.shape == targets.masks.shape
+    assert (phi[:, targets.on_image == 0] == 0).all()
     assert phi.max() > 0.9
     run = run_of(MemoryObjects(), plain)
     train_solo(run, maker)
