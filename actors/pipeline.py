@@ -1,7 +1,7 @@
-"""The labelling pipeline: a plan streams through a pool of workers into a store.
+"""The labelling pipeline: streams a plan's images through a pool of workers into a store.
 
-The driver holds only run lengths: it gathers the rows of a shard and hands the full shard to a write task.
-The run has succeeded when the committed shards are those of the plan.
+The driver holds masks as run lengths only: it collects the rows of a shard and passes the full shard to a
+write task. A run has succeeded when every planned shard is committed.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.pool import MAX_IN_FLIGHT, PoolSize, WorkerPool
+from actors.ledger import MAX_IN_FLIGHT
+from actors.pool import PoolSize, WorkerPool
 from actors.read_ahead import read_ahead
 from actors.storage import Work, commit_shard
 from actors.workers import Worker
@@ -25,18 +26,17 @@ from engine.store.runs import RunRecord
 from engine.store.schema import ShardSummary
 from engine.types import Chunk, Outcome, Reason, ShardPlan
 
-# Shards that are listed and planned before their images are asked for.
+# Shards that are listed and planned ahead of the one being handed out.
 _PLANS_AHEAD = 2
-# Full shards that wait for their write at one time; more would let memory grow with a slow store.
+# Most shards that are being written at a time; with more, memory would grow if the store is slow.
 _WRITES_IN_FLIGHT = 4
-# A write that a server refuses for a passing reason is tried again this often, by Ray, on any node.
+# Retries of a write that failed with a TransientError; Ray may retry on another node.
 _WRITE_RETRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingRun:
-    """What is to be labelled, how, and on which device; `image_size` is the encoder's (height, width), or the
-    trained network's."""
+    """What to label, how, and on which device; `image_size` is the network's input (height, width)."""
 
     work: Work
     config: LabellingConfig
@@ -46,7 +46,7 @@ class LabellingRun:
 
 @dataclass
 class Progress:
-    """What a run has done so far; `images` counts those labelled in this run, not in earlier ones."""
+    """Counts of a run so far, without what earlier runs of the same version did."""
 
     images: int = 0
     instances: int = 0
@@ -62,10 +62,10 @@ class Progress:
 def run_labelling(
     run: LabellingRun, size: PoolSize, on_progress: Callable[[Progress], None]
 ) -> list[ShardSummary]:
-    """Label what the version lacks, and finish it; returns the summaries of all its shards.
+    """Label the images that the version lacks, and finish it; returns the summaries of all its shards.
 
-    `on_progress` is called after every chunk, and at least every few seconds. How fast it went is recorded
-    beside the labels. Raises RunError where shards are missing in the end.
+    `on_progress` is called after every chunk, and at least every few seconds. The run's duration is recorded
+    in the version. Raises RunError if shards are missing at the end.
     """
     start = time.monotonic()
     version = run.work.version
@@ -104,20 +104,27 @@ def run_labelling(
 def _count_written(
     writes: list[ray.ObjectRef[None]], progress: Progress, on_progress: Callable[[Progress], None]
 ) -> None:
-    try:
+    with write_errors():
         ray.get(writes)
-    except RayTaskError:
-        raise  # what the write itself raised
-    except RayError as error:
-        raise RunError(f"a shard could not be written ({error}); run the same command again") from error
     progress.shards += len(writes)
     on_progress(progress)
+
+
+@contextmanager
+def write_errors() -> Iterator[None]:
+    """Raise RunError if Ray gives a write up; errors that the write itself raised pass unchanged."""
+    try:
+        yield
+    except RayTaskError:
+        raise
+    except RayError as error:
+        raise RunError(f"a shard could not be written ({error}); run the same command again") from error
 
 
 def _label_shards(
     run: LabellingRun, size: PoolSize, progress: Progress, on_progress: Callable[[Progress], None]
 ) -> Generator[tuple[ShardPlan, list[Outcome]]]:
-    """Shards as their last image is labelled, with a row for each image in the plan's order."""
+    """Yield each shard when its last image is labelled, with its images' rows in the plan's order."""
     unfinished: dict[str, tuple[ShardPlan, dict[str, Outcome]]] = {}
 
     def chunks(plans: Iterator[ShardPlan]) -> Iterator[Chunk]:

@@ -1,42 +1,33 @@
-"""Workers that are handed chunks, each a little ahead, and replaced where they die.
+"""A pool of worker actors: carries out with Ray what `actors.ledger` decides.
 
-Ray moves one chunk's records to a worker and its rows back, nothing else: a worker that dies has lost only
-what it was at, and that is done again. No chunk waits for a worker that has not started.
+Ray moves a chunk's records to a worker and its rows back, nothing else: a worker that dies loses only the
+chunks it holds, and those are labelled again.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
-from itertools import chain, islice
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from actors.ledger import ChunkLedger, Decision, EndRun, GiveUp, HandOut, StartWorker, StopWorker
 from actors.reader import rejected_outcome
 from engine.errors import ConfigurationError, DeviceMemoryError, RunError
 from engine.types import Chunk, Outcome, Reason
 
-# Chunks that a worker has at one time: while it computes one, it reads the next.
-MAX_IN_FLIGHT = 2
-# Workers that share a GPU at most: each holds a network and its own share of the memory.
-_WORKERS_ON_A_GPU = 8
-# A chunk with which so many workers have died is taken apart, and an image given up; the last times it was
-# alone with its worker. A machine that was taken away does not count.
-_DEATHS_OF_A_CHUNK = 2
-_DEATHS_OF_AN_IMAGE = 3
-# Whoever watches the run hears of it this often, even where nothing has come.
+# Most workers that share a GPU: each holds a network and its own share of the memory.
+_MAX_WORKERS_PER_GPU = 8
+# `WorkerPool.label` yields at least this often, so that its caller can report progress.
 _HEARTBEAT_S = 5.0
-# So many workers in a row may die before they have started.
-_FAILED_STARTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSize:
-    """How many workers there are, and the CPUs and GPUs that Ray reserves for each of them."""
+    """Number of workers, and the CPUs and GPUs that Ray reserves for each of them."""
 
     workers: int
     cpus_each: float
@@ -44,11 +35,12 @@ class PoolSize:
 
 
 def size_pool(num_cpus: float, num_gpus: float) -> PoolSize:
-    """A pool that fills a cluster and never exceeds it: Ray waits for ever, in silence, for CPUs it has not.
+    """The largest pool that fits a cluster; Ray would wait silently, without end, for CPUs that do not exist.
 
-    Without GPUs there is one worker a core. Up to 8 share a GPU, as far as there are cores for them: while
-    some read, find proposals and pack masks on the CPU, it has work from others; those that turn out to have
-    no room in its memory go again (`WorkerPool`). Raises ConfigurationError for less than one CPU.
+    Without GPUs there is one worker per core. With GPUs, up to 8 workers share each of them, as far as there
+    are cores: while some read, find proposals and pack masks on the CPU, others keep the GPU busy. Workers
+    that do not fit in its memory are dropped later, see `WorkerPool`. Raises ConfigurationError for less than
+    one CPU.
 
     >>> size_pool(2, 0).workers, size_pool(64, 8).workers
     (2, 64)
@@ -56,158 +48,114 @@ def size_pool(num_cpus: float, num_gpus: float) -> PoolSize:
     whole_cpus, whole_gpus = math.floor(num_cpus), math.floor(num_gpus)
     if whole_cpus < 1:
         raise ConfigurationError(f"the cluster has {num_cpus} free CPUs; labelling needs at least one")
-    workers, each_gpu = whole_cpus, 1
+    workers, per_gpu = whole_cpus, 1
     if whole_gpus > 0:
-        # A power of two, whose share of a GPU Ray counts exactly.
-        while each_gpu < _WORKERS_ON_A_GPU and 2 * each_gpu * whole_gpus <= whole_cpus:
-            each_gpu *= 2
-        workers = each_gpu * whole_gpus
-    # Rounded down to what Ray can count, with a little left for what else runs there.
+        # A power of two, so that Ray counts the share of a GPU exactly.
+        while per_gpu < _MAX_WORKERS_PER_GPU and 2 * per_gpu * whole_gpus <= whole_cpus:
+            per_gpu *= 2
+        workers = per_gpu * whole_gpus
+    # Rounded down to hundredths, which Ray can count, leaving a little for other processes of the run.
     cpus_each = min(1.0, math.floor(0.9 * whole_cpus / workers * 100) / 100)
-    return PoolSize(workers=workers, cpus_each=cpus_each, gpus_each=1.0 / each_gpu if whole_gpus > 0 else 0.0)
+    return PoolSize(workers=workers, cpus_each=cpus_each, gpus_each=1.0 / per_gpu if whole_gpus > 0 else 0.0)
 
 
-@dataclass(eq=False)
-class _PooledWorker:
-    """A worker of the pool, and the chunks it has in hand."""
+class ActorRuntime(Protocol):
+    """The functions of the `ray` module that a pool calls."""
 
-    actor: Any
-    has_started: bool = False
-    is_alone: bool = False
-    chunks: list[Chunk] = field(default_factory=list)
+    def wait(self, refs: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]: ...
+
+    def get(self, ref: Any) -> Any: ...
+
+    def kill(self, actor: Any) -> None: ...
+
+
+_RAY = cast(ActorRuntime, ray)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a worker whose answer is awaited: `label(chunk)`, or `start()` if there is no chunk."""
+
+    worker: int
+    chunk: Chunk | None
 
 
 class WorkerPool:
-    """Up to `size` actors with the methods of `actors.workers.Worker`, which `make_actor` makes."""
+    """Up to `size` actors with the methods of `actors.workers.Worker`, made by `make_actor`."""
 
-    def __init__(self, make_actor: Callable[[], Any], size: int) -> None:
+    def __init__(self, make_actor: Callable[[], Any], size: int, runtime: ActorRuntime = _RAY) -> None:
         self._make_actor = make_actor
         self._size = size
-        self._members: list[_PooledWorker] = []
-        # What a member was asked: to label a chunk, or to start.
-        self._asked: dict[ray.ObjectRef[Any], tuple[_PooledWorker, Chunk | None]] = {}
-        self._chunks: Iterator[Chunk] = iter(())
-        # What members died with: each is handed out alone.
-        self._returned: deque[Chunk] = deque()
-        self._crashes: Counter[Chunk] = Counter()
-        self._given_up: list[Outcome] = []
-        self._failed_starts = 0
+        self._runtime = runtime
+        self._actors: dict[int, Any] = {}
+        self._calls: dict[Any, _Call] = {}
 
     def label(self, chunks: Iterator[Chunk]) -> Generator[list[Outcome]]:
-        """The rows of all chunks as they come, a list for each chunk or part of one; an empty list where none
-        has come for a few seconds.
+        """Label all chunks; yields rows as they come, and an empty list if none came for a few seconds.
 
-        A worker that its GPU or its machine has no memory for leaves its chunks to the others. Raises what
-        starting a worker raises, and RunError where no worker is left or workers keep dying before they have
-        started.
+        A worker that dies is replaced and its chunks are labelled again. A worker that runs out of memory is
+        dropped and its chunks go to the others. Ends with the last row, even if some workers have not started
+        by then. Raises RunError if no worker is left or workers keep dying before they have started, and
+        whatever a worker's `start` or `label` raises.
         """
-        first = list(islice(chunks, self._size))
-        self._chunks = chain(first, chunks)
+        ledger = ChunkLedger(chunks)
         try:
-            for _ in first:
-                self._begin()
-            while self._asked:
-                answered = self._answered()
-                if not answered:
+            yield from self._carry_out(ledger.begin(self._size))
+            while not ledger.is_finished:
+                answers = self._wait()
+                if not answers:
                     yield []
-                for answer in answered:
-                    # The death of a worker takes back all that it was asked.
-                    if answer in self._asked:
-                        yield from self._take(answer)
+                for answer in answers:
+                    yield from self._take(answer, ledger)
         finally:
-            for member in self._members:
-                ray.kill(member.actor)
+            for actor in self._actors.values():
+                self._runtime.kill(actor)
 
-    def _answered(self) -> list[ray.ObjectRef[Any]]:
-        """Waits for an answer and returns all that are there: a wait takes time for every worker."""
-        asked = list(self._asked)
-        ray.wait(asked, timeout=_HEARTBEAT_S)
-        answered: list[ray.ObjectRef[Any]]
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
-        return answered
+    def _wait(self) -> list[Any]:
+        """Wait for an answer, then return all that have come: a wait takes time for every pending call."""
+        pending = list(self._calls)
+        self._runtime.wait(pending, num_returns=1, timeout=_HEARTBEAT_S)
+        answers, _ = self._runtime.wait(pending, num_returns=len(pending), timeout=0)
+        return answers
 
-    def _take(self, answer: ray.ObjectRef[Any]) -> Iterator[list[Outcome]]:
-        member, chunk = self._asked.pop(answer)
+    def _take(self, answer: Any, ledger: ChunkLedger) -> Iterator[list[Outcome]]:
+        """Tell the ledger what an answer says, yield its rows and carry out what the ledger decides."""
+        call = self._calls.pop(answer, None)
+        if call is None or ledger.is_finished:
+            return  # of a worker stopped since the wait, or one that started too late
         try:
-            rows = ray.get(answer)
+            rows = self._runtime.get(answer)
         except RayActorError as error:
-            self._replace(member, error)
-            yield from ([row] for row in self._given_up)
-            self._given_up.clear()
-            return
+            decisions = ledger.worker_died(call.worker, preempted=error.preempted, error=str(error))
         except (DeviceMemoryError, OutOfMemoryError) as error:
-            self._drop(member, error)
-            return
-        if chunk is None:
-            member.has_started, self._failed_starts = True, 0
+            memory = "the GPU's memory" if isinstance(error, DeviceMemoryError) else "memory"
+            cause = getattr(error, "cause", error)  # without the worker's traceback
+            decisions = ledger.worker_out_of_memory(call.worker, memory=memory, error=str(cause))
         else:
-            member.chunks.remove(chunk)
-            member.is_alone = False
-            yield rows
-        self._fill(member)
+            if call.chunk is None:
+                decisions = ledger.worker_started(call.worker)
+            else:
+                yield rows
+                decisions = ledger.chunk_done(call.worker, call.chunk)
+        yield from self._carry_out(decisions)
 
-    def _begin(self) -> None:
-        member = _PooledWorker(actor=self._make_actor())
-        self._members.append(member)
-        self._asked[member.actor.start.remote()] = (member, None)
+    def _carry_out(self, decisions: list[Decision]) -> Iterator[list[Outcome]]:
+        for decision in decisions:
+            match decision:
+                case StartWorker(worker):
+                    self._actors[worker] = self._make_actor()
+                    self._calls[self._actors[worker].start.remote()] = _Call(worker, None)
+                case HandOut(worker, chunk):
+                    self._calls[self._actors[worker].label.remote(chunk)] = _Call(worker, chunk)
+                case StopWorker(worker):
+                    self._stop(worker)
+                case GiveUp(record, crashes):
+                    detail = f"{crashes} workers died while they had this image"
+                    yield [rejected_outcome(record, Reason.FAILED, detail)]
+                case EndRun(reason):
+                    raise RunError(reason)
 
-    def _fill(self, member: _PooledWorker) -> None:
-        """Hand a member what it has room for."""
-        if self._returned and not member.chunks:
-            member.is_alone = True
-            self._submit(member, self._returned.popleft())
-        while len(member.chunks) < MAX_IN_FLIGHT and not member.is_alone:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return
-            self._submit(member, chunk)
-
-    def _submit(self, member: _PooledWorker, chunk: Chunk) -> None:
-        member.chunks.append(chunk)
-        self._asked[member.actor.label.remote(chunk)] = (member, chunk)
-
-    def _drop(self, member: _PooledWorker, error: DeviceMemoryError | OutOfMemoryError) -> None:
-        self._remove(member)
-        if not self._members:
-            where = "the GPU's memory" if isinstance(error, DeviceMemoryError) else "memory"
-            reason = getattr(error, "cause", error)  # without the traceback that it has from the worker
-            raise RunError(
-                f"not even one worker has room in {where}: give a smaller --encoder.batch-size ({reason})"
-            ) from error
-        self._returned.extend(member.chunks)
-        self._feed_all()
-
-    def _remove(self, member: _PooledWorker) -> None:
-        self._members.remove(member)
-        self._asked = {answer: asked for answer, asked in self._asked.items() if asked[0] is not member}
-        ray.kill(member.actor)  # one that is only out of reach must not work on
-
-    def _replace(self, member: _PooledWorker, error: RayActorError) -> None:
-        self._remove(member)
-        if not member.has_started and not error.preempted:
-            self._failed_starts += 1
-            if self._failed_starts >= _FAILED_STARTS:
-                raise RunError(f"{self._failed_starts} workers in a row died while they started: {error}")
-        for chunk in member.chunks:
-            self._requeue(chunk, is_death=not error.preempted)
-        self._begin()
-        self._feed_all()
-
-    def _feed_all(self) -> None:
-        for member in self._members:
-            if member.has_started:
-                self._fill(member)
-
-    def _requeue(self, chunk: Chunk, is_death: bool) -> None:
-        self._crashes[chunk] += is_death
-        deaths = self._crashes[chunk]
-        if len(chunk.records) > 1 and deaths >= _DEATHS_OF_A_CHUNK:
-            parts = [Chunk(shard=chunk.shard, records=(record,)) for record in chunk.records]
-            self._crashes.update(parts)
-            self._returned.extend(parts)
-        elif deaths >= _DEATHS_OF_AN_IMAGE:
-            (record,) = chunk.records
-            detail = f"{deaths} workers died while they had this image"
-            self._given_up.append(rejected_outcome(record, Reason.FAILED, detail))
-        else:
-            self._returned.append(chunk)
+    def _stop(self, worker: int) -> None:
+        self._calls = {answer: call for answer, call in self._calls.items() if call.worker != worker}
+        # A worker that is only out of reach must not work on.
+        self._runtime.kill(self._actors.pop(worker))

@@ -1,19 +1,19 @@
-"""The one exception tree.
+"""The exception tree of the project.
 
 MaskmillError
-├── UsageError              what was asked for cannot be done; one line says what to do (exit code 2)
+├── UsageError              the request cannot be carried out; one line says what to do (exit code 2)
 │   ├── ConfigurationError    a setting is out of range, or settings contradict each other
 │   │   └── OutOfBoundsError    a number lies outside the bounds of its field
-│   ├── CorpusError           the corpus is missing, empty or not of this kind
-│   ├── StoreError            the store cannot be read or written, or holds something else
-│   └── WeightsError          the encoder or its weights are unknown, unreachable or do not fit
-├── ImageError              one image failed; it becomes a row with a reason
+│   ├── CorpusError           the corpus is missing, empty or of another kind
+│   ├── StoreError            the store cannot be read or written, or does not match the request
+│   └── WeightsError          the weights are unknown, unreachable or do not fit the network
+├── ImageError              an image failed; it becomes a row with a reason
 ├── ObjectMissing           no object has this key
-├── TransientError          worth another try: time-outs, throttling, a server that went away
-├── DeviceMemoryError       a GPU has no room for what was to be computed
-└── RunError                a run ended without the store that it promised (exit code 1)
+├── TransientError          a retry may succeed: time-outs, throttling, an unreachable server
+├── DeviceMemoryError       a GPU ran out of memory
+└── RunError                a run ended before its output was complete (exit code 1)
 
-Exceptions cross process borders, so every one hands its positional arguments to `super().__init__`.
+Exceptions are pickled between processes, so each passes all its arguments to `super().__init__`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from engine.types import Reason
 
 
 class MaskmillError(Exception):
-    """Base of everything that this project raises on purpose."""
+    """Base of all exceptions that this project raises deliberately."""
 
 
 class UsageError(MaskmillError):
-    """What was asked for cannot be done; the message is one line that says what to do."""
+    """The request cannot be carried out; the message is one line that says what to do."""
 
 
 class ConfigurationError(UsageError):
@@ -46,19 +46,19 @@ class OutOfBoundsError(ConfigurationError):
 
 
 class CorpusError(UsageError):
-    """The corpus is missing, empty or not of this kind."""
+    """The corpus is missing, empty or of another kind."""
 
 
 class StoreError(UsageError):
-    """The store cannot be read or written, or holds something else."""
+    """The store cannot be read or written, or does not match the request."""
 
 
 class WeightsError(UsageError):
-    """The encoder or its weights are unknown, unreachable or do not fit."""
+    """The weights are unknown, unreachable or do not fit the network."""
 
 
 class ImageError(MaskmillError):
-    """One image failed; `reason` is the code that its row will carry, `detail` a sentence for people."""
+    """An image failed; `reason` and `detail` (an explanation in words) are stored in its row."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -74,12 +74,12 @@ class ObjectMissing(MaskmillError):
 
 
 class TransientError(MaskmillError):
-    """Worth another try: a time-out, throttling, a server that went away."""
+    """A retry may succeed: a time-out, throttling, an unreachable server."""
 
 
 class DeviceMemoryError(MaskmillError):
-    """A GPU has no room for what was to be computed; no image is to blame for it."""
+    """A GPU ran out of memory; no single image is the cause."""
 
 
 class RunError(MaskmillError):
-    """A run ended without the store that it promised."""
+    """A run ended before its output was complete."""

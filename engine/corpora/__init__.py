@@ -1,4 +1,4 @@
-"""Where images come from. A corpus names its images in a fixed order and hands out their bytes."""
+"""Corpora: named images in a fixed order, whose files can be read."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ __all__ = [
 ]
 
 CorpusKind = Literal["folder", "coco", "sa1b", "hrsid"]
-"""How a corpus is laid out; a version of labels records it, so that its images can be found again."""
+"""Layout of a corpus; recorded in a version of labels, so that its images can be read again."""
 
 
 class Corpus(Protocol):
-    """What the pipeline asks of every corpus. Implementations pickle small: they hold names, not images."""
+    """Interface of all corpora. Pickles are small, since they hold names and no images."""
 
     @property
     def kind(self) -> CorpusKind:
-        """How it is laid out."""
+        """The layout."""
 
     @property
     def uri(self) -> str:
-        """The corpus as the user named it."""
+        """The place as a path or URI."""
 
     def records(self, after: ImageRecord | None = None) -> Iterator[ImageRecord]:
-        """The images in the corpus's order, as they are listed; from the one behind `after` on.
+        """List the images lazily in the corpus's order, starting behind `after`.
 
-        The order is a pure function of the corpus's content. Raises CorpusError where it cannot be listed.
+        The order depends on the corpus's content only. Raises CorpusError if the corpus cannot be listed.
         """
 
     def read(self, record: ImageRecord) -> bytes:
-        """The image's file. Raises ImageError, or TransientError where another try may help."""
+        """Read an image's file. Raises ImageError, or TransientError if a retry may succeed."""
 
 
 def open_corpus(uri: str, kind: str, kept_indexes: ObjectStore | None = None) -> Corpus:
-    """The corpus of this kind at `uri`, to read images of that records name.
+    """Open the corpus of this kind at `uri`, to read images by their records.
 
-    `kept_indexes` is the label store that the records come from: with it, images in tars are found at once,
-    without it by walking the tar's headers. Raises CorpusError where there is no such folder or kind.
+    `kept_indexes` is the label store of the records: its indexes of tars save walking the tars' headers.
+    Raises CorpusError if there is no such folder or kind.
     """
     if kind == "folder":
         return FolderCorpus.open(uri)
@@ -64,11 +64,11 @@ def open_corpus(uri: str, kind: str, kept_indexes: ObjectStore | None = None) ->
         return CocoCorpus(open_corpus_objects(uri), "coco")
     if kind == "hrsid":
         return CocoCorpus(open_corpus_objects(uri), "hrsid")
-    raise CorpusError(f"no corpus of kind {kind!r}: there are {', '.join(get_args(CorpusKind))}")
+    raise CorpusError(f"no corpus of kind {kind!r}: choose one of {', '.join(get_args(CorpusKind))}")
 
 
 def plan_shards(records: Iterator[ImageRecord], shard_size: int, first: int = 0) -> Iterator[ShardPlan]:
-    """Cut a stream of records into shards of `shard_size`, numbered from `first`; the last may be shorter.
+    """Cut a stream of records into shards of `shard_size`, numbered from `first`; the last may be smaller.
 
     >>> stream = (ImageRecord(image_id=name, path=name) for name in "abc")
     >>> [(plan.index, len(plan.records), plan.is_last) for plan in plan_shards(stream, 2)]
@@ -76,7 +76,7 @@ def plan_shards(records: Iterator[ImageRecord], shard_size: int, first: int = 0)
     """
     held: list[ImageRecord] = []
     for record in records:
-        # A full shard waits for one more record, which tells whether it is the last.
+        # A full shard is yielded when the next record shows that it is not the last.
         if len(held) == shard_size:
             yield ShardPlan(index=first, records=tuple(held), is_last=False)
             held, first = [], first + 1

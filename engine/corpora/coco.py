@@ -1,4 +1,4 @@
-"""Images that a COCO annotation file lists, or a folder of images with COCO's names."""
+"""Images listed by a COCO annotation file, or a folder of images with COCO's file names."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _COCO_NAME = re.compile(r"(?:^|[/_])(\d{12})\.\w+$")
 
 
 class CocoCorpus:
-    """Images of a list, in the list's order, or all of a folder in the order of their paths' bytes.
+    """The images of a list in the list's order, or those of a folder in the order of their paths' bytes.
 
-    The image id is the path relative to the corpus root; the COCO number is that of the list, or of a name
-    such as 000000000139.jpg.
+    The image id is the path relative to the corpus root. The COCO id is the list's, or the number in a file
+    name such as 000000000139.jpg.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class CocoCorpus:
         image_list: ImageList | None = None,
         image_folder: str = "",
     ) -> None:
-        """`image_folder` is where the list's file names begin, relative to the corpus."""
+        """The list's file names are relative to `image_folder`, a path within the corpus."""
         self.kind: Literal["coco", "hrsid"] = kind
         self._folder = FolderCorpus(objects)
         self._list = image_list
@@ -58,7 +58,7 @@ class CocoCorpus:
         if after is not None and not any(record.path == after.path for record in records):
             raise CorpusError(
                 f"{self._list.name} no longer lists {after.path!r}, the last image that was planned; "
-                "give the list that was begun with, or --overwrite"
+                "give the list that the labels were begun with, or --overwrite"
             )
         yield from records
 
@@ -67,11 +67,11 @@ class CocoCorpus:
 
 
 def open_coco(uri: str, annotations: str | None = None, images: str | None = None) -> CocoCorpus:
-    """The images below `uri` that the list `annotations` names, or all of them.
+    """Open the images below `uri` that the list `annotations` names, or all of them without a list.
 
-    `annotations` is a file relative to the corpus, an absolute path or an S3 URI; `images` the folder in
-    which its file names begin, relative to the corpus: by default `val2017` for `instances_val2017.json`,
-    where there is such a folder. Raises CorpusError for a list that cannot be used.
+    `annotations` is a path relative to the corpus, an absolute path or an S3 URI. The list's file names are
+    relative to the folder `images` of the corpus, by default `val2017` for `instances_val2017.json` if that
+    folder exists, else the corpus root. Raises CorpusError if the list cannot be used.
     """
     objects = open_corpus_objects(uri)
     if annotations is None:
@@ -87,9 +87,9 @@ def open_coco(uri: str, annotations: str | None = None, images: str | None = Non
 
 
 def open_hrsid(uri: str, annotations: str | None = None) -> CocoCorpus:
-    """The chips of JPEGImages/ that a list of annotations/ names: the only one, where none is given.
+    """Open the chips in JPEGImages/ that `annotations` names, by default the only list in annotations/.
 
-    Raises CorpusError where there are several and for a list that cannot be used.
+    Raises CorpusError if the list cannot be used, or if none is given and there is not exactly one.
     """
     objects = open_corpus_objects(uri)
     if annotations is None:
@@ -98,7 +98,7 @@ def open_hrsid(uri: str, annotations: str | None = None) -> CocoCorpus:
 
 
 def coco_number(path: str) -> int | None:
-    """The number in a file name such as COCO's.
+    """The COCO id in a file name, or None.
 
     >>> coco_number("train2014/COCO_train2014_000000000139.jpg"), coco_number("000000000139.jpg")
     (139, 139)
@@ -123,7 +123,7 @@ def _checked_list(objects: ObjectStore, annotations: str) -> ImageList:
 
 
 def _split_folder(objects: ObjectStore, annotations: str) -> str:
-    """The folder of the images of `instances_<split>.json`: `<split>`, or the corpus itself."""
+    """The image folder for `instances_<split>.json`: `<split>` if it exists, else the corpus root."""
     split = PurePosixPath(annotations).stem.rpartition("_")[2]
     try:
         return split if next(objects.keys(f"{split}/"), None) is not None else ""
@@ -138,5 +138,5 @@ def _only_list(objects: ObjectStore) -> str:
         raise CorpusError(str(error)) from error
     if len(found) != 1:
         there = f"there are {', '.join(found)}" if found else f"{HRSID_ANNOTATIONS}/ has none"
-        raise CorpusError(f"which images of {objects.uri}? Give --annotations FILE.json ({there})")
+        raise CorpusError(f"cannot choose the list of {objects.uri}: give --annotations FILE.json ({there})")
     return found[0]

@@ -1,4 +1,4 @@
-"""Image files by their names: which there are, how names become text, how a file is read."""
+"""Image files of a corpus: recognizing them by name, writing their names as text, reading them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from engine.objects.local import LocalObjects
 from engine.objects.object_store import ObjectStore, open_objects
 from engine.types import Reason
 
-# More than any image that is small enough to be decoded; what claims to be larger is not fetched.
+# Larger than any image that can be decoded; larger files are rejected.
 MAX_FILE_BYTES = 1 << 30
 
 
 def open_corpus_objects(uri: str, accepted: str = "a folder or s3://bucket/prefix") -> ObjectStore:
-    """The objects below a corpus's URI. Raises CorpusError, which says what is `accepted`."""
+    """Open the objects below a corpus's URI. Raises CorpusError, whose message names what is `accepted`."""
     try:
         objects = open_objects(uri)
     except StoreError as error:
@@ -27,17 +27,17 @@ def open_corpus_objects(uri: str, accepted: str = "a folder or s3://bucket/prefi
 
 
 def is_image(key: str) -> bool:
-    """Whether a name is that of an image, and neither it nor a folder above it is hidden by a dot."""
+    """Whether a key has an image suffix and is not hidden."""
     return key.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(key)
 
 
 def is_hidden(key: str) -> bool:
-    """Whether the name or that of a folder above it begins with a dot."""
+    """Whether the name of a key or of a folder above it begins with a dot."""
     return any(part.startswith(".") for part in key.split("/"))
 
 
 def key_to_text(key: str) -> str:
-    """The key as text that any file can hold: bytes that are no UTF-8 become \\xNN.
+    """Convert a key to valid UTF-8 text: bytes that are not UTF-8 become \\xNN.
 
     >>> key_to_text("caf\\udce9.jpg"), key_to_text(r"caf\\xe9.jpg")
     ('caf\\\\xe9.jpg', 'caf\\\\x5cxe9.jpg')
@@ -51,13 +51,13 @@ def escape_name(name: str) -> str:
 
 
 def text_to_key(text: str) -> str:
-    """The key that `key_to_text` was given."""
+    """Convert text written by `key_to_text` back to the key."""
     data = re.sub(rb"\\x(5c|[89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), text.encode())
     return os.fsdecode(data)
 
 
 def escapes_root(path: str) -> bool:
-    """Whether a path is none of a file below the corpus.
+    """Whether a path leads out of the corpus.
 
     >>> [escapes_root(path) for path in ("a/b.jpg", "../b.jpg", "/b.jpg", "a/../../b.jpg", "a..b.jpg")]
     [False, True, True, True, False]
@@ -66,7 +66,7 @@ def escapes_root(path: str) -> bool:
 
 
 def read_file(objects: ObjectStore, key: str, start: int = 0, size: int | None = None) -> bytes:
-    """An object's bytes, or `size` of them from `start` on. Raises ImageError, or TransientError."""
+    """Read an object from byte `start`, all of it or `size` bytes. Raises ImageError or TransientError."""
     if escapes_root(key):
         raise ImageError(Reason.UNREADABLE, "its path leads out of the corpus")
     try:
@@ -74,7 +74,7 @@ def read_file(objects: ObjectStore, key: str, start: int = 0, size: int | None =
     except ObjectMissing as error:
         raise ImageError(Reason.MISSING, "the file is not there") from error
     except StoreError as error:
-        # Rows speak of the corpus without saying where it lies.
+        # Rows must not depend on where the corpus is.
         raise ImageError(Reason.UNREADABLE, str(error).replace(f"{objects.uri}/", "")) from error
     if len(data) > MAX_FILE_BYTES:
         raise ImageError(Reason.TOO_LARGE, f"the file has more than {MAX_FILE_BYTES >> 30} GiB")

@@ -1,4 +1,4 @@
-"""Any folder of images, local or on S3, and the photographs that scikit-image carries."""
+"""Folders of images, local or on S3, and the photographs in scikit-image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.objects.object_store import ObjectStore
 from engine.types import ImageRecord
 
 SKIMAGE_URI = "skimage:"
-# The colour and grey photographs of ordinary things among scikit-image's packaged data.
+# The photographs of everyday scenes in scikit-image's packaged data.
 _SKIMAGE_PHOTOGRAPHS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png",
                         "motorcycle_left.png", "rocket.jpg")  # fmt: skip
 
@@ -21,20 +21,20 @@ _SKIMAGE_PHOTOGRAPHS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.pn
 class FolderCorpus:
     """All JPEG, PNG, WebP, TIFF and BMP files below a folder, in the order of their paths' bytes.
 
-    Hidden files and folders (names that begin with a dot) are passed over. The image id is the path relative
-    to the corpus root.
+    Hidden files and folders (names that begin with a dot) are skipped. The image id is the path relative to
+    the corpus root.
     """
 
     kind: Literal["folder"] = "folder"
 
     def __init__(self, objects: ObjectStore, names: tuple[str, ...] | None = None) -> None:
-        """`names` limits the corpus to these files, in this order."""
+        """If given, `names` are the corpus's only files, in ascending order."""
         self._objects = objects
         self._names = names
 
     @classmethod
     def open(cls, uri: str) -> FolderCorpus:
-        """The corpus at a path, `s3://bucket/prefix` or `skimage:`. Raises CorpusError for anything else."""
+        """Open a path, `s3://bucket/prefix` or `skimage:`. Raises CorpusError for anything else."""
         if uri == SKIMAGE_URI:
             return cls(LocalObjects(_skimage_folder()), _SKIMAGE_PHOTOGRAPHS)
         return cls(open_corpus_objects(uri, "a folder, s3://bucket/prefix or skimage:"))

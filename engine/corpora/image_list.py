@@ -1,4 +1,4 @@
-"""The images that a COCO annotation file lists, read as a stream: such files have hundreds of megabytes."""
+"""The image list of a COCO annotation file, read as a stream: such files have hundreds of megabytes."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ from engine.errors import CorpusError, ObjectMissing, StoreError
 from engine.objects.object_store import ObjectStore
 
 _BLOCK_BYTES = 4 << 20
-# No annotation file nests deeper or has a longer text; what does would only fill the memory.
+# No real annotation file is nested deeper or has a longer string; hostile ones would fill the memory.
 _MAX_DEPTH = 64
 _MAX_TOKEN_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListedImage:
-    """One entry of `images`."""
+    """An entry of the array `images`."""
 
     coco_id: int
     file_name: str
 
 
 class ImageList:
-    """The array `images` of a COCO-format JSON file. Pickles small."""
+    """The array `images` of a COCO annotation file. Its pickle is small."""
 
-    def __init__(self, objects: ObjectStore, key: str) -> None:
+    def __init__(self, objects: ObjectStore, key: str, *, max_token_bytes: int = _MAX_TOKEN_BYTES) -> None:
+        """`max_token_bytes` is about the longest string that is accepted."""
         self._objects = objects
         self._key = key
+        self._max_token_bytes = max_token_bytes
 
     @property
     def name(self) -> str:
-        """The file, as errors call it."""
+        """The file's path or URI, for error messages."""
         return f"{self._objects.uri}/{self._key}"
 
     def check(self) -> None:
-        """Read the list once. Raises CorpusError unless it is whole, and every id and file is listed once.
+        """Read the list. Raises CorpusError unless it is complete and its ids and file names are unique.
 
-        Holds 16 bytes an image: an id and a digest.
+        Takes 16 bytes of memory per image: an id and a digest.
         """
         ids, digests = array("q"), array("Q")
         for image in self.images():
@@ -52,17 +54,17 @@ class ImageList:
             digest = hashlib.blake2b(image.file_name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
             digests.append(int.from_bytes(digest, "big"))
         for values, noun in ((ids, "id"), (digests, "file_name")):
-            again = _first_repeated(np.frombuffer(values, values.typecode) if len(values) else np.zeros(0))
-            if again is not None:
-                first, second = again
+            repeated = _first_repeated(np.frombuffer(values, values.typecode) if len(values) else np.zeros(0))
+            if repeated is not None:
+                first, second = repeated
                 named = f" {ids[first]}" if noun == "id" else ""
                 raise CorpusError(
                     f"{self.name}: images[{first}] and images[{second}] have the same {noun}{named}; "
-                    "give every image its own"
+                    "make it unique"
                 )
 
     def images(self) -> Iterator[ListedImage]:
-        """The entries in the file's order. Raises CorpusError where the file is no such list."""
+        """Stream the entries in the file's order. Raises CorpusError if the file is not in COCO's format."""
         section, field, position = None, "", 0
         entry: dict[str, Any] = {}
         for event, value, depth in self._events():
@@ -98,12 +100,12 @@ class ImageList:
         return ListedImage(coco_id=coco_id, file_name=file_name)
 
     def _events(self) -> Iterator[tuple[str, Any, int]]:
-        """The parser's events, each with the number of arrays and objects around it."""
+        """The parser's events, each with its depth: the number of enclosing arrays and objects."""
         depth = 0
-        source = _Source(self._objects, self._key)
+        source = _Source(self._objects, self._key, self._max_token_bytes)
         try:
             for event, value in ijson.basic_parse(source, use_float=True):
-                source.unanswered = 0
+                source.unparsed = 0
                 if event in ("end_map", "end_array"):
                     depth -= 1
                 yield event, value, depth
@@ -111,45 +113,49 @@ class ImageList:
                     depth += 1
                     if depth > _MAX_DEPTH:
                         raise CorpusError(
-                            f"{self.name} is nested more than {_MAX_DEPTH} deep: no annotations"
+                            f"{self.name} is nested more than {_MAX_DEPTH} deep: not an annotation file"
                         )
         except ijson.JSONError as error:
             message = " ".join(str(error).split())[:100]
-            raise CorpusError(f"{self.name} is not JSON, or not whole: {message}") from error
+            raise CorpusError(f"{self.name} is not JSON, or incomplete: {message}") from error
         except (ObjectMissing, StoreError) as error:
             raise CorpusError(f"cannot read the annotation file: {error}") from error
 
 
 class _Source:
-    """The file as the parser reads it; gives up on a token that has no end."""
+    """The file that the parser reads, in blocks; raises CorpusError for a token that is too long.
 
-    def __init__(self, objects: ObjectStore, key: str) -> None:
+    `unparsed` counts the bytes read since the parser's last event, which resets it.
+    """
+
+    def __init__(self, objects: ObjectStore, key: str, max_token_bytes: int) -> None:
         self._objects = objects
         self._key = key
+        self._max_token_bytes = max_token_bytes
         self._block = b""
         self._start, self._next = 0, 0
-        self.unanswered = 0
+        self.unparsed = 0
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes that come next; none at the end."""
+        """Read the next bytes, at most `size`; none at the end."""
         if self._start == len(self._block):
             self._block = self._objects.read_range(self._key, self._next, _BLOCK_BYTES)
-            # Some programs begin a file with a mark of its encoding, which is no part of its JSON.
+            # Some programs write a byte order mark, which is not part of the JSON.
             self._start = 3 if self._next == 0 and self._block.startswith(codecs.BOM_UTF8) else 0
             self._next += len(self._block)
         piece = self._block[self._start : self._start + size]
         self._start += len(piece)
-        self.unanswered += len(piece)
-        if self.unanswered > _MAX_TOKEN_BYTES:
+        self.unparsed += len(piece)
+        if self.unparsed > self._max_token_bytes:
             raise CorpusError(
-                f"{self._objects.uri}/{self._key} has a text of more than {_MAX_TOKEN_BYTES >> 20} MiB: "
-                "no annotations"
+                f"{self._objects.uri}/{self._key} has a string of more than "
+                f"{self._max_token_bytes >> 20} MiB: not an annotation file"
             )
         return piece
 
 
 def _first_repeated(values: np.ndarray[Any, np.dtype[Any]]) -> tuple[int, int] | None:
-    """Positions of the first value that stands twice, or None.
+    """Positions of the first value that occurs twice, or None.
 
     >>> _first_repeated(np.array([7, 3, 5, 3, 7]))
     (1, 3)

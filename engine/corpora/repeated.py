@@ -1,4 +1,4 @@
-"""A few images many times over, to measure with."""
+"""A small corpus repeated many times, for benchmarks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class RepeatedCorpus:
-    """The images of another corpus again and again, until there are `num_images`.
+    """The images of another corpus, repeated until there are `num_images`.
 
-    Image ids are made unique by the number of the repetition; paths are those of the other corpus.
+    Image ids begin with the number of the repetition, which makes them unique; paths are unchanged.
     """
 
     def __init__(self, corpus: Corpus, num_images: int) -> None:

@@ -1,4 +1,4 @@
-"""SA-1B as it is published: tars of sa_N.jpg and sa_N.json, read in place; or the same files, unpacked."""
+"""SA-1B as published: tars of sa_N.jpg and sa_N.json, read in place, or the same files unpacked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any, Literal
 
 from engine.corpora.files import is_hidden, is_image, key_to_text, open_corpus_objects, read_file, text_to_key
-from engine.corpora.tar_index import TarIndex
+from engine.corpora.tar_index import TarIndex, TarIndexConfig
 from engine.errors import CorpusError, ImageError, ObjectMissing, StoreError
 from engine.objects.object_store import ObjectStore
 from engine.types import ImageRecord, Reason
@@ -18,29 +18,35 @@ _TAR_SUFFIX = ".tar"
 _COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _END_OF_TAR_NAME = re.compile(r"\.tar(?=/)", re.IGNORECASE)
 _SA1B_NAME = re.compile(r"(?:^|/)sa_(\d{1,18})\.\w+$")
-# Indexes that a process holds, a megabyte or two each.
-_HELD_INDEXES = 8
+# Most indexes that a process holds, a megabyte or two each.
+_MAX_INDEXES = 8
 
 
 class Sa1bCorpus:
-    """The images of all tars below a folder, in the order of keys and members, and image files beside them.
+    """The images in all tars below a folder and its image files, in the order of keys and members.
 
-    The image id is the path, that of a member being TAR/MEMBER; the COCO number is N of sa_N.jpg. A tar that
-    cannot be opened or is compressed, and a place in one that cannot be read, has a row of its own.
+    The image id is the path, which is TAR/MEMBER for an image in a tar; the COCO id is the N of sa_N.jpg.
+    Tars that are compressed or cannot be opened, and damaged spots in tars, have rows of their own.
     """
 
     kind: Literal["sa1b"] = "sa1b"
 
-    def __init__(self, objects: ObjectStore, kept_indexes: ObjectStore | None = None) -> None:
-        """`kept_indexes` is a label store: what is known of the tars is read from and written to it."""
+    def __init__(
+        self,
+        objects: ObjectStore,
+        kept_indexes: ObjectStore | None = None,
+        index_config: TarIndexConfig | None = None,
+    ) -> None:
+        """`kept_indexes` is a label store, which the indexes of the tars are read from and written to."""
         self._objects = objects
         self._kept_indexes = kept_indexes
+        self._index_config = index_config or TarIndexConfig()
         self._indexes: OrderedDict[str, TarIndex] = OrderedDict()
         self._lock = Lock()
 
     @classmethod
     def open(cls, uri: str, kept_indexes: ObjectStore | None = None) -> Sa1bCorpus:
-        """The corpus at a path or `s3://bucket/prefix`. Raises CorpusError for anything else."""
+        """Open a path or `s3://bucket/prefix`. Raises CorpusError for anything else."""
         return cls(open_corpus_objects(uri), kept_indexes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,7 +95,10 @@ class Sa1bCorpus:
         return data
 
     def _split(self, path: str) -> tuple[str, str | None]:
-        """The key of the file, and the member where that is a tar; a folder may be called like one, too."""
+        """Split a path into the key of a file and, if that is a tar, the member.
+
+        A folder may be named like a tar, so the file must exist.
+        """
         for end in (match.end() for match in _END_OF_TAR_NAME.finditer(path)):
             key = text_to_key(path[:end])
             if key in self._indexes or self._has(key):
@@ -113,12 +122,12 @@ class Sa1bCorpus:
             yield _record(f"{key_to_text(key)}/{member.name}")
 
     def _index(self, key: str) -> TarIndex:
-        # One thread may count what another one plans.
+        # One thread may count the images while another plans them.
         with self._lock:
             if key not in self._indexes:
-                self._indexes[key] = TarIndex(self._objects, key, self._kept_indexes)
+                self._indexes[key] = TarIndex(self._objects, key, self._kept_indexes, self._index_config)
             self._indexes.move_to_end(key)
-            while len(self._indexes) > _HELD_INDEXES:
+            while len(self._indexes) > _MAX_INDEXES:
                 self._indexes.popitem(last=False)
             return self._indexes[key]
 

@@ -1,6 +1,6 @@
-"""Where the images of a tar lie, found once and kept: an index that grows as the tar's headers are walked.
+"""Index of the images in a tar, which grows while the tar's headers are walked and is kept with the labels.
 
-Kept beside the labels, in segments, so that the first images are known when the last are not:
+It is kept in segments, so that the first images are known before the whole tar has been walked:
 
     tar-index/sa_000020.tar/000.parquet     its first members, and the byte at which the next segment begins
 """
@@ -10,20 +10,22 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.bounds import Bounded, Count
 from engine.corpora.files import key_to_text
 from engine.corpora.tar_members import TarMember, TarScan
 from engine.errors import CorpusError, ObjectMissing
 from engine.objects.object_store import ObjectStore
 from engine.types import Reason
 
-# Segments grow: the first is there after a few requests, and a whole tar has less than ten.
-_FIRST_SEGMENT, _GROWTH = 64, 2
+# Each segment has twice the members of the one before: the first takes few requests, a tar few segments.
+_GROWTH = 2
 _FOOTER_KEY = b"maskmill"
 _SCHEMA = pa.schema(
     [
@@ -36,30 +38,40 @@ _SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TarIndexConfig(Bounded):
+    """How a tar is walked; does not affect which images are found."""
+
+    first_segment: Count = 64
+    """Members in the first segment."""
+    window_bytes: Count = 64 << 10
+    """Bytes read per request: the headers of small members come together, larger members take one each."""
+
+
 class TarIndex:
-    """The images of one tar, by place and by name; no more of it is walked than is asked for.
+    """The images of one tar in order and by name; the tar is walked only as far as needed. Thread-safe."""
 
-    Threads may share it.
-    """
+    def __init__(
+        self, objects: ObjectStore, key: str, kept: ObjectStore | None, config: TarIndexConfig
+    ) -> None:
+        """Segments are read from and written to `kept`; without it, the index is only in memory.
 
-    def __init__(self, objects: ObjectStore, key: str, kept: ObjectStore | None) -> None:
-        """`kept` is where segments are read from and written to; without it the index is this process's.
-
-        Raises ObjectMissing, StoreError or TransientError where the tar cannot be opened.
+        Raises ObjectMissing, StoreError or TransientError if the tar cannot be opened.
         """
         self._key = key
         self._kept = kept
+        self._config = config
         self._tar_bytes = objects.size(key)
-        self._scan = TarScan(objects, key, self._tar_bytes)
+        self._scan = TarScan(objects, key, self._tar_bytes, config.window_bytes)
         self._members: list[TarMember] = []
         self._by_name: dict[str, TarMember] = {}
         self._num_segments = 0
         self._growing = Lock()
 
     def members(self, after: str | None = None) -> Iterator[TarMember]:
-        """The images in the tar's order, from the one behind the member called `after` on, as they are found.
+        """List the images lazily in the tar's order, starting behind the member named `after`.
 
-        Raises CorpusError where the tar has no member `after`.
+        Raises CorpusError if the tar has no member `after`.
         """
         position = 0
         if after is not None:
@@ -73,14 +85,13 @@ class TarIndex:
             yield from self._members[position : (position := len(self._members))]
 
     def find(self, name: str) -> TarMember | None:
-        """The image of this name, or None where the whole tar has none."""
+        """The image of this name, or None if the tar has none."""
         while name not in self._by_name and self._grow(len(self._members)):
             pass
         return self._by_name.get(name)
 
     def _grow(self, num_known: int) -> bool:
-        """Add the next segment, kept or new, unless there are more members than `num_known` already; False at
-        the end."""
+        """Add the next segment unless more than `num_known` members are known; False at the tar's end."""
         with self._growing:
             if len(self._members) > num_known:
                 return True
@@ -96,7 +107,7 @@ class TarIndex:
         found: list[TarMember] = []
         for member in self._scan.members(names):
             found.append(member)
-            if len(found) == _FIRST_SEGMENT * _GROWTH**self._num_segments:
+            if len(found) == self._config.first_segment * _GROWTH**self._num_segments:
                 break
         self._add(found)
         if self._kept is not None:
@@ -108,7 +119,7 @@ class TarIndex:
             self._kept.write(self._segment_key(), _encode(found, footer))
 
     def _load_segment(self) -> bool:
-        """Whether the next segment is kept, and of this very tar."""
+        """Add the next segment if it is kept and was made of this tar; whether it was."""
         if self._kept is None:
             return False
         try:

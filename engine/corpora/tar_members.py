@@ -1,7 +1,7 @@
-"""The images in a tar file, found by its headers alone: names, places, and what is wrong with them.
+"""Scan of a tar file's headers for images: their names, positions and flaws.
 
-A tar is a chain of 512-byte headers, each saying how much data stands between it and the next. Where the
-chain breaks, the next header is searched for, so that a damaged spot costs what lies in it and nothing else.
+A tar is a chain of 512-byte headers, each with the size of the data before the next. Where the chain is
+broken, the scan searches for the next header, so that a damaged spot costs only the members in it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from engine.objects.object_store import ObjectStore
 from engine.types import Reason
 
 _BLOCK_BYTES = tarfile.BLOCKSIZE
-# How files of gzip, bzip2, xz and zstd begin.
+# First bytes of gzip, bzip2, xz and zstd files.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-# Headers of small members come with one request; those of larger ones need one each.
-_WINDOW_BYTES = 64 << 10
 _SEARCH_BYTES = 64 << 20
 _MAX_EXTENSION_BYTES = 1 << 20
-# A tar is filled up with zeros, by 10 KiB as a rule; more of them are searched for what follows.
+# Tars are padded with zeros, usually to 10 KiB; a longer run of zeros is searched for further members.
 _MAX_PADDING_BYTES = 1 << 20
 _LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
@@ -29,9 +27,9 @@ _PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
 
 @dataclass(frozen=True, kw_only=True)
 class TarMember:
-    """An image in a tar: `size` bytes from byte `offset` on; or, with a `flaw`, something that can be none.
+    """An image in a tar: `size` bytes from byte `offset`. With a `flaw`, it cannot be read.
 
-    What has no usable name is called @N, after the place of its header.
+    A member without a usable name is named @N after the position of its header.
     """
 
     name: str
@@ -51,22 +49,24 @@ class _Header:
 
 
 class _Damaged(Exception):
-    """There is no header where one should be."""
+    """A header is missing or damaged."""
 
 
 class TarScan:
-    """Walks a tar's headers from byte `position` on; `position` is where the walk can be taken up again."""
+    """Walk of a tar's headers; `position`, the byte of the next header, may be set to resume one."""
 
-    def __init__(self, objects: ObjectStore, key: str, size: int, position: int = 0) -> None:
+    def __init__(self, objects: ObjectStore, key: str, size: int, window_bytes: int) -> None:
+        """`size` is the tar's, `window_bytes` the number of bytes read per request."""
         self._objects = objects
         self._key = key
         self._size = size
+        self._window_bytes = window_bytes
         self._window, self._window_start = b"", 0
-        self.position = position
+        self.position = 0
         self.is_at_end = False
 
     def members(self, names: set[str]) -> Iterator[TarMember]:
-        """The images that come next; the names in `names` are taken, new ones are added."""
+        """Yield the images that follow; `names` are the names already used, to which theirs are added."""
         while not self.is_at_end:
             member = self._step(names)
             if member is not None:
@@ -85,15 +85,15 @@ class TarScan:
         if header.next_header <= self._size:
             self.position = header.next_header
             return member
-        # A size beyond the tar's end is wrong, or the tar is cut; if it is wrong, other headers follow.
+        # The member ends after the tar: either the tar is cut, or the size is wrong and other headers follow.
         cut = self._search_on(start, Reason.TRUNCATED, "the tar ends before this member does")
         return member or cut
 
     def _end(self, start: int) -> TarMember | None:
-        """No header: the end mark, or the end of a tar that was cut between two members."""
+        """What follows without a header: the end mark, a gap, or the end of a tar cut between members."""
         if self._size - start < _BLOCK_BYTES:
             self.is_at_end = True
-            detail = "the tar has no end mark: it was cut short, and what followed is not there"
+            detail = "the tar has no end mark: it was cut short, and members may be missing"
             return TarMember(name=f"@{start}", offset=start, size=0, flaw=Reason.TRUNCATED, detail=detail)
         if self._size - start > _MAX_PADDING_BYTES:
             following = self._find_header(start + _BLOCK_BYTES)
@@ -113,7 +113,7 @@ class TarScan:
         return TarMember(name=f"@{start}", offset=start, size=0, flaw=reason, detail=detail)
 
     def _header(self, start: int) -> _Header | None:
-        """The header at byte `start`, its name and size taken from extensions before it; None at the end."""
+        """Read the header at byte `start`, with name and size from preceding extensions; None at the end."""
         name: str | None = None
         size: int | None = None
         position = start
@@ -149,7 +149,7 @@ class TarScan:
             position = data + _whole_blocks(info.size)
 
     def _find_header(self, start: int) -> int | None:
-        """The first place from `start` on, within reach, that holds a header."""
+        """Position of the first header from `start` on, or None within the searched bytes."""
         for position in range(start, min(start + _SEARCH_BYTES, self._size), _BLOCK_BYTES):
             block = self._read(position, _BLOCK_BYTES)
             if block[257:262] == b"ustar":
@@ -163,7 +163,7 @@ class TarScan:
     def _read(self, start: int, size: int) -> bytes:
         begin = start - self._window_start
         if begin < 0 or begin + size > len(self._window):
-            wanted = min(max(size, _WINDOW_BYTES), self._size - start)
+            wanted = min(max(size, self._window_bytes), self._size - start)
             self._window = self._objects.read_range(self._key, start, wanted) if wanted > 0 else b""
             self._window_start, begin = start, 0
         return self._window[begin : begin + size]
@@ -174,7 +174,7 @@ def _parse(block: bytes, position: int) -> tarfile.TarInfo:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         if position == 0 and block.startswith(_COMPRESSED):
-            raise _Damaged("the tar is compressed: uncompress it, to be read in place") from error
+            raise _Damaged("the tar is compressed: uncompress it, so that it can be read in place") from error
         raise _Damaged(f"the header at byte {position} of the tar is damaged") from error
     if info.size < 0:
         raise _Damaged(f"the header at byte {position} of the tar claims {info.size} bytes")
@@ -182,7 +182,7 @@ def _parse(block: bytes, position: int) -> tarfile.TarInfo:
 
 
 def _describe(header: _Header, start: int, tar_size: int, names: set[str]) -> TarMember | None:
-    """The member as an image, with what is wrong with it; None for what is no image."""
+    """The member as an image with its flaw, if any; None if it is not an image."""
     name = key_to_text(header.name)
     while name.startswith("./"):
         name = name[2:]
@@ -205,7 +205,7 @@ def _describe(header: _Header, start: int, tar_size: int, names: set[str]) -> Ta
 
 
 def _pax_settings(data: bytes) -> dict[str, str]:
-    """The records "LENGTH NAME=VALUE" of a pax header, up to the first that is none.
+    """Parse the records "LENGTH NAME=VALUE" of a pax header, up to the first malformed one.
 
     >>> _pax_settings(b"15 path=a/b.jpg\\n"[:-1] + b"\\n")
     {}

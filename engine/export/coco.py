@@ -87,7 +87,7 @@ def annotation_texts(batch: ExportBatch, num_before: int, segmentation: Segmenta
     Annotations are numbered on from `num_before`, the first of all being 1.
     """
     columns = batch.columns
-    owners = columns.owners
+    owners = columns.image_of_instance
     left, top, right, bottom = columns.boxes_xyxy.T
     outline: tuple[Any, ...]
     sizes = (columns.heights[owners], columns.widths[owners])
@@ -172,7 +172,7 @@ def _polygon_texts(batch: ExportBatch) -> pa.Array:
     columns = batch.columns
     rles = columns.instances["rle"].to_pylist()
     texts = []
-    for rle, owner in zip(rles, columns.owners, strict=True):
+    for rle, owner in zip(rles, columns.image_of_instance, strict=True):
         (mask,) = decode_rles([rle.encode()], (int(columns.heights[owner]), int(columns.widths[owner])))
         texts.append(json.dumps([polygon.ravel().tolist() for polygon in coco_polygons(mask)]))
     return pa.array(texts, pa.string())

@@ -1,1 +1,1 @@
-"""Object storage: folders, S3 and memory behind one interface."""
+"""Object stores: folders, S3 and memory behind one interface."""

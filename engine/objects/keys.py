@@ -1,4 +1,4 @@
-"""The order of keys, which decides the order of corpora and shards."""
+"""The order of keys, which determines the order of corpora and shards."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def byte_order(key: str) -> bytes:
-    """What keys are sorted by everywhere: the bytes of their names, which is S3's order."""
+    """Sort key for keys: the bytes of their names, which gives the order of S3."""
     return os.fsencode(key)

@@ -15,18 +15,20 @@ from typing import BinaryIO
 from engine.errors import ObjectMissing, RunError, StoreError
 from engine.objects.keys import byte_order
 
-# Unfinished files of writers that were killed; no listing shows them.
+# Name prefix of unfinished files, which killed writers leave behind; they are not listed.
 PARTIAL_PREFIX = ".partial-"
-# A disk or a share of it that fills up in a run is nobody's wrong use.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Errors of a full disk or quota, which are no mistake of the user.
+_FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LocalObjects:
     """Objects as files below a folder."""
 
-    def __init__(self, root: Path) -> None:
-        # Workers run in another directory than the driver, so the path is fixed where it was written.
+    def __init__(self, root: Path, *, nameless: bool = True) -> None:
+        """Unfinished files have no name if `nameless` and the system supports it, else a hidden one."""
+        # Absolute, since workers run in another working directory than the driver.
         self._root = Path(os.path.abspath(root.expanduser()))
+        self._nameless = nameless
 
     @property
     def uri(self) -> str:
@@ -39,7 +41,7 @@ class LocalObjects:
     def read_range(self, key: str, start: int, size: int) -> bytes:
         with self._plain_file(key) as path, path.open("rb") as file:
             file.seek(start)
-            # Python reserves what is asked for, not what there is.
+            # Not beyond the end: Python allocates the requested size before it reads.
             return file.read(max(0, min(size, os.fstat(file.fileno()).st_size - start)))
 
     def size(self, key: str) -> int:
@@ -53,16 +55,16 @@ class LocalObjects:
     @contextmanager
     def writer(self, key: str) -> Iterator[BinaryIO]:
         path = self._path(key)
-        with _os_errors_as_store_errors("write", path), _unnamed_file(path.parent) as (file, link_as):
+        with _os_errors_as_store_errors("write", path), self._new_file(path.parent) as (file, link_as):
             yield file
             _sync(file)
-            beside = _partial_path(path.parent)
-            link_as(beside)
-            os.replace(beside, path)
+            partial = _partial_path(path.parent)
+            link_as(partial)
+            os.replace(partial, path)
 
     def create(self, key: str, data: bytes) -> bool:
         path = self._path(key)
-        with _os_errors_as_store_errors("write", path), _unnamed_file(path.parent) as (file, link_as):
+        with _os_errors_as_store_errors("write", path), self._new_file(path.parent) as (file, link_as):
             file.write(data)
             _sync(file)
             try:
@@ -85,11 +87,14 @@ class LocalObjects:
     def _walk(
         self, folder: Path, prefix: str, start_after: str, above: frozenset[tuple[int, int]]
     ) -> Iterator[str]:
-        """Keys below `folder`; sorting folders as "name/" makes the walk's order that of the whole keys."""
+        """List keys below `folder` in byte order: folders sort as "name/", as they do within keys.
+
+        `above` identifies the folders that this one was reached through.
+        """
         try:
             status = folder.stat()
             identity = (status.st_dev, status.st_ino)
-            if identity in above:  # a link to a folder that holds it
+            if identity in above:  # a link to one of the folders above
                 return
             with os.scandir(folder) as entries:
                 names = [entry.name + "/" if _is_folder(entry) else entry.name for entry in entries]
@@ -103,16 +108,16 @@ class LocalObjects:
             if not name.endswith("/"):
                 if not name.startswith(PARTIAL_PREFIX):
                     yield prefix + name
-            # A folder none of whose keys can come after `start_after` is not opened.
+            # Folders whose keys all sort before `start_after` are not opened.
             elif byte_order(prefix + name) + b"\xff" > byte_order(start_after):
                 yield from self._walk(folder / name, prefix + name, start_after, above | {identity})
 
     @contextmanager
     def _plain_file(self, key: str) -> Iterator[Path]:
-        """The path of a key, for reading."""
+        """Context manager of the path of a regular file to read; translates errors."""
         path = self._path(key)
         try:
-            # A pipe or device would block for ever; whatever is no plain file is not read.
+            # Reading a pipe or a device could block for ever.
             if not stat.S_ISREG(path.stat().st_mode):
                 raise StoreError(f"{path} is not a regular file")
             yield path
@@ -121,14 +126,33 @@ class LocalObjects:
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot read {path}: {_os_reason(error)}") from error
 
+    @contextmanager
+    def _new_file(self, folder: Path) -> Iterator[tuple[BinaryIO, Callable[[Path], None]]]:
+        """A new file on the disk of `folder`, and a function that links it as a path that does not exist.
+
+        A nameless file vanishes if its writer is killed.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_nameless(folder) if self._nameless else None
+        if descriptor is not None:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file, functools.partial(_link_descriptor, file.fileno())
+            return
+        partial = _partial_path(folder)
+        try:
+            with partial.open("xb") as file:
+                yield file, functools.partial(os.link, partial)
+        finally:
+            partial.unlink(missing_ok=True)
+
     def _path(self, key: str) -> Path:
         if key.startswith("/") or ".." in key.split("/"):
-            raise StoreError(f"key {key!r} would leave {self._root}")
+            raise StoreError(f"key {key!r} leads out of {self._root}")
         return self._root / key
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # A link that leads nowhere is no folder; asking the entry itself would raise.
+    # `entry.is_dir` raises for some broken links, os.path.isdir does not.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
@@ -141,35 +165,11 @@ def _os_errors_as_store_errors(verb: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _FULL_DISK_ERRORS:
             raise RunError(
                 f"cannot {verb} {path}: {_os_reason(error)}; make room and run the same command again"
             ) from error
         raise StoreError(f"cannot {verb} {path}: {_os_reason(error)}") from error
-
-
-@contextmanager
-def _unnamed_file(folder: Path) -> Iterator[tuple[BinaryIO, Callable[[Path], None]]]:
-    """A new file on the disk of `folder`, and the call that names it (never an existing name).
-
-    Where the system can, the file is nameless until then, so that a killed writer leaves nothing behind.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = _open_nameless(folder), None
-    if descriptor is None:
-        partial = _partial_path(folder)
-        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield (
-                file,
-                functools.partial(os.link, partial)
-                if partial
-                else functools.partial(_link_descriptor, file.fileno()),
-            )
-    finally:
-        if partial:
-            partial.unlink(missing_ok=True)
 
 
 def _sync(file: BinaryIO) -> None:
@@ -178,10 +178,10 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _link_descriptor(descriptor: int, path: Path) -> None:
-    """Name a nameless open file `path`; FileExistsError if something has that name."""
+    """Link a nameless open file as `path`. Raises FileExistsError if the path exists."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        # A folder descriptor makes Python call linkat, which follows /proc's link to the open file.
+        # With a folder descriptor Python calls linkat, which follows the link in /proc to the open file.
         os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=folder)
     finally:
         os.close(folder)
@@ -192,7 +192,7 @@ def _partial_path(folder: Path) -> Path:
 
 
 def _open_nameless(folder: Path) -> int | None:
-    """A writable file without a name in `folder`, or None where the system has no such thing."""
+    """Open a writable file without a name in `folder`; None if the system does not support it."""
     flag = getattr(os, "O_TMPFILE", None)
     if flag is None or not os.path.exists("/proc/self/fd"):
         return None

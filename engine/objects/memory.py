@@ -12,7 +12,7 @@ from engine.objects.keys import byte_order
 
 
 class MemoryObjects:
-    """Objects in a dictionary, for tests and small experiments."""
+    """Objects in a dictionary, for tests and small experiments; a copy by pickling is independent."""
 
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}

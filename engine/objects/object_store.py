@@ -1,11 +1,13 @@
-"""Named bytes in one of three places: a local folder, an S3 bucket, or memory.
+"""The interface of object stores: named bytes in a local folder, an S3 bucket, or memory.
 
-Keys are relative, `/`-separated and listed in the order of their UTF-8 bytes, which is S3's order, so that a
-corpus is read in the same order from everywhere. botocore's and the file system's errors end here:
+Keys are relative, `/`-separated and listed in the order of their UTF-8 bytes, which is the order of S3, so
+that a corpus is listed in the same order from anywhere. Implementations translate the errors of botocore and
+of the file system:
 
     ObjectMissing    no object has the key
-    TransientError   worth another try (time-outs, throttling, a server that is away)
-    StoreError       nothing that another try would mend (no such bucket, wrong credentials, no permission)
+    TransientError   a retry may succeed (time-outs, throttling, an unreachable server)
+    StoreError       a retry would not help (no such bucket, wrong credentials, no permission)
+    RunError         the disk is full
 """
 
 from __future__ import annotations
@@ -20,51 +22,51 @@ from engine.objects.local import LocalObjects
 
 
 class ObjectStore(Protocol):
-    """Where a store or a corpus lives. Implementations pickle small and reconnect after unpickling."""
+    """The place of a label store or a corpus. Pickles are small, and unpickled objects reconnect."""
 
     @property
     def uri(self) -> str:
-        """The place, as the user would write it."""
+        """The place as a path or URI."""
 
     def read(self, key: str) -> bytes:
-        """The bytes of an object. Raises ObjectMissing."""
+        """Read an object. Raises ObjectMissing."""
 
     def read_range(self, key: str, start: int, size: int) -> bytes:
-        """The `size` bytes of an object from byte `start` on, fewer where it ends. Raises ObjectMissing."""
+        """Read `size` bytes of an object from byte `start`, or fewer if it ends. Raises ObjectMissing."""
 
     def size(self, key: str) -> int:
-        """How many bytes an object has. Raises ObjectMissing."""
+        """Size of an object in bytes. Raises ObjectMissing."""
 
     def write(self, key: str, data: bytes) -> None:
-        """Make `key` hold `data`, in one step, whether or not it existed."""
+        """Write or replace an object atomically."""
 
     def writer(self, key: str) -> AbstractContextManager[BinaryIO]:
-        """A file to write a long object to, in constant memory: `key` holds it once the block has ended.
+        """Context manager of a file that becomes the object `key` when the block ends; for large objects.
 
-        Where the block raises, or its process dies, `key` stays as it was.
+        Takes constant memory. If the block raises or its process dies, `key` is unchanged.
         """
 
     def create(self, key: str, data: bytes) -> bool:
-        """Make `key` hold `data` in one step unless it exists; True if this call made it."""
+        """Write an object atomically unless it exists; whether this call wrote it."""
 
     def delete(self, key: str) -> None:
-        """Make `key` hold nothing, whether or not it existed."""
+        """Delete an object if it exists."""
 
     def keys(self, prefix: str = "", start_after: str = "") -> Iterator[str]:
-        """Keys that begin with `prefix` and sort after `start_after`, in byte order, as they are listed."""
+        """List keys that begin with `prefix` and sort after `start_after`, lazily and in byte order."""
 
 
 def open_objects(uri: str) -> ObjectStore:
-    """The objects below a path or `s3://bucket/prefix`; nothing is contacted or created yet.
+    """Open the objects below a path or `s3://bucket/prefix`; contacts and creates nothing.
 
     S3 credentials, region and endpoint come from the standard AWS variables and files.
     """
     if uri.startswith("s3://"):
-        # No URL: keys may hold # and ?.
+        # Not parsed as a URL, since keys may contain # and ?.
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not bucket:
             raise StoreError(f"{uri!r} names no bucket: write s3://bucket/prefix")
-        # boto3 takes half a second to import, in every process.
+        # Imported late: boto3 takes half a second in every process.
         from engine.objects.s3 import S3Objects
 
         return S3Objects(bucket, prefix.strip("/"))
@@ -74,13 +76,13 @@ def open_objects(uri: str) -> ObjectStore:
 
 
 def read_uri(uri: str) -> bytes:
-    """The bytes of one file or S3 object. Raises ObjectMissing, TransientError or StoreError."""
+    """Read one file or S3 object. Raises ObjectMissing, TransientError or StoreError."""
     objects, name = _open_parent(uri)
     return objects.read(name)
 
 
 def write_uri(uri: str, data: bytes) -> None:
-    """Make one file or S3 object hold `data`, in one step. Raises TransientError or StoreError."""
+    """Write or replace one file or S3 object atomically. Raises TransientError or StoreError."""
     objects, name = _open_parent(uri)
     objects.write(name, data)
 

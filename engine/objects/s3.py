@@ -20,19 +20,24 @@ _BEYOND_CODES = frozenset({"InvalidRange", "416"})
 _TRANSIENT_CODES = frozenset(
     {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError", "ServiceUnavailable"}
 )
-# urllib3 gives up after this long without a byte; botocore then waits and tries again, ten times in all.
+# A request fails after this long without a byte; botocore retries it with back-off, ten attempts in all.
 _TIMEOUT_S = 30
 _ATTEMPTS = 10
-# S3 takes 10,000 parts, so an object may have 160 GB.
+# S3 accepts 10,000 parts, so an object may have 160 GB.
 _PART_BYTES = 16 << 20
 
 
 class S3Objects:
     """Objects of an S3 bucket below a prefix."""
 
-    def __init__(self, bucket: str, prefix: str) -> None:
+    def __init__(
+        self, bucket: str, prefix: str, *, attempts: int = _ATTEMPTS, part_bytes: int = _PART_BYTES
+    ) -> None:
+        """`attempts` is the most requests per call; `part_bytes` the size of the parts of large objects."""
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
+        self._attempts = attempts
+        self._part_bytes = part_bytes
         self._connection: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -48,7 +53,7 @@ class S3Objects:
             config = botocore.config.Config(
                 connect_timeout=_TIMEOUT_S,
                 read_timeout=_TIMEOUT_S,
-                retries={"mode": "standard", "max_attempts": _ATTEMPTS},
+                retries={"mode": "standard", "max_attempts": self._attempts},
             )
             self._connection = boto3.Session().client("s3", config=config)
         return self._connection
@@ -83,7 +88,8 @@ class S3Objects:
     @contextmanager
     def writer(self, key: str) -> Iterator[BinaryIO]:
         with self._translated_errors(key):
-            parts = _Parts(self._client, {"Bucket": self._bucket, "Key": self._prefix + key})
+            place = {"Bucket": self._bucket, "Key": self._prefix + key}
+            parts = _Parts(self._client, place, self._part_bytes)
             try:
                 yield cast(BinaryIO, parts)
                 parts.complete()
@@ -103,7 +109,7 @@ class S3Objects:
                     return False
                 if code != "NotImplemented":
                     raise
-                # A server without conditional writes: what two writers put here is the same anyway.
+                # The server has no conditional writes. Competing writers write the same bytes here.
                 self.write(key, data)
         return True
 
@@ -119,7 +125,7 @@ class S3Objects:
             for page in self._client.get_paginator("list_objects_v2").paginate(**request):
                 for entry in page.get("Contents", ()):
                     key = entry["Key"].removeprefix(self._prefix)
-                    # Some servers ignore StartAfter; "folder/" markers are no objects.
+                    # Some servers ignore StartAfter; "folder/" markers are not objects.
                     if key and not key.endswith("/") and byte_order(key) > byte_order(start_after):
                         yield key
 
@@ -146,11 +152,12 @@ class S3Objects:
 
 
 class _Parts(io.RawIOBase):
-    """An object that is uploaded as it is written: in parts, or in one request where one part holds all."""
+    """An object that is uploaded while it is written: in parts, or in one request if it fits in one part."""
 
-    def __init__(self, client: Any, place: dict[str, str]) -> None:
+    def __init__(self, client: Any, place: dict[str, str], part_bytes: int) -> None:
         self._client = client
         self._place = place
+        self._part_bytes = part_bytes
         self._held = bytearray()
         self._upload: dict[str, str] | None = None
         self._tags: list[str] = []
@@ -160,13 +167,13 @@ class _Parts(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         self._held += data
-        while len(self._held) >= _PART_BYTES:
-            self._send(bytes(self._held[:_PART_BYTES]))
-            del self._held[:_PART_BYTES]
+        while len(self._held) >= self._part_bytes:
+            self._send(bytes(self._held[: self._part_bytes]))
+            del self._held[: self._part_bytes]
         return len(data)
 
     def complete(self) -> None:
-        """Send what is left; the object is there from now on, whole."""
+        """Upload the rest; from then on the object exists."""
         if self._upload is None:
             self._client.put_object(**self._place, Body=bytes(self._held))
             return
@@ -176,9 +183,9 @@ class _Parts(io.RawIOBase):
         self._client.complete_multipart_upload(**self._upload, MultipartUpload={"Parts": parts})
 
     def abort(self) -> None:
-        """Have the server forget the parts it holds."""
+        """Delete the uploaded parts."""
         if self._upload is not None:
-            # The error that led here is the one to tell.
+            # An error here must not hide the one that caused the abort.
             with suppress(botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
                 self._client.abort_multipart_upload(**self._upload)
 
@@ -191,7 +198,7 @@ class _Parts(io.RawIOBase):
 
 
 def _client_error(error: botocore.exceptions.ClientError, place: str) -> Exception:
-    """What an S3 answer with an error code means for us."""
+    """Translate an error response of S3."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in _MISSING_CODES:

@@ -85,13 +85,13 @@ class Statistics:
 def area_shares(columns: ShardColumns) -> NDArray[np.float64]:
     """Each mask's area as a share of its image's, float64 (M,)."""
     image_areas = columns.heights.astype(np.int64) * columns.widths
-    shares: NDArray[np.float64] = columns.areas / np.maximum(image_areas[columns.owners], 1)
+    shares: NDArray[np.float64] = columns.areas / np.maximum(image_areas[columns.image_of_instance], 1)
     return shares
 
 
 def _has_spilled(columns: ShardColumns) -> NDArray[np.bool_]:
     left, top, right, bottom = columns.boxes_xyxy.T
-    owners = columns.owners
+    owners = columns.image_of_instance
     sides = (
         (left == 0).astype(int)
         + (top == 0)

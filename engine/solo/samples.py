@@ -135,7 +135,7 @@ def list_images(
         )
         selected = columns.keep_instances(is_kept)
         statuses = np.asarray(selected.images["status"].to_pylist())
-        taken = np.bincount(columns.owners[is_learned], minlength=columns.num_images) > 0
+        taken = np.bincount(columns.image_of_instance[is_learned], minlength=columns.num_images) > 0
         if keep_empty:
             taken |= statuses != Status.REJECTED.value
         if held_out > 0:

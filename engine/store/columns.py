@@ -1,8 +1,8 @@
-"""A shard as flat columns, for whoever reads more rows than objects can carry.
+"""Shards as flat Arrow columns, for readers of more rows than Python objects are fast enough for.
 
-`Version.outcomes` makes a checked object of every row; that is right where a row is looked at and too slow
-where a million are counted or written elsewhere. Here a shard stays what Parquet holds: Arrow columns of its
-images, and of all their instances one after the other.
+`Version.outcomes` makes an object of every row and checks the rows' digest, which is too slow where a million
+rows are counted or exported. Here a shard stays as Parquet holds it: columns of its images, and columns of
+the instances of all its images, concatenated.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ InstanceColumn = Literal["score", "stability"]
 class ShardColumns:
     """The N images of a shard and their M instances.
 
-    `images` is a table of N rows with the columns of engine.store.schema but for `instances`; `instances` is
-    a table of M rows with the fields of an instance. Image i has the instances offsets[i] to offsets[i + 1],
-    best first; `offsets` is int64 (N + 1,).
+    `images` is a table of N rows with the columns of engine.store.schema except `instances`; `instances` is a
+    table of M rows with the fields of an instance. `offsets` is int64 (N + 1,): image i has the instances
+    offsets[i] to offsets[i + 1], best first.
     """
 
     shard: int
@@ -42,22 +42,22 @@ class ShardColumns:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """How many instances each image has, (N,)."""
+        """Number of instances of each image, (N,)."""
         return np.diff(self.offsets)
 
     @property
-    def owners(self) -> NDArray[np.int64]:
-        """Which image each instance belongs to, (M,)."""
+    def image_of_instance(self) -> NDArray[np.int64]:
+        """Index of the image of each instance, (M,)."""
         return np.repeat(np.arange(self.num_images), self.counts)
 
     @cached_property
     def heights(self) -> NDArray[np.int32]:
-        """Pixels, (N,); 0 where the image was rejected before they were known."""
+        """Pixels, (N,); 0 if the image was rejected before its size was known."""
         return _filled(self.images["height"], 0, np.int32)
 
     @cached_property
     def widths(self) -> NDArray[np.int32]:
-        """Pixels, (N,); 0 where the image was rejected before they were known."""
+        """Pixels, (N,); 0 if the image was rejected before its size was known."""
         return _filled(self.images["width"], 0, np.int32)
 
     @cached_property
@@ -78,11 +78,11 @@ class ShardColumns:
 
     @cached_property
     def stabilities(self) -> NDArray[np.float32]:
-        """(M,), NaN where no round has measured it."""
+        """Holistic stability Z of each instance, (M,); NaN if no round has measured it."""
         return _filled(self.instances["stability"], np.nan, np.float32)
 
     def keep_instances(self, is_kept: NDArray[np.bool_]) -> ShardColumns:
-        """The same images with those instances only for which `is_kept`, bool (M,), is true."""
+        """All images, with the instances where `is_kept`, bool (M,), is true."""
         kept_before = np.concatenate(([0], np.cumsum(is_kept)))
         return ShardColumns(
             shard=self.shard,
@@ -92,27 +92,28 @@ class ShardColumns:
         )
 
     def keep_images(self, is_kept: NDArray[np.bool_]) -> ShardColumns:
-        """Those images only for which `is_kept`, bool (N,), is true, with their instances."""
+        """The images where `is_kept`, bool (N,), is true, with their instances."""
         return ShardColumns(
             shard=self.shard,
             images=self.images.filter(pa.array(is_kept)),
-            instances=self.instances.filter(pa.array(is_kept[self.owners])),
+            instances=self.instances.filter(pa.array(is_kept[self.image_of_instance])),
             offsets=np.concatenate(([0], np.cumsum(self.counts[is_kept]))),
         )
 
 
 def decode_columns(data: bytes, name: str) -> ShardColumns:
-    """The columns of a shard file; `name` is what errors call it. Raises StoreError.
+    """Decode a shard file into columns; errors call it `name`. Raises StoreError.
 
-    Bytes that were damaged are found by Parquet's page checksums and by the counts in the footer. Rows that
-    another program wrote anew are not: the digest of the rows, which would tell, costs ten times as much as
-    all else here; `Version.shard` checks it.
+    Damaged bytes are found by Parquet's page checksums and the counts in the footer. Rows that another
+    program has rewritten are not found: that takes the digest of the rows, which `Version.shard` checks and
+    which costs ten times as much as everything here.
     """
     file = _open(data, name)
     footer = read_footer(file.schema_arrow, name)
     table = _read(file, None, name)
     lists = table["instances"].combine_chunks()
-    # A slice of a column keeps its parent's values; flatten() and offsets from 0 leave them behind.
+    # The array may be a slice whose values hold more than its own: flatten() drops the rest, and offsets
+    # are shifted to begin at 0.
     values = lists.flatten()
     offsets = lists.offsets.to_numpy().astype(np.int64)
     columns = ShardColumns(
@@ -122,12 +123,12 @@ def decode_columns(data: bytes, name: str) -> ShardColumns:
         offsets=offsets - offsets[0],
     )
     if (columns.num_images, len(values)) != (footer["images"], footer["instances"]):
-        raise StoreError(f"{name}: the rows are not those that were written; restore the file or label anew")
+        raise StoreError(f"{name}: the rows are not those that were written; restore the file or label again")
     return columns
 
 
 def decode_instance_column(data: bytes, column: InstanceColumn, name: str) -> NDArray[np.float32]:
-    """One column of a shard's instances alone, float32 (M,), NaN for null. Raises StoreError."""
+    """Read one column of a shard's instances, float32 (M,), NaN for null. Raises StoreError."""
     file = _open(data, name)
     read_footer(file.schema_arrow, name)
     lists = _read(file, [f"instances.list.element.{column}"], name)["instances"].combine_chunks()
@@ -145,11 +146,11 @@ def _read(file: pq.ParquetFile, columns: list[str] | None, name: str) -> pa.Tabl
     try:
         return file.read(columns=columns, use_threads=False)
     except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise StoreError(f"{name} is damaged ({error}); restore the file or label anew") from error
+        raise StoreError(f"{name} is damaged ({error}); restore the file or label again") from error
 
 
 def _filled(column: pa.Array | pa.ChunkedArray, null: float, dtype: type[np.generic]) -> NDArray[Any]:
-    """A numeric column as numpy, with `null` in the place of nulls."""
+    """A numeric column as a numpy array, with nulls replaced by `null`."""
     filled = column.fill_null(pa.scalar(null, column.type)) if column.null_count else column
     return np.asarray(
         filled.to_numpy(zero_copy_only=False) if isinstance(filled, pa.Array) else filled.to_numpy(), dtype

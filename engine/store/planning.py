@@ -1,4 +1,4 @@
-"""Which images a version's shards hold: fixed shard by shard as the corpus is listed, never changed after."""
+"""The plan of a version: the images of each shard, recorded while the corpus is listed and then fixed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from engine.errors import CorpusError, ImageError, StoreError
 from engine.store.pseudo_labels import Version
 from engine.types import ImageRecord, Reason, ShardPlan
 
-# Plans of which a few images are looked for in a corpus that seems to be another one.
-_PLANS_TO_ASK_FOR = 32
+# Plans whose images are looked up in a corpus that seems to be a different one.
+_PLANS_TO_CHECK = 32
 
 
 def shard_plans(
     corpus: Corpus, version: Version, *, shard_size: int, limit: int | None, extend: bool
 ) -> Iterator[ShardPlan]:
-    """All shards of a version: those recorded, then those the rest of the corpus fills, recorded on the way.
+    """Yield the plans of all shards: the recorded ones, then new ones for the rest of the corpus.
 
-    A listing that was cut off goes on where it stopped, whatever has changed before that place since. Once a
-    listing has ended, `extend` lists anew and makes further shards of images that no shard holds.
-    `limit` bounds the number of images in all. Raises StoreError where a recorded plan is missing.
+    New plans are recorded before they are yielded. An interrupted listing continues where it stopped, even if
+    the corpus has changed before that place. After a complete listing, `extend` lists the corpus again and
+    plans shards for the images that no shard holds. `limit` is the most images of all plans together. Raises
+    StoreError if a recorded plan is missing.
     """
     last: ShardPlan | None = None
     num_planned, ended_before = 0, False
@@ -51,15 +52,15 @@ def _check_follows(plan: ShardPlan, last: ShardPlan | None, version: Version) ->
     expected = last.index + 1 if last else 0
     if plan.index != expected:
         raise StoreError(
-            f"the plan of shard {expected} of {version.name} is missing: restore it, or label anew with "
+            f"the plan of shard {expected} of {version.name} is missing: restore it, or label again with "
             "--overwrite"
         )
 
 
 def count_remaining(corpus: Corpus, version: Version, *, limit: int | None, extend: bool) -> int:
-    """How many images `shard_plans` holds that are in no committed shard, as far as can be told beforehand.
+    """Count the images of `shard_plans` that are in no committed shard.
 
-    Lists the corpus, which may take long.
+    Lists the corpus, which may take long. An estimate if the corpus has changed since its listing began.
     """
     committed = version.committed()
     planned, done = 0, 0
@@ -73,7 +74,7 @@ def count_remaining(corpus: Corpus, version: Version, *, limit: int | None, exte
 
 
 def copy_plans(parent: Version, version: Version) -> int:
-    """Plan for a version the images of another, in the same shards; returns how many there are."""
+    """Record the plans of `parent` for `version`; returns their number of images."""
     num_images = 0
     for plan in parent.plans():
         version.record_plan(plan)
@@ -82,35 +83,35 @@ def copy_plans(parent: Version, version: Version) -> int:
 
 
 def check_has_images(corpus: Corpus) -> None:
-    """Raise CorpusError for a corpus without images."""
+    """Raise CorpusError if a corpus has no images."""
     if next(corpus.records(), None) is None:
         raise CorpusError(
-            f"no images in {corpus.uri}: JPEG, PNG, WebP, TIFF and BMP files are looked for, or those that a "
-            "list names"
+            f"no images in {corpus.uri}: give a place with JPEG, PNG, WebP, TIFF or BMP files, or a list of "
+            "images"
         )
 
 
 def check_is_finished(version: Version) -> None:
-    """Raise StoreError for a version that is not labelled to its end."""
+    """Raise StoreError if a version is not finished."""
     if not version.is_finished():
         raise StoreError(f"the labels of {version.name} are not complete: run the label job again first")
 
 
 def check_same_corpus(corpus: Corpus, version: Version) -> None:
-    """Raise StoreError where a version was begun on images that this corpus has not."""
+    """Raise StoreError if a version was begun on another corpus: one whose images this one does not have."""
     plan = next(version.plans(), None)
     if plan is None:
         return
     listed = {record.image_id for record in islice(corpus.records(), len(plan.records))}
     if not listed.isdisjoint(record.image_id for record in plan.records):
         return
-    # A corpus that changed may begin with new images only: then some of its old ones must still be there.
-    some = (
+    # A corpus that has grown may begin with new images only; some of the planned ones must still be there.
+    samples = (
         plan.records[i]
-        for plan in islice(version.plans(), _PLANS_TO_ASK_FOR)
+        for plan in islice(version.plans(), _PLANS_TO_CHECK)
         for i in (0, len(plan.records) // 2, -1)
     )
-    if not any(_has(corpus, record) for record in some):
+    if not any(_has(corpus, record) for record in samples):
         raise StoreError(
             f"the store was begun on another corpus, or its images are gone: it starts with "
             f"{plan.records[0].image_id!r}, {corpus.uri} with {min(listed, default=None)!r}; "
@@ -127,7 +128,7 @@ def _has(corpus: Corpus, record: ImageRecord) -> bool:
 
 
 def _unplanned(corpus: Corpus, version: Version) -> Iterator[ImageRecord]:
-    # 16 bytes an image keep a corpus of ten million within a gigabyte.
+    # Digests of 16 bytes keep the memory for ten million images below a gigabyte.
     known = {_key(record) for plan in version.plans() for record in plan.records}
     return (record for record in corpus.records() if _key(record) not in known)
 

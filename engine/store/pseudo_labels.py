@@ -1,17 +1,17 @@
-"""The pseudo-label store: versions of labels, made shard by shard, where presence is the commit.
+"""The pseudo-label store: versions of labels, written shard by shard; a shard's file is its commit.
 
-    round-000.json                        which version is round 0's
-    round-000-1f0c2a9b44de/               one version: a round and the digest of its configuration
+    round-000.json                        name of the current version of round 0
+    round-000-1f0c2a9b44de/               one version, named by its round and the digest of its configuration
         version.json                        configuration, parent, weights, code version, device
-        plan/000123.parquet                 which images shard 123 holds; written before they are labelled
-        shard-000123.parquet                their rows; its presence says that they are done
-        manifest.parquet                    a row per shard; written when all are done
-        evaluation/77aa01c93e5d.json        figures against a ground truth, named by the digest of the
-                                            protocol and of what was drawn, so that rounds can be compared
-        runs/000002.json                    how fast a run that came to its end was
-    tar-index/                            where images lie in tars, see engine.corpora.tar_index
+        plan/000123.parquet                 the images of shard 123; written before they are labelled
+        shard-000123.parquet                their rows; its existence commits the shard
+        manifest.parquet                    a row per shard; written when all shards are committed
+        evaluation/77aa01c93e5d.json        metrics against a ground truth, named by the digest of the
+                                            protocol and ground truth, so that rounds are comparable
+        runs/000002.json                    duration of a finished run
+    tar-index/                            positions of images in tars, see engine.corpora.tar_index
 
-No file but those of runs/ holds a time, and none a host: equal work gives equal bytes there.
+Only the files in runs/ hold a time, and none holds a host name: equal work gives equal bytes in all others.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _SHARD = re.compile(r"shard-(\d{6,})\.parquet$")
 _MANIFEST = "manifest.parquet"
 _EVALUATIONS = "evaluation/"
 _RUNS = "runs/"
-# Footers that are read at one time.
+# Footers that are read concurrently.
 _READERS = 16
 
 
 class PseudoLabelStore:
-    """All versions below one place."""
+    """The versions of labels in one place."""
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
@@ -58,12 +58,12 @@ class PseudoLabelStore:
         return self._objects.uri
 
     def rounds(self) -> list[int]:
-        """The rounds that have a version, rising."""
+        """Numbers of the rounds that have a version, ascending."""
         keys = (re.fullmatch(r"round-(\d{3})\.json", key) for key in self._objects.keys("round-"))
         return [int(match[1]) for match in keys if match]
 
     def version(self, round_number: int | None = None) -> Version:
-        """The version of a round (None: the latest). Raises StoreError where the store has none."""
+        """The current version of a round, or of the latest round if None. Raises StoreError without one."""
         if round_number is None:
             rounds = self.rounds()
             if not rounds:
@@ -75,11 +75,11 @@ class PseudoLabelStore:
         return Version(self._objects, name)
 
     def begin(self, info: VersionInfo, mode: Mode) -> Version:
-        """The version to work on: the round's own where it matches `info`, a new one where there is none.
+        """The version to label into: the round's current one if it matches `info`, or else a new one.
 
-        `overwrite` begins a new version beside the round's own (or goes on with one that was begun and not
-        finished); `Version.finish` makes it the round's own. Raises StoreError where the round has labels of
-        another configuration and may not be overwritten.
+        With `overwrite`, it is a new version beside the current one, or an unfinished one that an earlier
+        call began; it becomes current when it is finished, see `Version.finish`. Raises StoreError if the
+        current version has another configuration and `mode` is not `overwrite`.
         """
         version = self.find_begun(info, mode)
         if version is not None:
@@ -89,11 +89,11 @@ class PseudoLabelStore:
             return self._create(info, self._unfinished_or_new_name(info, current))
         version = self._create(info, info.name)
         if not self._objects.create(_pointer(info.round), _to_json({"version": version.name})):
-            return self.begin(info, mode)  # somebody else has begun this round meanwhile
+            return self.begin(info, mode)  # another job has begun this round in the meantime
         return version
 
     def find_begun(self, info: VersionInfo, mode: Mode) -> Version | None:
-        """The round's own version where `begin` would go on with it; None where it would begin a new one.
+        """The round's current version if `begin` would return it, None if `begin` would create one.
 
         Raises StoreError as `begin` does, and writes nothing.
         """
@@ -136,7 +136,7 @@ class PseudoLabelStore:
 
 
 class Version:
-    """One version: its description, its plan, its shards. Pickles small."""
+    """One version of labels: its description, plans and shards. Its pickle is small."""
 
     def __init__(self, objects: ObjectStore, name: str) -> None:
         self._objects = objects
@@ -144,21 +144,22 @@ class Version:
 
     @property
     def info(self) -> VersionInfo:
-        """What it was made from. Raises StoreError where its description cannot be read."""
+        """What the version was made from. Raises StoreError if version.json cannot be read."""
         key = self._key("version.json")
         try:
             return VersionInfo(**json.loads(self._objects.read(key)))
         except (ObjectMissing, ValueError, TypeError) as error:
             raise StoreError(
                 f"{self._objects.uri}/{key} is missing, damaged or of another version of maskmill: "
-                "restore it, or label anew with --overwrite"
+                "restore it, or label again with --overwrite"
             ) from error
 
     def exists(self) -> bool:
+        """Whether the version has been begun."""
         return next(self._objects.keys(self._key("version.json")), None) is not None
 
     def is_finished(self) -> bool:
-        """Whether every image of the plan is done: the manifest says so, and its shards are there."""
+        """Whether all images are labelled: there is a manifest, and its shards are committed."""
         key = self._key(_MANIFEST)
         try:
             summaries = schema.decode_manifest(self._objects.read(key), key)
@@ -167,7 +168,7 @@ class Version:
         return {summary.shard for summary in summaries} <= self.committed()
 
     def plans(self) -> Iterator[ShardPlan]:
-        """The recorded plan, shard by shard."""
+        """The recorded plans, in the order of their shards."""
         for key in self._objects.keys(self._key("plan/")):
             yield schema.decode_plan(self._objects.read(key), key)
 
@@ -176,23 +177,23 @@ class Version:
         self._objects.create(self._key(f"plan/{plan.index:06d}.parquet"), schema.encode_plan(plan))
 
     def commit(self, shard: int, outcomes: Sequence[Outcome]) -> None:
-        """Write a shard in one step. A shard that is there already stays: it holds the same rows."""
+        """Write a shard atomically. A committed shard is not replaced: it holds the same rows."""
         self._objects.create(self._shard_key(shard), schema.encode_shard(self.name, shard, outcomes))
 
     def committed(self) -> frozenset[int]:
-        """The numbers of the shards that are there."""
+        """Numbers of the committed shards."""
         keys = self._objects.keys(self._key("shard-"))
         return frozenset(int(match[1]) for match in map(_SHARD.search, keys) if match)
 
     def finish(self) -> list[ShardSummary]:
-        """Write the manifest and make this the round's version; returns the summaries."""
+        """Write the manifest and make this the round's current version; returns the shards' summaries."""
         summaries = self._read_summaries()
         self._objects.write(self._key(_MANIFEST), schema.encode_manifest(summaries))
         self._objects.write(_pointer(self.info.round), _to_json({"version": self.name}))
         return summaries
 
     def summaries(self) -> list[ShardSummary]:
-        """What the committed shards hold: one read for a finished version, one a shard otherwise."""
+        """Summaries of the committed shards, with one read if the version is finished, else one per shard."""
         key = self._key(_MANIFEST)
         try:
             return schema.decode_manifest(self._objects.read(key), key)
@@ -200,39 +201,41 @@ class Version:
             return self._read_summaries()
 
     def content_digest(self) -> str:
-        """Digest of all committed rows, 12 hexadecimal digits: by it versions of one name differ in different
-        stores, and before and after an extension."""
+        """Digest of all committed rows, 12 hexadecimal digits.
+
+        It tells apart versions of the same name in different stores, or before and after an extension.
+        """
         digests = [summary.digest for summary in self.summaries()]
         return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
     def summary(self, shard: int) -> ShardSummary:
-        """A committed shard's footer. Raises ObjectMissing, StoreError."""
+        """Read the footer of a committed shard. Raises ObjectMissing or StoreError."""
         key = self._shard_key(shard)
         return schema.read_summary(partial(self._objects.read_range, key), self._objects.size(key), key)
 
     def _read_summaries(self) -> list[ShardSummary]:
-        # Each waits for two answers of a server, and a large corpus has ten thousand shards.
+        # Concurrently: each takes two round trips to a server, and a large corpus has ten thousand shards.
         with ThreadPoolExecutor(_READERS) as readers:
             return list(readers.map(self.summary, sorted(self.committed())))
 
     def shard(self, shard: int) -> list[Outcome]:
-        """A committed shard's rows. Raises ObjectMissing; StoreError where the file is damaged."""
+        """Read the rows of a committed shard. Raises ObjectMissing, or StoreError if the file is damaged."""
         key = self._shard_key(shard)
         return schema.decode_shard(self._objects.read(key), key)[1]
 
     def outcomes(self) -> Iterator[Outcome]:
-        """All committed rows as a stream, in the order of the corpus; one shard is in memory at a time."""
+        """Stream all committed rows in the order of the shards, with one shard in memory at a time."""
         for shard in sorted(self.committed()):
             yield from self.shard(shard)
 
     def columns(self) -> Iterator[ShardColumns]:
-        """All committed shards as columns, in the order of the corpus; see engine.store.columns."""
+        """Stream the committed shards as columns, in order; see engine.store.columns."""
         for shard in sorted(self.committed()):
             key = self._shard_key(shard)
             yield decode_columns(self._objects.read(key), key)
 
     def instance_columns(self, column: InstanceColumn) -> Iterator[NDArray[np.float32]]:
-        """One column of all instances, float32, shard by shard; NaN where it holds nothing."""
+        """Stream one column of all instances shard by shard, float32 (M,), NaN for null."""
         for shard in sorted(self.committed()):
             key = self._shard_key(shard)
             yield decode_instance_column(self._objects.read(key), column, key)
@@ -242,28 +245,28 @@ class Version:
         self._objects.write(self._key(f"{_EVALUATIONS}{digest}.json"), _to_json(evaluation))
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """What was recorded, by digest. Raises StoreError where a file is damaged."""
+        """The recorded evaluations by digest. Raises StoreError if a file is damaged."""
         found = {}
         for key in self._objects.keys(self._key(_EVALUATIONS)):
             try:
                 found[PurePosixPath(key).stem] = json.loads(self._objects.read(key))
             except ValueError as error:
-                raise StoreError(f"{key} is not json ({error}); remove it and evaluate again") from error
+                raise StoreError(f"{key} is not JSON ({error}); remove it and evaluate again") from error
         return found
 
     def record_run(self, run: RunRecord) -> None:
-        """Keep how a run went, beside the runs before it."""
+        """Store the record of a finished run, after those of earlier runs."""
         number = sum(1 for _ in self._objects.keys(self._key(_RUNS)))
         while not self._objects.create(self._key(f"{_RUNS}{number:06d}.json"), _to_json(asdict(run))):
             number += 1
 
     def runs(self) -> list[RunRecord]:
-        """How the runs went that came to their end, the first first."""
+        """Records of the finished runs, oldest first."""
         keys = self._objects.keys(self._key(_RUNS))
         return [RunRecord(**json.loads(self._objects.read(key))) for key in keys]
 
     def find(self, image_id: str) -> Outcome:
-        """One image's row. Reads the shards whose id range holds it. Raises ObjectMissing."""
+        """Read one image's row, from the shards whose range of ids contains it. Raises ObjectMissing."""
         for summary in self.summaries():
             if summary.first_image_id <= image_id <= summary.last_image_id:
                 for outcome in self.shard(summary.shard):

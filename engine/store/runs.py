@@ -1,5 +1,4 @@
-"""How fast labels were made: the only thing in a store that holds a time, and no part of any promise of
-equal bytes."""
+"""Records of finished runs: the only files of a store that hold a time and are not reproducible."""
 
 from __future__ import annotations
 
@@ -9,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A run that came to its end: the images it labelled itself, in how many seconds from its first task to
-    its last shard, on which device, with how many workers in each stage."""
+    """A finished run: the number of images that it labelled itself, the seconds from its first task to its
+    last shard, the device, and the number of workers by stage."""
 
     images: int
     seconds: float

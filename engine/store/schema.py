@@ -1,22 +1,22 @@
-"""One row per image: the Parquet schema of a shard, and rows to bytes and back.
+"""The Parquet schemas of shards, plans and manifests, and their encoding; a shard has one row per image.
 
 Columns of a shard:
 
     image_id   the image's name in its corpus, unique
-    coco_id    the number that COCO-like corpora give it, or null
+    coco_id    its number in a COCO-like corpus, or null
     path       relative to the corpus root
-    height     } of the upright image in pixels, or null where the image was rejected before it was known
+    height     } of the upright image in pixels, or null if the image was rejected before they were known
     width      }
     sha256     of the file's bytes, hex, or null
     status     labelled, no_object or rejected
-    reason     a code of engine.types.Reason, or null where labelled
-    detail     a sentence for people, or empty
-    objective  } of the image's partition, null where the method makes none; shards that were written before
-    gap        } there were such methods lack both
+    reason     a code of engine.types.Reason, or null if labelled
+    detail     an explanation in words, or empty
+    objective  } of the image's partition, null if the method computes none; shards of early versions lack
+    gap        } both columns
     instances  best first: rle (COCO's compressed counts for height x width), bbox (x0, y0, x1, y1 half-open
                pixels), area (pixels), score (R(M)), method, stability (null until a round has measured it)
 
-The footer holds `maskmill` = a JSON object: format, version, shard, digest (sha256 of the rows) and counts.
+The footer's entry `maskmill` is JSON: format, version, shard, digest (sha256 of the rows) and counts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from engine.types import ImageRecord, Optimality, Outcome, Reason, ShardPlan, St
 FORMAT = 1
 _FOOTER_KEY = b"maskmill"
 _PARQUET_MAGIC = b"PAR1"
-# What of a file is read first for its footer, which mostly is all in it.
+# Bytes at a file's end that are read first; most footers fit.
 _TAIL_BYTES = 1 << 16
 
 _INSTANCE = pa.struct(
@@ -77,7 +77,7 @@ SHARD_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSummary:
-    """What a shard's footer says: its number, the digest of its rows, and counts."""
+    """A shard's number, the digest of its rows, and counts, as its footer states them."""
 
     shard: int
     digest: str
@@ -89,11 +89,11 @@ class ShardSummary:
     reasons: dict[str, int]
     first_image_id: str
     last_image_id: str
-    """The smallest and the largest image id of the shard, by code points."""
+    """The smallest and the largest image id of the shard, ordered by code points."""
 
 
 def encode_shard(version: str, shard: int, outcomes: Sequence[Outcome]) -> bytes:
-    """A shard file with one row per outcome, in this order."""
+    """Encode a shard file with one row per outcome, in this order."""
     rows = [_outcome_row(outcome) for outcome in outcomes]
     statuses = Counter(outcome.status for outcome in outcomes)
     footer = {
@@ -114,22 +114,25 @@ def encode_shard(version: str, shard: int, outcomes: Sequence[Outcome]) -> bytes
 
 
 def decode_shard(data: bytes, name: str) -> tuple[ShardSummary, list[Outcome]]:
-    """The footer and the rows of a shard file; `name` is what errors call it. Raises StoreError."""
+    """Decode the summary and the rows of a shard file; errors call it `name`. Raises StoreError."""
     table, footer = _decode(data, name)
     rows = table.to_pylist()
     if _digest(rows) != footer["digest"]:
-        raise StoreError(f"{name}: the rows are not those that were written; restore the file or label anew")
+        raise StoreError(f"{name}: the rows are not those that were written; restore the file or label again")
     return _summary(footer), [_row_outcome(row) for row in rows]
 
 
-def read_summary(read_range: Callable[[int, int], bytes], size: int, name: str) -> ShardSummary:
-    """The footer of a shard file of `size` bytes, of which little more than the footer is read.
+def read_summary(
+    read_range: Callable[[int, int], bytes], size: int, name: str, tail_bytes: int = _TAIL_BYTES
+) -> ShardSummary:
+    """Read the summary of a shard file of `size` bytes from its end; errors call it `name`.
 
-    `read_range(start, size)` gives a part of the file. Raises StoreError.
+    `read_range(start, size)` reads a part of the file. `tail_bytes` are read first, and the rest of the
+    footer if it is longer. Raises StoreError.
     """
-    start = max(size - _TAIL_BYTES, 0)
+    start = max(size - tail_bytes, 0)
     tail = read_range(start, size - start)
-    # Parquet ends with its metadata, their length in 4 bytes, and the 4 letters that it begins with, too.
+    # Parquet ends with its metadata, their length in 4 bytes, and the same 4 letters that it begins with.
     needed = int.from_bytes(tail[-8:-4], "little") + 8
     if len(tail) < needed <= size:
         tail = read_range(size - needed, needed)
@@ -141,38 +144,40 @@ def read_summary(read_range: Callable[[int, int], bytes], size: int, name: str) 
 
 
 def read_footer(schema: pa.Schema, name: str) -> dict[str, Any]:
-    """What the footer of a file with this schema holds. Raises StoreError where it is not one of ours."""
+    """The JSON object in the footer of a file. Raises StoreError if the file is not one of this store."""
     try:
         footer: dict[str, Any] = json.loads((schema.metadata or {})[_FOOTER_KEY])
     except (KeyError, ValueError) as error:
         raise _foreign_file(name, error) from error
     if footer["format"] != FORMAT:
-        raise StoreError(f"{name} has format {footer['format']}, this program reads format {FORMAT}")
+        raise StoreError(
+            f"{name} has format {footer['format']}; this version of maskmill reads format {FORMAT}"
+        )
     return footer
 
 
 def encode_plan(plan: ShardPlan) -> bytes:
-    """A plan file: the images that a shard will hold."""
+    """Encode a plan file: the images of a shard."""
     rows = [_record_row(record) for record in plan.records]
     table = pa.Table.from_pylist(rows, PLAN_SCHEMA)
     return _encode(table, {"format": FORMAT, "shard": plan.index, "is_last": plan.is_last})
 
 
 def decode_plan(data: bytes, name: str) -> ShardPlan:
-    """The plan that `encode_plan` was given. Raises StoreError."""
+    """Decode a plan file; errors call it `name`. Raises StoreError."""
     table, footer = _decode(data, name)
     records = tuple(_row_record(row) for row in table.to_pylist())
     return ShardPlan(index=footer["shard"], records=records, is_last=footer["is_last"])
 
 
 def encode_manifest(summaries: Sequence[ShardSummary]) -> bytes:
-    """The manifest of a finished version: one row per shard."""
+    """Encode the manifest of a finished version: one row per shard."""
     rows = [{**vars(summary), "reasons": json.dumps(summary.reasons)} for summary in summaries]
     return _encode(pa.Table.from_pylist(rows), {"format": FORMAT})
 
 
 def decode_manifest(data: bytes, name: str) -> list[ShardSummary]:
-    """The summaries that `encode_manifest` was given. Raises StoreError."""
+    """Decode a manifest; errors call it `name`. Raises StoreError."""
     table, _ = _decode(data, name)
     return [ShardSummary(**{**row, "reasons": json.loads(row["reasons"])}) for row in table.to_pylist()]
 
@@ -194,13 +199,13 @@ def _decode(data: bytes, name: str) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def _foreign_file(name: str, error: Exception) -> StoreError:
-    # What a plan held nobody else knows; all else can be made again.
-    remedy = "label anew with --overwrite" if "/plan/" in name else "remove it and run the label job again"
+    # A plan cannot be reconstructed; everything else can.
+    remedy = "label again with --overwrite" if "/plan/" in name else "remove it and run the label job again"
     return StoreError(f"{name} is damaged, or not a file of this store ({error}): restore it, or {remedy}")
 
 
 def _digest(rows: Sequence[dict[str, Any]]) -> str:
-    """sha256 of rows, whatever way the file encodes and compresses them."""
+    """sha256 of rows as JSON, which does not depend on the file's encoding and compression."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""What a version of labels was made from, and in what two of them differ."""
+"""The identity of a version of labels, and the difference between two of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class VersionInfo:
-    """What a version was made from. `configuration` is nested and holds what JSON can; the device, the code
-    version and the kind of corpus are recorded beside it and are no part of the digest."""
+    """What a version was made from. `configuration` is nested and holds JSON values only; the code version,
+    the device and the kind of corpus are recorded but are not part of the digest."""
 
     round: int
     configuration: Mapping[str, Any]
@@ -24,9 +24,9 @@ class VersionInfo:
 
     @property
     def digest(self) -> str:
-        """Digest of what decides the labels, 12 hexadecimal digits."""
-        decisive = [self.round, self.configuration, self.weights_digest, self.parent]
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+        """Digest of everything that affects the labels, 12 hexadecimal digits."""
+        identity = [self.round, self.configuration, self.weights_digest, self.parent]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def name(self) -> str:
@@ -34,7 +34,7 @@ class VersionInfo:
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted names.
+    """Flatten a nested configuration into one with dotted names.
 
     >>> flatten_settings({"method": "promerge", "promerge": {"tau_b": 0.2}})
     {'method': 'promerge', 'promerge.tau_b': 0.2}
@@ -49,8 +49,8 @@ def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str,
 
 
 def describe_difference(there: VersionInfo, here: VersionInfo) -> str:
-    """The settings in which two versions differ, for a person."""
-    # Through JSON, so that tuples are the lists that were read back.
+    """The settings in which two versions differ, as text for an error message."""
+    # Through JSON, so that tuples become lists, as they are in `there`, which was read from a file.
     ours = json.loads(json.dumps(dict(here.configuration)))
     old, new = flatten_settings(there.configuration), flatten_settings(ours)
     old["weights"], new["weights"] = there.weights_digest[:12], here.weights_digest[:12]

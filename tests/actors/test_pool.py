@@ -1,4 +1,4 @@
-"""The pool on a Ray that is played here, so that deaths come when the test says."""
+"""The pool on a fake Ray, whose actors die when the test says so."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -10,78 +10,81 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 
-from actors import pool
-from actors.pool import MAX_IN_FLIGHT, WorkerPool
-from engine.errors import DeviceMemoryError, RunError, WeightsError
+from actors.ledger import MAX_IN_FLIGHT
+from actors.pool import WorkerPool, size_pool
+from engine.errors import ConfigurationError, DeviceMemoryError, RunError, WeightsError
 from engine.types import Chunk, ImageRecord, Outcome, Reason, ShardPlan, Status
+
+Records = tuple[ImageRecord, ...]
 
 
 @dataclass(eq=False)
-class PlayedRay:
-    """Actors that answer in an order drawn at random, and die at what `dies_at` says of a chunk's records, or
-    of an empty tuple where they start."""
+class FakeRay:
+    """Actors that answer in random order; `error_of` says what a call for these records raises, or a call of
+    `start` (no records). An actor of which `never_starts` is true does not answer at all."""
 
-    rng: random.Random
-    dies_at: Callable[[tuple[ImageRecord, ...]], Exception | None]
-    actors: list["PlayedActor"] = field(default_factory=list)
-    killed: set["PlayedActor"] = field(default_factory=set)
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+    error_of: Callable[[Records], Exception | None] = lambda records: None
+    never_starts: Callable[["FakeActor"], bool] = lambda actor: False
+    actors: list["FakeActor"] = field(default_factory=list)
+    killed: set["FakeActor"] = field(default_factory=set)
 
-    def make_actor(self) -> "PlayedActor":
-        self.actors.append(PlayedActor(self))
+    def make_actor(self) -> "FakeActor":
+        self.actors.append(FakeActor(number=len(self.actors)))
         return self.actors[-1]
 
     def wait(
-        self, answers: list["Answer"], num_returns: int = 1, timeout: float | None = None
-    ) -> tuple[list["Answer"], list["Answer"]]:
+        self, refs: list["FakeRef"], *, num_returns: int, timeout: float
+    ) -> tuple[list["FakeRef"], list["FakeRef"]]:
+        """Some of the actors answer the first of their calls; now and then none does before the timeout."""
+        first_of = {ref.actor: ref for ref in reversed(refs) if not self.never_starts(ref.actor)}
+        assert first_of, "this wait would never end"
         if timeout == 0 and self.rng.random() < 0.1:
-            return [], answers  # it was patience that ended the wait before
-        # Some workers have answered what they were asked first, in any order.
-        first_of = {id(answer.actor): answer for answer in reversed(answers)}
+            return [], refs
         ready = self.rng.sample(list(first_of.values()), self.rng.randint(1, len(first_of)))[:num_returns]
-        return ready, [answer for answer in answers if answer not in ready]
+        return ready, [ref for ref in refs if ref not in ready]
 
-    def get(self, answer: "Answer") -> list[Outcome] | None:
-        actor = answer.actor
-        assert actor not in self.killed
-        actor.death = actor.death or self.dies_at(answer.records)
-        if actor.death is not None:
-            raise actor.death
-        actor.in_hand -= 1
-        return [Outcome(record=record, status=Status.LABELLED) for record in answer.records] or None
+    def get(self, ref: "FakeRef") -> list[Outcome] | None:
+        assert ref.actor not in self.killed
+        ref.actor.error = ref.actor.error or self.error_of(ref.records)
+        if ref.actor.error is not None:
+            raise ref.actor.error
+        ref.actor.num_calls -= 1
+        return [Outcome(record=record, status=Status.LABELLED) for record in ref.records] or None
 
-    def kill(self, actor: "PlayedActor") -> None:
+    def kill(self, actor: "FakeActor") -> None:
         self.killed.add(actor)
 
 
 @dataclass(eq=False)
-class Answer:
-    actor: "PlayedActor"
-    records: tuple[ImageRecord, ...]
-
-
-@dataclass(eq=False)
-class PlayedActor:
-    ray: PlayedRay
-    death: Exception | None = None
-    in_hand: int = 0
+class FakeActor:
+    number: int
+    error: Exception | None = None
+    num_calls: int = 0
 
     @property
     def start(self) -> Any:
-        return _Method(lambda: self._ask(()))
+        return _Method(lambda: self._call(()))
 
     @property
     def label(self) -> Any:
-        return _Method(lambda chunk: self._ask(chunk.records))
+        return _Method(lambda chunk: self._call(chunk.records))
 
-    def _ask(self, records: tuple[ImageRecord, ...]) -> Answer:
-        self.in_hand += 1
-        assert self.in_hand <= MAX_IN_FLIGHT
-        return Answer(self, records)
+    def _call(self, records: Records) -> "FakeRef":
+        self.num_calls += 1
+        assert self.num_calls <= MAX_IN_FLIGHT
+        return FakeRef(self, records)
 
 
 @dataclass
 class _Method:
-    remote: Callable[..., Answer]
+    remote: Callable[..., "FakeRef"]
+
+
+@dataclass(eq=False)
+class FakeRef:
+    actor: FakeActor
+    records: Records
 
 
 def make_chunks(num_images: int, chunk_size: int) -> Iterator[Chunk]:
@@ -89,83 +92,127 @@ def make_chunks(num_images: int, chunk_size: int) -> Iterator[Chunk]:
     return ShardPlan(index=0, records=records, is_last=True).chunks(chunk_size)
 
 
-def label(played: PlayedRay, chunks: Iterator[Chunk], size: int) -> list[Outcome]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "ray", played)
-        rows = [row for part in WorkerPool(played.make_actor, size).label(chunks) for row in part]
-    assert set(played.actors) == played.killed
+def label(fake: FakeRay, chunks: Iterator[Chunk], size: int) -> list[Outcome]:
+    rows = [row for part in WorkerPool(fake.make_actor, size, fake).label(chunks) for row in part]
+    assert set(fake.actors) == fake.killed
     return rows
 
 
 @given(
-    st.integers(0, 30),
-    st.integers(1, 5),
-    st.integers(1, 4),
-    st.sets(st.integers(0, 29), max_size=3),
-    st.floats(0, 0.1),
-    st.randoms(use_true_random=False),
+    num_images=st.integers(0, 20),
+    chunk_size=st.integers(1, 5),
+    size=st.integers(1, 4),
+    poison=st.frozensets(st.integers(0, 19), max_size=3),
+    preempted_share=st.sampled_from([0.0, 0.1]),
+    seed=st.integers(0, 1000),
 )
 def test_every_image_gets_one_row_whoever_dies(
-    num_images: int, chunk_size: int, size: int, poison: set[int], bad_luck: float, rng: random.Random
+    num_images: int, chunk_size: int, size: int, poison: frozenset[int], preempted_share: float, seed: int
 ) -> None:
-    def dies_at(records: tuple[ImageRecord, ...]) -> Exception | None:
+    rng = random.Random(seed)
+
+    def error_of(records: Records) -> Exception | None:
         if any(int(record.image_id) in poison for record in records):
             return ActorDiedError()
-        return RayActorError(preempted=True) if rng.random() < bad_luck else None
+        return RayActorError(preempted=True) if rng.random() < preempted_share else None
 
-    rows = label(PlayedRay(rng, dies_at), make_chunks(num_images, chunk_size), size)
+    rows = label(FakeRay(rng, error_of), make_chunks(num_images, chunk_size), size)
     assert sorted(int(row.record.image_id) for row in rows) == list(range(num_images))
     given_up = [row for row in rows if row.status is Status.REJECTED]
     assert {int(row.record.image_id) for row in given_up} == poison & set(range(num_images))
-    assert {row.reason for row in given_up} <= {Reason.FAILED}
+    assert {(row.reason, row.detail) for row in given_up} <= {
+        (Reason.FAILED, "3 workers died while they had this image")
+    }
 
 
-def test_no_more_workers_than_chunks() -> None:
-    played = PlayedRay(random.Random(0), lambda _: None)
-    assert len(label(played, make_chunks(5, 2), 64)) == 5
-    assert len(played.actors) == 3
-
-
-def test_a_machine_that_is_taken_away_is_nobodys_fault() -> None:
-    preemptions = iter([RayActorError(preempted=True)] * 20)
-    rows = label(PlayedRay(random.Random(0), lambda _: next(preemptions, None)), make_chunks(4, 2), 2)
-    assert [row.status for row in rows] == [Status.LABELLED] * 4
-    assert next(preemptions, None) is None
-
-
-@given(st.integers(0, 30), st.integers(1, 5), st.integers(1, 5), st.randoms(use_true_random=False))
-def test_workers_without_room_leave_their_chunks_to_the_others(
-    num_images: int, chunk_size: int, size: int, rng: random.Random
+@given(
+    num_images=st.integers(0, 20),
+    chunk_size=st.integers(1, 5),
+    size=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+)
+def test_workers_without_memory_leave_their_chunks_to_the_others(
+    num_images: int, chunk_size: int, size: int, seed: int
 ) -> None:
+    rng = random.Random(seed)
     num_workers = min(size, -(-num_images // chunk_size))
     kinds = [DeviceMemoryError("CUDA out of memory"), OutOfMemoryError("the node runs low on memory")]
     errors = [rng.choice(kinds) for _ in range(num_workers - 1)]
 
-    def dies_at(_: tuple[ImageRecord, ...]) -> Exception | None:
+    def error_of(_: Records) -> Exception | None:
         return errors.pop() if errors and rng.random() < 0.3 else None
 
-    played = PlayedRay(rng, dies_at)
-    rows = label(played, make_chunks(num_images, chunk_size), size)
+    fake = FakeRay(rng, error_of)
+    rows = label(fake, make_chunks(num_images, chunk_size), size)
     assert sorted(int(row.record.image_id) for row in rows) == list(range(num_images))
     assert {row.status for row in rows} <= {Status.LABELLED}
-    assert len(played.actors) == num_workers
+    assert len(fake.actors) == num_workers
 
 
-def test_without_room_for_one_worker_the_run_ends() -> None:
-    full = PlayedRay(random.Random(0), lambda _: DeviceMemoryError("CUDA out of memory"))
-    with pytest.raises(RunError, match=r"the GPU's memory.* --encoder\.batch-size \(CUDA out of memory\)"):
+@pytest.mark.parametrize("num_stuck", [1, 2])
+def test_a_run_ends_without_the_workers_that_never_started(num_stuck: int) -> None:
+    # The first worker that gets a chunk is preempted, and there is no room for its replacement.
+    deaths = iter([RayActorError(preempted=True)])
+    fake = FakeRay(
+        error_of=lambda records: next(deaths, None) if records else None,
+        never_starts=lambda actor: actor.number > 3 - num_stuck,
+    )
+    rows = label(fake, make_chunks(8, 1), 3)
+    assert sorted(row.record.image_id for row in rows) == list("01234567")
+    assert len(fake.actors) == 4
+
+
+def test_a_start_that_fails_after_the_last_row_is_no_error() -> None:
+    class LateFailure(FakeRay):
+        def wait(
+            self, refs: list[FakeRef], *, num_returns: int, timeout: float
+        ) -> tuple[list[FakeRef], list[FakeRef]]:
+            """Worker 0 answers alone until its last chunk, after which worker 1 answers in the same wait."""
+            ready = [ref for ref in refs if ref.actor.number == 0]
+            is_last = len(ready) == 1 and ready[0].records
+            return (refs[::-1] if is_last else ready), []
+
+        def get(self, ref: FakeRef) -> list[Outcome] | None:
+            if ref.actor.number == 1:
+                raise WeightsError("no such file")
+            return super().get(ref)
+
+    assert len(label(LateFailure(), make_chunks(3, 1), 2)) == 3
+
+
+def test_without_memory_for_one_worker_the_run_ends() -> None:
+    full = FakeRay(error_of=lambda _: DeviceMemoryError("CUDA out of memory"))
+    with pytest.raises(RunError, match=r"room in the GPU's memory: lower batch_size \(CUDA out of memory\)"):
         label(full, make_chunks(4, 1), 3)
     assert len(full.actors) == 3
-    full = PlayedRay(random.Random(0), lambda _: OutOfMemoryError("the node runs low"))
-    with pytest.raises(RunError, match=r"room in memory.* --encoder\.batch-size .*the node runs low"):
+    full = FakeRay(error_of=lambda _: OutOfMemoryError("the node runs low"))
+    with pytest.raises(RunError, match=r"room in memory: lower batch_size .*the node runs low"):
         label(full, make_chunks(4, 1), 3)
 
 
 def test_workers_that_cannot_start_end_the_run() -> None:
-    dying = PlayedRay(random.Random(0), lambda records: None if records else ActorDiedError())
+    dying = FakeRay(error_of=lambda records: None if records else ActorDiedError())
     with pytest.raises(RunError, match="3 workers in a row died while they started"):
         label(dying, make_chunks(4, 2), 2)
-    raising = PlayedRay(random.Random(0), lambda records: None if records else WeightsError("no such file"))
+    raising = FakeRay(error_of=lambda records: None if records else WeightsError("no such file"))
     with pytest.raises(WeightsError, match="no such file"):
         label(raising, make_chunks(4, 2), 2)
     assert set(raising.actors) == raising.killed
+
+
+@given(st.floats(1, 512), st.integers(0, 64))
+def test_pools_never_ask_for_more_than_there_is(num_cpus: float, num_gpus: int) -> None:
+    size = size_pool(num_cpus, num_gpus)
+    assert size.workers * size.cpus_each <= num_cpus
+    assert size.workers * size.gpus_each <= num_gpus
+    assert min(size.workers, size.cpus_each) > 0
+
+
+def test_small_and_large_clusters() -> None:
+    laptop, node, few_cpus = size_pool(2, 0), size_pool(96, 8), size_pool(12, 8)
+    assert (laptop.workers, laptop.gpus_each) == (2, 0)
+    assert (node.workers, node.gpus_each) == (64, 0.125)
+    assert node.workers * node.cpus_each > 60
+    assert (few_cpus.workers, few_cpus.gpus_each) == (8, 1.0)
+    with pytest.raises(ConfigurationError, match="at least one"):
+        size_pool(0.5, 4)

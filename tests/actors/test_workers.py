@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from actors import reader, workers
-from actors.pool import MAX_IN_FLIGHT
+from actors.ledger import MAX_IN_FLIGHT
 from actors.workers import Worker
 from engine.corpora import Corpus, FolderCorpus
 from engine.encoders import EncoderConfig, load_encoder

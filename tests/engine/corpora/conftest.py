@@ -1,4 +1,4 @@
-"""Tars made on the spot, whole and broken."""
+"""A fixture that makes tars."""
 
 from __future__ import annotations
 

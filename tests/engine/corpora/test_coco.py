@@ -20,7 +20,7 @@ IMAGES = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A corpus in COCO's layout whose list leaves one image out and names one that is not there."""
+    """A corpus in COCO's layout whose list omits one image and names one that does not exist."""
     root = tmp_path / "coco"
     (root / "val2017").mkdir(parents=True)
     for name in ("000000000139.jpg", "000000397133.jpg", "COCO_val2014_000000000042.jpg", "holiday.png"):
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_list_names_the_images_in_its_order(folder: Path) -> None:
+def test_the_images_of_a_list_come_in_its_order(folder: Path) -> None:
     corpus = open_coco(str(folder), "annotations/instances_val2017.json")
     records = list(corpus.records())
     assert [(record.path, record.coco_id) for record in records] == [
@@ -57,13 +57,13 @@ def test_a_list_names_the_images_in_its_order(folder: Path) -> None:
         next(corpus.records(after=ImageRecord(image_id="x", path="x")))
 
 
-def test_a_mark_of_the_encoding_is_no_part_of_a_list() -> None:
+def test_a_byte_order_mark_is_not_part_of_a_list() -> None:
     objects = MemoryObjects()
     objects.write("list.json", b"\xef\xbb\xbf" + json.dumps({"images": IMAGES}).encode())
     assert [image.coco_id for image in ImageList(objects, "list.json").images()] == [397133, 139, 5]
 
 
-def test_names_without_a_list_carry_their_ids(folder: Path) -> None:
+def test_without_a_list_ids_are_read_from_file_names(folder: Path) -> None:
     corpus = open_coco(str(folder))
     assert [(record.path, record.coco_id) for record in corpus.records()] == [
         ("val2017/000000000139.jpg", 139), ("val2017/000000397133.jpg", 397133),
@@ -75,7 +75,7 @@ def test_names_without_a_list_carry_their_ids(folder: Path) -> None:
         open_coco(str(folder), images="val2017")
 
 
-def test_hrsid_takes_its_only_list(tmp_path: Path) -> None:
+def test_hrsid_uses_its_only_list(tmp_path: Path) -> None:
     (tmp_path / "JPEGImages").mkdir()
     (tmp_path / "JPEGImages/P0001.jpg").write_bytes(b"chip")
     with pytest.raises(CorpusError, match="annotations/ has none"):
@@ -109,7 +109,7 @@ def test_s3_and_disk_are_the_same_corpus(s3_server: Any, folder: Path) -> None:
         open_coco("s3://nowhere", "annotations/instances_val2017.json")
 
 
-def test_a_path_that_leads_out_is_refused_everywhere(s3_server: Any, tmp_path: Path) -> None:
+def test_paths_that_lead_out_of_the_corpus_are_refused(s3_server: Any, tmp_path: Path) -> None:
     for uri in (str(tmp_path), "s3://bucket/coco"):
         for path in ("val2017/../../secret.jpg", "/etc/x.jpg"):
             with pytest.raises(ImageError) as caught:
@@ -128,11 +128,11 @@ def listing(*images: object) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"I am a text.", "is not JSON"),
         (b"", "is not JSON"),
-        (listing(*IMAGES)[:-20], "is not JSON, or not whole"),
+        (listing(*IMAGES)[:-20], "is not JSON, or incomplete"),
         (b'{"images": [{"id": 1, "file_name": "\xff\xfe"}]}', "is not JSON"),
         (b"[1, 2]", "has no list `images`"),
         (b'{"annotations": []}', "has no list `images`"),
@@ -149,15 +149,15 @@ def listing(*images: object) -> bytes:
         (b'{"info": ' + b'{"a":' * 1_000_000, "nested more than 64 deep"),
     ],
 )  # fmt: skip
-def test_a_list_that_cannot_be_used_is_one_line(data: bytes, told: str) -> None:
-    with pytest.raises(CorpusError, match=told) as caught:
+def test_the_error_for_an_unusable_list_is_one_line(data: bytes, message: str) -> None:
+    with pytest.raises(CorpusError, match=message) as caught:
         image_list(data).check()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
 class EndlessObjects(MemoryObjects):
-    """An object of one byte, over and over, behind a beginning."""
+    """An endless object: a beginning, then the same byte for ever."""
 
     def __init__(self, beginning: bytes, byte: bytes) -> None:
         super().__init__()
@@ -169,17 +169,15 @@ class EndlessObjects(MemoryObjects):
 
 
 @pytest.mark.parametrize(
-    ("beginning", "byte", "told"), [(b'{"a": ', b"[", "nested"), (b'{"a": "', b"x", "more than 2 MiB")]
+    ("beginning", "byte", "message"), [(b'{"a": ', b"[", "nested"), (b'{"a": "', b"x", "more than 2 MiB")]
 )
-def test_a_list_without_end_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, beginning: bytes, byte: bytes, told: str
-) -> None:
-    monkeypatch.setattr("engine.corpora.image_list._MAX_TOKEN_BYTES", 2 << 20)
-    with pytest.raises(CorpusError, match=told):
-        ImageList(EndlessObjects(beginning, byte), "list.json").check()
+def test_an_endless_list_is_given_up(beginning: bytes, byte: bytes, message: str) -> None:
+    endless = ImageList(EndlessObjects(beginning, byte), "list.json", max_token_bytes=2 << 20)
+    with pytest.raises(CorpusError, match=message):
+        endless.check()
 
 
-def test_a_list_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_lists_and_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="cannot read the annotation file"):
         open_coco(str(tmp_path), "annotations/instances_val2017.json")
     with pytest.raises(CorpusError, match="s3://bucket/prefix"):
@@ -188,7 +186,7 @@ def test_a_list_that_is_not_there(tmp_path: Path) -> None:
         open_coco(str(tmp_path / "nowhere"))
 
 
-def test_development_lists(development_data: Callable[[str], Path]) -> None:
+def test_lists_of_the_development_data(development_data: Callable[[str], Path]) -> None:
     coco = open_coco(str(development_data("data/coco")), "annotations/instances_val2017.json")
     assert len(list(coco.records())) == 257
     hrsid = open_hrsid(str(development_data("data/hrsid")))

@@ -15,7 +15,7 @@ def ids(corpus: FolderCorpus) -> list[str]:
     return [record.image_id for record in corpus.records()]
 
 
-def test_images_are_found_wherever_they_are_in_byte_order(tmp_path: Path) -> None:
+def test_images_are_found_in_all_folders_in_byte_order(tmp_path: Path) -> None:
     names = ["B.JPEG", "a-1.png", "a.webp", "a/1.tiff", "a/b/c.bmp", "a0.TIF", "ü.jpg"]
     others = [".hidden.jpg", ".git/x.png", "a/.thumbs/x.png", "notes.txt", "a/b/labels.json"]
     for name in names + others:
@@ -34,12 +34,12 @@ def test_listing_is_lazy(tmp_path: Path) -> None:
     (tmp_path / "a/1.png").touch()
     records = FolderCorpus.open(str(tmp_path)).records()
     assert next(records).image_id == "a/1.png"
-    # Only now is the next folder looked at.
+    # The next folder has not been listed yet.
     (tmp_path / "b/2.png").touch()
     assert [record.image_id for record in records] == ["b/2.png"]
 
 
-def test_names_that_are_no_text_can_be_read(tmp_path: Path) -> None:
+def test_files_whose_names_are_not_utf8_can_be_read(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"content")
     corpus = FolderCorpus.open(str(tmp_path))
     (record,) = corpus.records()
@@ -48,7 +48,7 @@ def test_names_that_are_no_text_can_be_read(tmp_path: Path) -> None:
     assert list(corpus.records(after=record)) == []
 
 
-def test_names_that_look_like_such_bytes_are_others(tmp_path: Path) -> None:
+def test_names_that_look_escaped_are_kept_apart(tmp_path: Path) -> None:
     names = [b"caf\xe9.png", b"caf\\xe9.png", b"\\x5c.png", b"\\\xe9.png", b"\\x41.png"]
     for name in names:
         (tmp_path / os.fsdecode(name)).write_bytes(name)
@@ -60,7 +60,7 @@ def test_names_that_look_like_such_bytes_are_others(tmp_path: Path) -> None:
         assert list(corpus.records(after=record)) == records[i + 1 :]
 
 
-def test_what_cannot_be_read_has_a_reason_without_the_place(tmp_path: Path) -> None:
+def test_the_reason_of_an_unreadable_file_does_not_name_the_place(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").touch()
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -87,7 +87,7 @@ def test_s3_and_disk_are_the_same_corpus(s3_server: Any, tmp_path: Path) -> None
         ids(FolderCorpus.open("s3://nowhere"))
 
 
-def test_skimage_photographs_are_there_and_decode() -> None:
+def test_skimage_photographs_exist_and_decode() -> None:
     corpus = FolderCorpus.open("skimage:")
     records = list(corpus.records())
     assert {"astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"} <= {r.path for r in records}
@@ -97,7 +97,9 @@ def test_skimage_photographs_are_there_and_decode() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda path: None, Path.touch])
-def test_no_folder_is_an_error_that_says_what_to_give(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_the_error_for_a_missing_folder_says_what_to_give(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
     make(tmp_path / "x")
     with pytest.raises(CorpusError, match="--corpus takes a folder, s3://bucket/prefix or skimage:"):
         FolderCorpus.open(str(tmp_path / "x"))

@@ -3,7 +3,7 @@ from engine.corpora.repeated import RepeatedCorpus
 from engine.objects.memory import MemoryObjects
 
 
-def test_images_come_again_until_there_are_enough() -> None:
+def test_images_are_repeated_up_to_the_number() -> None:
     objects = MemoryObjects()
     objects.write("a.png", b"1")
     objects.write("b.png", b"2")
@@ -14,5 +14,5 @@ def test_images_come_again_until_there_are_enough() -> None:
     assert list(corpus.records(after=records[2])) == records[3:]
 
 
-def test_nothing_repeated_is_nothing() -> None:
+def test_an_empty_corpus_stays_empty() -> None:
     assert list(RepeatedCorpus(FolderCorpus(MemoryObjects()), 5).records()) == []

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.corpora import Sa1bCorpus, open_corpus, tar_index
+from engine.corpora import Sa1bCorpus, open_corpus
+from engine.corpora.tar_index import TarIndexConfig
 from engine.errors import CorpusError, ImageError
 from engine.objects.memory import MemoryObjects
 from engine.types import ImageRecord, Reason
@@ -21,7 +22,7 @@ FILES = {
 
 
 class CountedObjects(MemoryObjects):
-    """Counts what is asked of it."""
+    """Counts the ranges read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ def test_members_are_read_in_place(make_tar: MakeTar, layout: int) -> None:
         assert list(corpus.records(after=record)) == records[i + 1 :]
 
 
-def test_tars_and_files_in_the_order_of_keys(make_tar: MakeTar) -> None:
+def test_tars_and_files_come_in_the_order_of_keys(make_tar: MakeTar) -> None:
     objects = MemoryObjects()
     objects.write("b/sa_000001.tar", make_tar({"sa_9.jpg": b"nine"}))
     objects.write("a.tar", make_tar({"sa_2.jpg": b"two", "sa_1.jpg": b"one"}))
@@ -79,7 +80,7 @@ def test_tars_and_files_in_the_order_of_keys(make_tar: MakeTar) -> None:
         assert list(corpus.records(after=record)) == records[i + 1 :]
 
 
-def test_folders_may_be_called_like_tars(make_tar: MakeTar, tmp_path: Path) -> None:
+def test_folders_may_be_named_like_tars(make_tar: MakeTar, tmp_path: Path) -> None:
     (tmp_path / "sa_000001.tar").mkdir()
     (tmp_path / "sa_000001.tar/sa_1.jpg").write_bytes(b"loose")
     (tmp_path / "sa_000001.tar/sa_000002.TAR").write_bytes(make_tar({"x.tar/sa_2.jpg": b"two"}))
@@ -91,7 +92,7 @@ def test_folders_may_be_called_like_tars(make_tar: MakeTar, tmp_path: Path) -> N
     assert list(corpus.records(after=records[0])) == records[1:]
 
 
-def test_compressed_tars_are_rows_and_hidden_ones_are_passed_over(make_tar: MakeTar) -> None:
+def test_compressed_tars_are_rows_and_hidden_ones_are_skipped(make_tar: MakeTar) -> None:
     objects = MemoryObjects()
     packed = gzip.compress(make_tar(FILES), compresslevel=0)
     for key in ("a.tar.gz", "b.tar", "._c.tar", ".d/e.tar"):
@@ -103,26 +104,25 @@ def test_compressed_tars_are_rows_and_hidden_ones_are_passed_over(make_tar: Make
             corpus.read(record)
 
 
-def test_an_index_is_kept_and_used(make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_index, "_FIRST_SEGMENT", 2)
-    monkeypatch.setattr("engine.corpora.tar_members._WINDOW_BYTES", 512)
+def test_an_index_is_kept_and_used(make_tar: MakeTar) -> None:
+    config = TarIndexConfig(first_segment=2, window_bytes=512)
     tars, store = CountedObjects(), MemoryObjects()
     tars.write("a.tar", make_tar(FILES))
-    records = list(Sa1bCorpus(tars, store).records())
+    records = list(Sa1bCorpus(tars, store, config).records())
     # The end mark follows the last image's annotations, so the last segment is an empty one.
     assert list(store.keys()) == [f"tar-index/a.tar/{n:03d}.parquet" for n in range(3)]
     for kept, most_reads in ((store, 1), (None, 18)):
-        corpus = pickle.loads(pickle.dumps(Sa1bCorpus(tars, kept)))
+        corpus = pickle.loads(pickle.dumps(Sa1bCorpus(tars, kept, config)))
         corpus._objects = tars
         tars.num_reads = 0
         assert corpus.read(records[-1]) == FILES["sa_8.jpg"]
         assert tars.num_reads <= most_reads
-    # A listing that was cut off goes on where the index ends, without reading a header twice.
+    # An interrupted listing continues where the index ends, without reading a header twice.
     store = MemoryObjects()
-    first = Sa1bCorpus(tars, store).records()
+    first = Sa1bCorpus(tars, store, config).records()
     assert [next(first).coco_id for _ in range(3)] == [1, 2, 3]
     tars.num_reads = 0
-    rest = Sa1bCorpus(tars, store).records(after=records[2])
+    rest = Sa1bCorpus(tars, store, config).records(after=records[2])
     assert [record.coco_id for record in rest] == [4, 5, 6, 7, 8]
     assert tars.num_reads <= 6
 
@@ -138,7 +138,7 @@ def test_an_index_of_another_tar_is_not_used(make_tar: MakeTar) -> None:
         assert contents(Sa1bCorpus(tars, store)) == {"a.tar/sa_5.jpg": b"new", "b.tar/sa_6.jpg": b"other"}
 
 
-def test_a_listing_cannot_go_on_in_another_tar(make_tar: MakeTar) -> None:
+def test_a_listing_cannot_continue_in_a_changed_tar(make_tar: MakeTar) -> None:
     last = ImageRecord(image_id="a.tar/sa_3.jpg", path="a.tar/sa_3.jpg")
     with pytest.raises(CorpusError, match=r"no longer has .sa_3\.jpg."):
         list(corpus_of(a=make_tar({"sa_1.jpg": b"one"})).records(after=last))
@@ -161,14 +161,14 @@ def test_path_tricks_and_links_are_rows(make_tar: MakeTar) -> None:
     assert all(path.startswith("a.tar/@") for path in found)
 
 
-def test_names_that_come_twice(make_tar: MakeTar) -> None:
+def test_repeated_names_are_duplicates(make_tar: MakeTar) -> None:
     found = contents(
         corpus_of(a=make_tar([("sa_1.jpg", b"one"), ("./sa_1.jpg", b"two"), ("sa_2.jpg", b"three")]))
     )
     assert found == {"a.tar/sa_1.jpg": b"one", "a.tar/@1024": Reason.DUPLICATE, "a.tar/sa_2.jpg": b"three"}
 
 
-def test_a_damaged_header_costs_its_member_alone(make_tar: MakeTar) -> None:
+def test_a_damaged_header_costs_only_its_member(make_tar: MakeTar) -> None:
     for damage in (b"\xff" * 512, b"\0" * 512):
         tar = bytearray(make_tar({"sa_1.jpg": b"1" * 600, "sa_2.jpg": b"2" * 3_000_000, "sa_3.jpg": b"3"}))
         tar[1536:2048] = damage
@@ -199,7 +199,7 @@ def test_a_member_that_claims_too_much(make_tar: MakeTar) -> None:
     }  # fmt: skip
 
 
-def test_what_is_no_tar_and_what_is_gone(make_tar: MakeTar, tmp_path: Path) -> None:
+def test_files_that_are_no_tars_and_missing_files(make_tar: MakeTar, tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_bytes(b"I am a text. " * 100)
     (tmp_path / "loop.tar").symlink_to("loop.tar")
     (tmp_path / "whole.tar").write_bytes(make_tar({"sa_1.jpg": b"one"}))
@@ -214,7 +214,9 @@ def test_what_is_no_tar_and_what_is_gone(make_tar: MakeTar, tmp_path: Path) -> N
     assert outcome(fresh, ImageRecord(image_id="y", path="whole.tar/sa_1.jpg")) == Reason.MISSING
 
 
-def test_tars_on_s3_are_those_on_disk(s3_server: Any, make_tar: MakeTar, tmp_path: Path) -> None:
+def test_tars_on_s3_and_on_disk_are_the_same_corpus(
+    s3_server: Any, make_tar: MakeTar, tmp_path: Path
+) -> None:
     stores = []
     for root in (tmp_path / "disk", s3_server.root / "bucket/sa1b"):
         root.mkdir()
@@ -233,25 +235,22 @@ def test_tars_on_s3_are_those_on_disk(s3_server: Any, make_tar: MakeTar, tmp_pat
 
 
 class SlowObjects(MemoryObjects):
-    """Answers as late as a server does."""
+    """Answers with the latency of a server."""
 
     def read_range(self, key: str, start: int, size: int) -> bytes:
         time.sleep(0.002)
         return super().read_range(key, start, size)
 
 
-def test_threads_that_list_and_read_at_once_see_the_same(
-    make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As a job does: one thread plans, one counts what is to do, and both know the tars by one corpus.
-    monkeypatch.setattr(tar_index, "_FIRST_SEGMENT", 1)
+def test_concurrent_listings_and_reads_agree(make_tar: MakeTar) -> None:
+    # As in a job, where one thread plans and another counts the images of the same corpus.
     objects = SlowObjects()
     for number in range(3):
         files = {f"sa_{number}{n:02d}.jpg": bytes([n]) * 10_000 for n in range(30)}
         objects.write(f"sa_{number:06d}.tar", make_tar(files))
     expected = list(Sa1bCorpus(objects).records())
     assert len(expected) == 90
-    corpus = Sa1bCorpus(objects, MemoryObjects())
+    corpus = Sa1bCorpus(objects, MemoryObjects(), TarIndexConfig(first_segment=1))
     with ThreadPoolExecutor(4) as threads:
         listings = [threads.submit(lambda: list(corpus.records())) for _ in range(3)]
         last = threads.submit(corpus.read, expected[-1])

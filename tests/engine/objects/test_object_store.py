@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
 from engine.errors import ObjectMissing, RunError, StoreError, TransientError
-from engine.objects import local, s3
 from engine.objects.local import LocalObjects
 from engine.objects.memory import MemoryObjects
 from engine.objects.object_store import ObjectStore, open_objects, read_uri, write_uri
+from engine.objects.s3 import S3Objects
+
+# The smallest size that S3 accepts for a part that is not the last.
+PART_BYTES = 5 << 20
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])
@@ -25,11 +28,11 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
         return MemoryObjects()
     if request.param == "s3":
         request.getfixturevalue("s3_server")
-        return open_objects("s3://bucket/some/prefix")
+        return S3Objects("bucket", "some/prefix", part_bytes=PART_BYTES)
     return open_objects(str(tmp_path / "folder"))
 
 
-def test_what_is_written_is_read(objects: ObjectStore) -> None:
+def test_written_objects_are_read_back(objects: ObjectStore) -> None:
     objects.write("a/b", b"one")
     objects.write("a/b", b"two")
     objects.write("empty", b"")
@@ -55,7 +58,7 @@ def test_ranges_end_where_the_object_ends(objects: ObjectStore) -> None:
             ask()
 
 
-def test_keys_come_in_byte_order_from_everywhere(objects: ObjectStore) -> None:
+def test_keys_are_listed_in_byte_order(objects: ObjectStore) -> None:
     keys = ["a-b", "a.z", "a/b/c", "a/ä", "a0", "b/1", "b/10", "b/2", "é"]
     for key in reversed(keys):
         objects.write(key, b"x")
@@ -73,9 +76,7 @@ def write_and_fail(objects: ObjectStore, key: str, data: bytes) -> None:
         1 / 0  # noqa: B018
 
 
-def test_long_objects_are_written_in_pieces(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The least that S3 takes for a part that is not the last.
-    monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
+def test_large_objects_are_written_in_parts(objects: ObjectStore) -> None:
     piece = bytes(range(256)) * 4096
     objects.write("long", b"old")
     with objects.writer("long") as file:
@@ -93,14 +94,14 @@ def test_long_objects_are_written_in_pieces(objects: ObjectStore, monkeypatch: p
     assert list(objects.keys()) == ["long", "short"]
 
 
-def test_what_is_deleted_is_gone(objects: ObjectStore) -> None:
+def test_deleted_objects_are_gone(objects: ObjectStore) -> None:
     objects.write("a/b", b"x")
     objects.delete("a/b")
     objects.delete("a/b")
     assert list(objects.keys()) == []
 
 
-def test_stores_survive_pickling(objects: ObjectStore) -> None:
+def test_stores_can_be_pickled(objects: ObjectStore) -> None:
     objects.write("a", b"x")
     assert pickle.loads(pickle.dumps(objects)).read("a") == b"x"
 
@@ -114,7 +115,7 @@ def test_creating_never_replaces(tmp_path: Path) -> None:
 
 @pytest.fixture
 def conditional_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
-    """A server that knows If-None-Match."""
+    """A bucket on a server that supports If-None-Match."""
     server = ThreadedMotoServer("127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -124,7 +125,7 @@ def conditional_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
     boto3.client("s3").create_bucket(Bucket="bucket")
-    yield open_objects("s3://bucket")
+    yield S3Objects("bucket", "", part_bytes=PART_BYTES)
     server.stop()
 
 
@@ -132,15 +133,12 @@ def test_creating_never_replaces_on_s3(conditional_s3: ObjectStore) -> None:
     assert conditional_s3.create("a/b", b"one")
     assert not conditional_s3.create("a/b", b"two")
     assert conditional_s3.read("a/b") == b"one"
-    for number in range(8):  # more than two pages of this server
+    for number in range(8):  # more than two pages of this server's listing
         conditional_s3.write(f"many/{number}", b"")
     assert [key[-1] for key in conditional_s3.keys("many/")] == list("01234567")
 
 
-def test_parts_of_a_broken_upload_are_not_kept(
-    conditional_s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
+def test_parts_of_an_aborted_upload_are_deleted(conditional_s3: ObjectStore) -> None:
     with pytest.raises(ZeroDivisionError):
         write_and_fail(conditional_s3, "part/a", bytes(6 << 20))
     uploads = boto3.client("s3").list_multipart_uploads(Bucket="bucket")
@@ -158,13 +156,13 @@ def test_a_server_without_conditional_writes_is_written_to(conditional_s3: Objec
         stub.assert_no_pending_responses()
 
 
-@pytest.mark.parametrize("has_nameless_files", [True, False])
-def test_unfinished_files_are_neither_left_nor_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_nameless_files: bool
-) -> None:
-    if not has_nameless_files:
-        monkeypatch.setattr(local, "_open_nameless", lambda folder: None)
-    objects = LocalObjects(tmp_path)
+@pytest.mark.parametrize("nameless", [True, False])
+def test_unfinished_files_are_neither_left_behind_nor_listed(tmp_path: Path, nameless: bool) -> None:
+    objects = LocalObjects(tmp_path, nameless=nameless)
+    with objects.writer("a"):
+        assert len(os.listdir(tmp_path)) == (0 if nameless else 1)
+        assert list(objects.keys()) == []
+    objects.delete("a")
     assert objects.create("a", b"one")
     assert not objects.create("a", b"two")
     objects.write("a", b"three")
@@ -180,7 +178,7 @@ def _umask() -> int:
     return mask
 
 
-def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_except_in_circles(tmp_path: Path) -> None:
     (tmp_path / "root/inner").mkdir(parents=True)
     (tmp_path / "root/inner/a").touch()
     (tmp_path / "root/inner/up").symlink_to(tmp_path / "root")
@@ -190,7 +188,7 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert list(LocalObjects(tmp_path / "root").keys()) == ["inner/a", "link/b"]
 
 
-def test_only_plain_files_are_read(tmp_path: Path) -> None:
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "folder").mkdir()
@@ -209,7 +207,7 @@ def test_no_key_leaves_the_folder(name: str) -> None:
             objects.read(key)
 
 
-def test_places_that_cannot_be(tmp_path: Path) -> None:
+def test_unusable_places_are_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot write"):
         LocalObjects(tmp_path / "file/below").write("a", b"")
@@ -218,19 +216,18 @@ def test_places_that_cannot_be(tmp_path: Path) -> None:
             open_objects(uri)
 
 
-def test_a_full_disk_is_no_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: int) -> None:
+def test_a_full_disk_is_a_run_error(tmp_path: Path) -> None:
+    objects = LocalObjects(tmp_path)
+    with (
+        pytest.raises(RunError, match=r"No space left on device; make room and run the same"),
+        objects.writer("a"),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    for write in (LocalObjects(tmp_path).write, LocalObjects(tmp_path).create):
-        with pytest.raises(RunError, match=r"No space left on device; make room and run the same"):
-            write("a", b"data")
-    assert list(LocalObjects(tmp_path).keys()) == []
+    assert list(objects.keys()) == []
 
 
 @pytest.mark.parametrize("name", ["run#1/labels", "what?/x", "a b/%20"])
-def test_prefixes_are_no_urls(s3_server: Any, name: str) -> None:
+def test_prefixes_are_not_parsed_as_urls(s3_server: Any, name: str) -> None:
     objects = open_objects(f"s3://bucket/{name}/")
     objects.write("key", b"data")
     assert list(open_objects("s3://bucket").keys(name)) == [f"{name}/key"]
@@ -251,17 +248,16 @@ def test_s3_errors_say_what_to_do(s3_server: Any, monkeypatch: pytest.MonkeyPatc
         open_objects("s3://bucket").read("a")
 
 
-def test_a_server_that_is_away_is_transient(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "_ATTEMPTS", 1)
+def test_an_unreachable_server_is_a_transient_error(s3_server: Any) -> None:
     s3_server.kill()
     with pytest.raises(TransientError, match="no answer"):
-        open_objects("s3://bucket").read("a")
+        S3Objects("bucket", "", attempts=1).read("a")
     s3_server.start()
     with pytest.raises(ObjectMissing):
         open_objects("s3://bucket").read("a")
 
 
-def test_one_file_by_its_uri(s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_is_read_by_its_uri(s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"local")
     (s3_server.root / "bucket/file").write_bytes(b"remote")
     monkeypatch.chdir(tmp_path)

@@ -51,7 +51,7 @@ def columns() -> ShardColumns:
     return columns
 
 
-def test_columns_hold_what_the_rows_hold(columns: ShardColumns) -> None:
+def test_columns_agree_with_the_rows(columns: ShardColumns) -> None:
     assert columns.shard == 0
     assert columns.images["image_id"].to_pylist() == ["a", "b", "c"]
     assert columns.images["coco_id"].to_pylist() == [7, None, 7]
@@ -59,7 +59,7 @@ def test_columns_hold_what_the_rows_hold(columns: ShardColumns) -> None:
     assert columns.widths.tolist() == [3, 0, 3]
     assert columns.offsets.tolist() == [0, 2, 2, 3]
     assert columns.counts.tolist() == [2, 0, 1]
-    assert columns.owners.tolist() == [0, 0, 2]
+    assert columns.image_of_instance.tolist() == [0, 0, 2]
     assert columns.instances["rle"].to_pylist() == ["06"] * 3
     assert columns.boxes_xyxy.tolist() == [[0, 0, 3, 2]] * 3
     assert columns.areas.tolist() == [6, 6, 6]
@@ -67,7 +67,7 @@ def test_columns_hold_what_the_rows_hold(columns: ShardColumns) -> None:
     assert np.array_equal(columns.stabilities, [np.nan, 0.25, np.nan], equal_nan=True)
 
 
-def test_instances_and_images_are_kept_by_mask(columns: ShardColumns) -> None:
+def test_instances_and_images_are_selected_by_mask(columns: ShardColumns) -> None:
     fewer = columns.keep_instances(np.array([False, True, True]))
     assert fewer.num_images == 3
     assert fewer.offsets.tolist() == [0, 1, 1, 2]
@@ -94,7 +94,7 @@ def test_one_column_of_all_shards() -> None:
     assert np.array_equal(stabilities, [np.nan, 0.25, np.nan], equal_nan=True)
 
 
-def test_damage_is_told(tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_errors(tmp_path: Path) -> None:
     version = committed(LocalObjects(tmp_path), [labelled(f"{i}", 0.5, 0.25) for i in range(100)])
     path = tmp_path / version.name / "shard-000000.parquet"
     whole = path.read_bytes()

@@ -22,7 +22,7 @@ INFO = VersionInfo(round=0, configuration={}, weights_digest="", parent=None, co
 
 
 class ListCorpus:
-    """A corpus of names; the ones in it may change."""
+    """A corpus of one-letter names, which a test may change."""
 
     uri, kind = "list:", "folder"
 
@@ -68,30 +68,30 @@ def test_shards_and_chunks_hold_every_image_once_in_order(
         assert {chunk.shard for chunk in chunks} == {plan.index}
 
 
-def test_a_plan_once_made_stays() -> None:
+def test_recorded_plans_do_not_change() -> None:
     into = version()
     assert planned(ListCorpus("abcdefgh"), into) == ["abc", "def", "gh"]
     assert planned(ListCorpus("abCcdefghxyz"), into) == ["abc", "def", "gh"]
 
 
-def test_a_listing_that_was_cut_off_goes_on() -> None:
+def test_an_interrupted_listing_continues() -> None:
     into = version()
     plans = shard_plans(ListCorpus("bcdefgh"), into, shard_size=3, limit=None, extend=False)
     assert next(plans).index == 0
     plans.close()
-    # "a" has come to a place that was listed already: it waits for --extend.
+    # "a" was added before the place where the listing stopped: it waits for `extend`.
     assert planned(ListCorpus("abcdefgh"), into) == ["bcd", "efg", "h"]
     assert planned(ListCorpus("abcdefgh"), into, extend=True) == ["bcd", "efg", "h", "a"]
 
 
-def test_extending_adds_what_is_new_and_cuts_nothing_anew() -> None:
+def test_extending_adds_new_images_and_changes_no_plan() -> None:
     into = version()
     planned(ListCorpus("bdf"), into, shard_size=2)
     assert planned(ListCorpus("abcdefg"), into, shard_size=2, extend=True) == ["bd", "f", "ac", "eg"]
     assert planned(ListCorpus("abcdefg"), into, shard_size=2, extend=True) == ["bd", "f", "ac", "eg"]
 
 
-def test_an_extension_that_was_cut_off_goes_on() -> None:
+def test_an_interrupted_extension_continues() -> None:
     into = version()
     planned(ListCorpus("bd"), into, shard_size=2)
     plans = shard_plans(ListCorpus("abcdefg"), into, shard_size=2, limit=None, extend=True)
@@ -100,7 +100,7 @@ def test_an_extension_that_was_cut_off_goes_on() -> None:
     assert planned(ListCorpus("abcdefg"), into, shard_size=2) == ["bd", "ac", "ef", "g"]
 
 
-def test_a_limit_bounds_the_images_in_all() -> None:
+def test_a_limit_bounds_the_total_number_of_images() -> None:
     into = version()
     assert planned(ListCorpus("abcdefgh"), into, limit=4) == ["abc", "d"]
     assert planned(ListCorpus("abcdefgh"), into, limit=4) == ["abc", "d"]
@@ -115,9 +115,9 @@ def test_a_corpus_is_checked_before_work() -> None:
     check_same_corpus(ListCorpus("abc"), into)
     into.record_plan(next(plan_shards(ListCorpus("bcd").records(), 3)))
     check_same_corpus(ListCorpus("abcdefg"), into)
-    # So many new images that none of the old ones is among the first.
+    # With so many new images that no planned one is among the first.
     check_same_corpus(ListCorpus("BCDbcd"), into)
-    # The first of the old ones is gone, too.
+    # The first planned image is gone as well.
     check_same_corpus(ListCorpus("BCDcd"), into)
     with pytest.raises(StoreError, match="another corpus"):
         check_same_corpus(ListCorpus("xyz"), into)
@@ -127,7 +127,7 @@ def test_a_corpus_is_checked_before_work() -> None:
         check_is_finished(into)
 
 
-def test_a_plan_that_is_missing_is_an_error() -> None:
+def test_a_missing_plan_is_an_error() -> None:
     objects = MemoryObjects()
     into = PseudoLabelStore(objects).begin(INFO, "resume")
     planned(ListCorpus("abcdef"), into, shard_size=2)
@@ -141,19 +141,19 @@ def test_a_plan_that_is_missing_is_an_error() -> None:
     [
         ("abcdef", None, False, 4),
         ("abcdef", 5, False, 3),
-        # a and c are gone, d, x and y have come: shard 1 is to do, and those three.
+        # a and c are gone; d, x and y are new: shard 1 and those three remain.
         ("bdxy", None, True, 4),
         ("bdxy", 4, True, 2),
     ],
 )
-def test_what_is_to_do_is_counted(names: str, limit: int | None, extend: bool, expected: int) -> None:
+def test_remaining_images_are_counted(names: str, limit: int | None, extend: bool, expected: int) -> None:
     into = version()
     planned(ListCorpus("abc"), into, shard_size=2)
     into.commit(0, [Outcome(record=ImageRecord(image_id="a", path="a"), status=Status.LABELLED)])
     assert count_remaining(ListCorpus(names), into, limit=limit, extend=extend) == expected
 
 
-def test_plans_are_recorded_before_they_are_handed_out() -> None:
+def test_plans_are_recorded_before_they_are_yielded() -> None:
     into = version()
     first = next(shard_plans(ListCorpus("abcd"), into, shard_size=2, limit=None, extend=False))
     assert list(into.plans()) == [first]

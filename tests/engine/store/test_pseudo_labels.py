@@ -1,4 +1,5 @@
 import json
+import random
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,13 +26,6 @@ INFO = VersionInfo(
     code_version="1.0",
     device="cpu",
 )
-
-
-COLUMNS_SINCE = ("objective", "gap")
-
-
-def without(row: dict[str, object], names: tuple[str, ...]) -> dict[str, object]:
-    return {name: value for name, value in row.items() if name not in names}
 
 
 def labelled(name: str) -> Outcome:
@@ -72,7 +66,7 @@ def begun(objects: MemoryObjects | None = None) -> Version:
     return PseudoLabelStore(objects or MemoryObjects()).begin(INFO, "resume")
 
 
-def test_rows_come_back_as_they_went() -> None:
+def test_rows_survive_a_round_trip() -> None:
     version = begun()
     rows = [labelled("a"), rejected("b")]
     version.commit(3, rows)
@@ -93,19 +87,16 @@ def test_any_parquet_reader_can_read_a_shard(tmp_path: Path) -> None:
     assert (table[1]["reason"], table[1]["height"], table[1]["instances"]) == ("truncated", None, [])
 
 
-def test_shards_from_before_there_were_partitions_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome_row = schema._outcome_row
-    monkeypatch.setattr(schema, "_outcome_row", lambda outcome: without(outcome_row(outcome), COLUMNS_SINCE))
-    names = [name for name in schema.SHARD_SCHEMA.names if name not in COLUMNS_SINCE]
-    old = pa.schema([schema.SHARD_SCHEMA.field(name) for name in names])
-    monkeypatch.setattr(schema, "SHARD_SCHEMA", old)
-    data = schema.encode_shard("v", 0, [labelled("a")])
-    monkeypatch.undo()
+def test_shards_without_the_columns_of_partitions_can_be_read() -> None:
+    table = pq.read_table(pa.BufferReader(schema.encode_shard("v", 0, [labelled("a")])))
+    footer = schema.read_footer(table.schema, "new")
+    old = table.drop_columns(["objective", "gap"])
+    data = schema._encode(old, {**footer, "digest": schema._digest(old.to_pylist())})
     (row,) = schema.decode_shard(data, "old")[1]
     assert as_values(row) == as_values(replace(labelled("a"), optimality=None))
 
 
-def test_a_committed_shard_stays() -> None:
+def test_a_committed_shard_is_not_replaced() -> None:
     version = begun()
     version.commit(0, [labelled("a")])
     version.commit(0, [rejected("b")])
@@ -123,7 +114,7 @@ def test_a_version_streams_in_order_and_finds_images() -> None:
         version.find("bb")
 
 
-def test_the_manifest_says_what_the_footers_say() -> None:
+def test_the_manifest_agrees_with_the_footers() -> None:
     version = begun()
     version.commit(0, [labelled("a")])
     version.commit(1, [rejected("b")])
@@ -135,7 +126,7 @@ def test_the_manifest_says_what_the_footers_say() -> None:
     assert version.summaries() == footers
 
 
-def test_a_version_is_finished_by_the_ends_of_its_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finishing_a_version_reads_only_the_ends_of_its_shards() -> None:
     class Counting(MemoryObjects):
         bytes_read = 0
 
@@ -146,22 +137,32 @@ def test_a_version_is_finished_by_the_ends_of_its_shards(monkeypatch: pytest.Mon
 
     objects = Counting()
     version = begun(objects)
-    for shard in range(5):
-        version.commit(shard, [labelled(f"{shard}-{image:04d}") for image in range(2000)])
-    expected = version.finish()
-    assert [summary.shard for summary in expected] == list(range(5))
-    assert {summary.images for summary in expected} == {2000}
-    # A tail that does not hold the whole footer is followed by another read, of just that.
-    monkeypatch.setattr(schema, "_TAIL_BYTES", 16)
-    objects.bytes_read = 0
-    assert version.finish() == expected
+    for shard in range(2):
+        details = [random.Random(i).randbytes(150).hex() for i in range(1000)]
+        version.commit(shard, [replace(rejected(f"{shard}-{detail}"), detail=detail) for detail in details])
+    summaries = version.finish()
+    assert [(summary.shard, summary.images) for summary in summaries] == [(0, 1000), (1, 1000)]
     assert objects.bytes_read < 0.5 * sum(objects.size(key) for key in objects.keys(f"{version.name}/shard-"))
+
+
+@pytest.mark.parametrize("tail_bytes", [8, 16, 1 << 20])
+def test_a_footer_longer_than_the_first_read_is_read_with_a_second(tail_bytes: int) -> None:
+    data = schema.encode_shard("v", 3, [labelled("a"), rejected("b")])
+    reads = []
+
+    def read_range(start: int, size: int) -> bytes:
+        reads.append(size)
+        return data[start : start + size]
+
+    summary = schema.read_summary(read_range, len(data), "shard", tail_bytes=tail_bytes)
+    assert summary == schema.decode_shard(data, "shard")[0]
+    assert len(reads) == (1 if tail_bytes > len(data) else 2)
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"PAR1", b"x" * 100, b"PAR1" + bytes(100) + b"\xff\xff\xff\x7fPAR1"]
 )
-def test_a_shard_that_is_none_is_named(content: bytes) -> None:
+def test_the_error_for_a_file_that_is_no_shard_names_it(content: bytes) -> None:
     objects = MemoryObjects()
     version = begun(objects)
     objects.write(f"{version.name}/shard-000000.parquet", content)
@@ -177,11 +178,11 @@ def test_plans_come_back_in_order() -> None:
     ]
     for plan in reversed(plans):
         version.record_plan(plan)
-    version.record_plan(replace(plans[0], records=()))  # a plan that is recorded stays
+    version.record_plan(replace(plans[0], records=()))  # a recorded plan is not replaced
     assert list(version.plans()) == plans
 
 
-def test_damage_is_told(tmp_path: Path) -> None:
+def test_a_damaged_shard_is_an_error(tmp_path: Path) -> None:
     version = PseudoLabelStore(LocalObjects(tmp_path)).begin(INFO, "resume")
     version.commit(0, [labelled("a")])
     path = tmp_path / version.name / "shard-000000.parquet"
@@ -190,7 +191,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
         version.shard(0)
 
 
-def test_rows_that_were_changed_are_told(tmp_path: Path) -> None:
+def test_changed_rows_are_an_error(tmp_path: Path) -> None:
     version = PseudoLabelStore(LocalObjects(tmp_path)).begin(INFO, "resume")
     version.commit(0, [labelled("a"), rejected("b")])
     path = tmp_path / version.name / "shard-000000.parquet"
@@ -200,10 +201,10 @@ def test_rows_that_were_changed_are_told(tmp_path: Path) -> None:
         version.shard(0)
 
 
-def test_the_same_configuration_goes_on_with_the_same_version() -> None:
+def test_the_same_configuration_continues_the_same_version() -> None:
     store = PseudoLabelStore(MemoryObjects())
     first = store.begin(INFO, "resume")
-    # Device and code version are recorded beside the configuration and decide nothing.
+    # Device and code version are recorded, but are not part of the digest.
     again = store.begin(replace(INFO, device="cuda", code_version="1.1"), "resume")
     assert again.name == first.name
     assert again.info == INFO
@@ -211,7 +212,7 @@ def test_the_same_configuration_goes_on_with_the_same_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         (
             replace(INFO, configuration={"method": "promerge", "promerge": {"tau_b": 0.3}}),
@@ -220,31 +221,31 @@ def test_the_same_configuration_goes_on_with_the_same_version() -> None:
         (replace(INFO, weights_digest="9999"), "weights is '0123' there, '9999' here"),
     ],
 )
-def test_another_configuration_is_refused(other: VersionInfo, told: str) -> None:
+def test_another_configuration_is_refused(other: VersionInfo, message: str) -> None:
     store = PseudoLabelStore(MemoryObjects())
     store.begin(INFO, "resume")
     with pytest.raises(StoreError, match="--overwrite") as caught:
         store.begin(other, "resume")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_overwriting_switches_when_it_is_whole() -> None:
+def test_overwriting_switches_versions_when_the_new_one_is_finished() -> None:
     store = PseudoLabelStore(MemoryObjects())
     old = store.begin(INFO, "resume")
     other = replace(INFO, weights_digest="9999")
     new = store.begin(other, "overwrite")
     assert store.version().name == old.name
-    # A second try goes on with the version that was begun.
+    # A second call continues the unfinished version.
     assert store.begin(other, "overwrite").name == new.name
     new.commit(0, [labelled("a")])
     new.finish()
     assert store.version().name == new.name
-    # Asked once more, it begins afresh, and the finished one stays until then.
+    # A third call begins another version; the finished one stays current until that is finished.
     assert store.begin(other, "overwrite").name not in (old.name, new.name)
     assert store.version().name == new.name
 
 
-def test_runs_are_kept_in_order() -> None:
+def test_runs_are_listed_in_order() -> None:
     version = begun()
     assert version.runs() == []
     runs = [
@@ -257,7 +258,7 @@ def test_runs_are_kept_in_order() -> None:
     assert [run.images_per_s for run in runs] == [2.5, 0.0]
 
 
-def test_rounds_and_stores_without_any() -> None:
+def test_rounds_and_stores_without_rounds() -> None:
     store = PseudoLabelStore(MemoryObjects())
     with pytest.raises(StoreError, match="no labels yet"):
         store.version()
@@ -269,7 +270,7 @@ def test_rounds_and_stores_without_any() -> None:
         store.version(5)
 
 
-def test_evaluations_lie_beside_the_labels() -> None:
+def test_evaluations_are_recorded_by_digest() -> None:
     objects = MemoryObjects()
     version = begun(objects)
     assert version.evaluations() == {}
@@ -285,7 +286,7 @@ def test_evaluations_lie_beside_the_labels() -> None:
         version.evaluations()
 
 
-def test_a_shard_that_is_gone_unfinishes_its_version() -> None:
+def test_a_version_with_a_missing_shard_is_not_finished() -> None:
     objects = MemoryObjects()
     version = PseudoLabelStore(objects).begin(INFO, "resume")
     for index in range(2):
@@ -300,7 +301,7 @@ def test_a_shard_that_is_gone_unfinishes_its_version() -> None:
     assert version.is_finished()
 
 
-def test_a_damaged_plan_is_not_to_be_removed() -> None:
+def test_the_error_for_a_damaged_plan_does_not_advise_to_remove_it() -> None:
     objects = MemoryObjects()
     version = PseudoLabelStore(objects).begin(INFO, "resume")
     objects.write(f"{version.name}/plan/000000.parquet", b"damaged")
@@ -309,7 +310,7 @@ def test_a_damaged_plan_is_not_to_be_removed() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"round": 0, "maker": "another"}'])
-def test_a_description_that_cannot_be_read_is_said_to_be(data: bytes) -> None:
+def test_an_unreadable_description_is_an_error(data: bytes) -> None:
     objects = MemoryObjects()
     store = PseudoLabelStore(objects)
     version = store.begin(INFO, "resume")
@@ -322,9 +323,9 @@ def test_a_description_that_cannot_be_read_is_said_to_be(data: bytes) -> None:
         store.begin(INFO, "resume")
 
 
-def test_two_that_begin_a_round_at_once_do_not_both_go_on() -> None:
+def test_two_jobs_with_different_configurations_cannot_begin_the_same_round() -> None:
     class Slow(MemoryObjects):
-        """Another job begins the round after this one has looked whether somebody has."""
+        """Another job begins the round just before this one creates it."""
 
         def create(self, key: str, data: bytes) -> bool:
             if key == "round-000.json":

@@ -53,34 +53,36 @@ def outcome(name: str, found: Instances) -> Outcome:
     return Outcome(record=record, status=Status.LABELLED, height=2, width=3, sha256="0", instances=found)
 
 
-def taken(version: Version, config: SelectionConfig) -> list[list[float]]:
+def selected_scores(version: Version, config: SelectionConfig) -> list[list[float]]:
     return [
         [] if row.instances is None else row.instances.scores.tolist()
         for row in select_outcomes(version, config)
     ]
 
 
-def test_everything_is_taken_by_default() -> None:
+def test_everything_is_selected_by_default() -> None:
     version = store_with([instances(0.5, -0.25), instances()], [instances(0.125)])
-    assert taken(version, SelectionConfig()) == [[0.5, -0.25], [], [0.125]]
+    assert selected_scores(version, SelectionConfig()) == [[0.5, -0.25], [], [0.125]]
 
 
-def test_the_top_is_that_of_the_whole_store() -> None:
+def test_top_percent_refers_to_the_whole_store() -> None:
     version = store_with([instances(0.9, 0.8, 0.7), instances()], [instances(0.1), instances(0.75)])
-    chosen = taken(version, SelectionConfig(top_percent=60))
+    chosen = selected_scores(version, SelectionConfig(top_percent=60))
     assert chosen == [pytest.approx([0.9, 0.8]), [], [], pytest.approx([0.75])]
 
 
-def test_what_ties_with_the_last_is_taken_too() -> None:
+def test_ties_with_the_last_selected_score_are_selected() -> None:
     version = store_with([instances(0.5, 0.25)], [instances(0.25, 0.25, 0.125)])
-    assert taken(version, SelectionConfig(top_percent=40)) == [[0.5, 0.25], [0.25, 0.25]]
+    assert selected_scores(version, SelectionConfig(top_percent=40)) == [[0.5, 0.25], [0.25, 0.25]]
 
 
 @given(
     st.lists(st.lists(st.sampled_from([-0.5, 0.0, 0.125, 0.25, 1.0])), max_size=5),
     st.floats(0.01, 100),
 )
-def test_the_cut_takes_the_share_and_no_score_more(pieces: list[list[float]], top_percent: float) -> None:
+def test_the_cut_is_the_highest_score_that_selects_the_share(
+    pieces: list[list[float]], top_percent: float
+) -> None:
     scores = np.array([score for piece in pieces for score in piece], np.float32)
     cut = score_cut([np.array(piece, np.float32) for piece in pieces], top_percent)
     if len(scores) == 0:
@@ -91,7 +93,7 @@ def test_the_cut_takes_the_share_and_no_score_more(pieces: list[list[float]], to
     assert (scores > cut).sum() < max(wanted, 1)
 
 
-def test_all_conditions_hold_together_and_the_count_comes_last() -> None:
+def test_all_conditions_apply_and_max_per_image_comes_last() -> None:
     found = instances(0.9, 0.8, 0.7, 0.6, stabilities=(1.0, 3.0, 2.0, 3.0))
     selection = plan_selection(
         store_with([found]), SelectionConfig(min_score=0.7, min_stability=2, max_per_image=1)
@@ -103,8 +105,8 @@ def test_all_conditions_hold_together_and_the_count_comes_last() -> None:
     assert kept.stabilities.tolist() == [3.0]
 
 
-def test_a_score_is_its_own_bound() -> None:
-    # 0.1 as it is stored, in 32 bits, is a little more than 0.1; 0.7 a little less.
+def test_a_stored_score_meets_its_own_bound() -> None:
+    # In 32 bits, 0.1 is a little more than 0.1 and 0.7 a little less than 0.7.
     for score in (0.1, 0.7):
         selection = Selection(config=SelectionConfig(min_score=score, min_stability=score))
         found = np.array([score], np.float32)
@@ -113,7 +115,7 @@ def test_a_score_is_its_own_bound() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.data())
-def test_columns_and_objects_are_cut_alike(data: st.DataObject) -> None:
+def test_columns_and_objects_are_selected_alike(data: st.DataObject) -> None:
     scores = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75]), max_size=4).map(sorted)
     rows = [instances(*reversed(row)) for row in data.draw(st.lists(scores, min_size=1, max_size=5))]
     config = SelectionConfig(
@@ -124,12 +126,12 @@ def test_columns_and_objects_are_cut_alike(data: st.DataObject) -> None:
     version = store_with(rows)
     (columns,) = version.columns()
     selected = select_columns(columns, plan_selection(version, config))
-    expected = taken(version, config)
+    expected = selected_scores(version, config)
     assert selected.counts.tolist() == [len(row) for row in expected]
     assert selected.scores.tolist() == [score for row in expected for score in row]
 
 
-def test_stability_that_was_never_measured_is_told() -> None:
+def test_a_stability_that_was_never_measured_is_an_error() -> None:
     with pytest.raises(StoreError, match="leave it out"):
         plan_selection(store_with([instances(0.5)]), SelectionConfig(min_stability=1))
 
@@ -139,6 +141,6 @@ def test_stability_that_was_never_measured_is_told() -> None:
     [{"top_percent": 0}, {"top_percent": 101}, {"max_per_image": 0}, {"min_score": math.nan},
      {"min_stability": math.nan}],
 )  # fmt: skip
-def test_wrong_settings_are_told(wrong: dict[str, float]) -> None:
+def test_settings_out_of_bounds_are_errors(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         SelectionConfig(**wrong)
