@@ -23,8 +23,8 @@ _LOW_STABILITY = 0.1
 _MOST_IMAGES = 0.5
 # 1 % of the objects of COCO, and none of PennFudan, touch three sides of the image or cover half of it.
 _MUCH_BACKGROUND = 0.1
-# The median is 0.97 for annotated objects of COCO, 0.90 for those of PennFudan, and about 0.5 for the regions of
-# a colour segmentation (Felzenszwalb and Huttenlocher, 2004).
+# The median is 0.97 for annotated objects of COCO, 0.90 for those of PennFudan, and about 0.5 for the regions
+# of a colour segmentation (Felzenszwalb and Huttenlocher, 2004).
 _LOW_COLOUR_RATIO, _MIN_COLOUR_MASKS = 0.7, 20
 _LOW_RANK_CORRELATION = 0.2
 _BACKGROUND_REASONS = (Reason.NO_FOREGROUND, Reason.NO_BACKGROUND, Reason.SMALL_BACKGROUND)
@@ -221,7 +221,8 @@ def _colours(ratios: NDArray[np.float64] | None) -> Note:
     return Note(
         name="Masks that follow colours",
         rule="colours vary much less within masks than within the same shapes at mirrored positions: the "
-        f"median ratio of the variances is below {_LOW_COLOUR_RATIO} (objects have about 0.9, colour segments 0.5)",
+        f"median ratio of the variances is below {_LOW_COLOUR_RATIO} (about 0.9 for objects, 0.5 for colour "
+        "segments)",
         verdict=_verdict(median < _LOW_COLOUR_RATIO, untested),
         evidence=untested or f"the median ratio is {median:.2f} for {num_masks} masks",
         advice="The features describe colour and texture rather than objects: use a larger encoder "

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -216,20 +217,28 @@ def test_images_rotated_by_exif_are_stored_upright(
         assert np.asarray(stored.convert("L"))[:, :8].max() < 30
 
 
-def test_an_image_that_cannot_be_stored_upright_is_skipped(
-    make_labelled: Callable[..., Any], encode_image: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*args: object) -> None:
-        raise OSError("encoder error")
+def thunderscan_tiff(width: int, height: int, orientation: int) -> bytes:
+    """A white 4-bit grey TIFF with ThunderScan compression, which libtiff decodes but cannot encode."""
+    data = bytes([0b1100_1111]) * (width * height)
+    short, long = 3, 4
+    tags = [
+        (256, long, width), (257, long, height), (258, short, 4), (259, short, 32809), (262, short, 1),
+        (273, long, 8), (274, short, orientation), (277, short, 1), (278, long, height), (279, long, len(data)),
+    ]  # fmt: skip
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return header + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
+
+def test_an_image_that_cannot_be_stored_upright_is_skipped(make_labelled: Callable[..., Any]) -> None:
     labelled = make_labelled(1)
-    image, exif = rotated_image()
-    add_images(labelled, {"rotated.png": encode_image(image, "PNG", exif=exif)})
-    monkeypatch.setitem(Image.SAVE, "PNG", refuse)
+    add_images(labelled, {"rotated.tif": thunderscan_tiff(24, 40, orientation=8)})
     report = export_version(labelled.version, COCO, MemoryObjects(), corpus=labelled.corpus)
     assert report is not None
     assert (report.images, report.unavailable) == (2, {"failed": 1})
-    assert report.listed == [("rotated.png", "failed", "it cannot be stored upright: OSError: encoder error")]
+    ((name, reason, detail),) = report.listed
+    assert (name, reason) == ("rotated.tif", "failed")
+    assert detail.startswith("it cannot be stored upright: OSError: encoder error")
 
 
 def test_files_without_an_image_suffix_get_their_formats(
