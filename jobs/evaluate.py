@@ -97,8 +97,8 @@ def _figures_table(evaluation: Evaluation) -> Table:
     table = Table("%", "boxes", "masks")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, value in evaluation.boxes.figures.items():
-        values = (value, evaluation.masks.figures[name])
+    for name, value in evaluation.boxes.metrics.items():
+        values = (value, evaluation.masks.metrics[name])
         cells = ("-" if value is None else f"{100 * value:.1f}" for value in values)
         table.add_row(name, *cells, end_section=name == "APl")
     return table

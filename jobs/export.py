@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.corpora import open_corpus
-from engine.export import ExportConfig, ExportReport, export_version
+from engine.export.batch import ExportReport
+from engine.export.export import ExportConfig, export_version
 from engine.export.split import TRAIN, VAL
 from engine.objects.object_store import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore

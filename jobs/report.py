@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.corpora import open_corpus
 from engine.objects.object_store import open_objects, write_uri
-from engine.report import build_report
+from engine.report.page import build_report
 from engine.store.pseudo_labels import PseudoLabelStore
 from jobs.cli.console import run_job
 

@@ -1,7 +1,7 @@
-"""AP, AR and matches of boxes or masks, by pycocotools.
+"""Class-agnostic AP and AR of boxes or masks, by pycocotools.
 
-The matching and the precision and recall arrays are pycocotools' own; its summary is not used, since it
-prints -1 for other settings than COCO's.
+Matches, precision and recall arrays are pycocotools' own. Its summary is not used, since it prints -1 for
+settings other than COCO's.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from engine.masks.boxes import xyxy_to_xywh
 from engine.masks.instances import Instances
 
 Kind = Literal["bbox", "segm"]
-Figures = dict[str, float | None]
-_AREAS = ("", "s", "m", "l")  # all, small, medium, large: in the order of COCO's area ranges
+Metrics = dict[str, float | None]
+_AREAS = ("", "s", "m", "l")  # all, small, medium, large, in the order of COCO's area ranges
 _SCORE_BINS = 10
-# COCO's least IoU of a match, which is also when an instance counts as found.
+# COCO's lowest IoU threshold; from here on an instance counts as found.
 _FOUND_IOU = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluatedImage:
-    """One annotated image and the instances found in it; None where there are none."""
+    """An annotated image and the instances found in it, None if there are none."""
 
     truth: AnnotatedImage
     instances: Instances | None
@@ -40,8 +40,10 @@ class EvaluatedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecall:
-    """How much of one image's truth was found: `recall` is the mean over COCO's IoU thresholds, `recall_50`
-    that at 0.5. None where the image has nothing to find."""
+    """Recall of one image: the mean over COCO's IoU thresholds, and at IoU 0.5.
+
+    Both are None if the image has no annotated object.
+    """
 
     recall: float | None
     recall_50: float | None
@@ -49,8 +51,8 @@ class ImageRecall:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreBin:
-    """Instances of neighbouring scores: how many, from which to which score, and how well they fit: the mean
-    of their best IoUs with the truth, and the share of them with an IoU of at least 0.5."""
+    """Instances of similar score: their number, score range, mean best IoU with the ground truth, and the
+    share with an IoU of at least 0.5."""
 
     instances: int
     least_score: float
@@ -61,10 +63,10 @@ class ScoreBin:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRelation:
-    """What scores say about IoUs.
+    """How well scores predict IoUs.
 
-    `rank_correlation` is Spearman's, None where it is undefined (all scores or all IoUs are equal); `bins`
-    are tenths of the instances, by rising score. Instances in crowds that match nothing else are left out.
+    `rank_correlation` is Spearman's, None if undefined (all scores or all IoUs are equal). `bins` are tenths
+    of the instances, by ascending score. Unmatched instances inside crowds are left out.
     """
 
     rank_correlation: float | None
@@ -73,9 +75,9 @@ class ScoreRelation:
 
 @dataclass(frozen=True, kw_only=True)
 class KindResult:
-    """Of boxes or masks: figures by name (see `measure`), recalls by image, and what scores are worth."""
+    """Metrics of boxes or masks by name (see `measure`), recalls by image, and scores against IoUs."""
 
-    figures: Figures
+    metrics: Metrics
     recalls: tuple[ImageRecall, ...]
     score_relation: ScoreRelation
 
@@ -86,23 +88,23 @@ def measure(
     max_detections: int,
     recall_detections: Sequence[int],
 ) -> KindResult:
-    """Boxes ("bbox") or masks ("segm") of all images against their truth, categories collapsed into one.
+    """Evaluate boxes ("bbox") or masks ("segm") of all images, all categories merged into one.
 
-    Figures are AP, AP50, AP75, APs, APm, APl with the best `max_detections` instances of an image, AR@k for
-    each k of both numbers, and ARs, ARm, ARl as AP's; None where there is nothing to find. Sizes are COCO's,
-    by the annotation's area: small below 32^2 pixels, large above 96^2. Equal scores rank in the order of
-    the images, within an image in that of its instances.
+    The metrics are AP, AP50, AP75, APs, APm and APl with the best `max_detections` instances of each image,
+    AR@k for `max_detections` and each of `recall_detections`, and ARs, ARm and ARl with `max_detections`.
+    A metric without an annotated object is None. Sizes are COCO's, by the annotation's area: small below
+    32^2 pixels, large above 96^2. Ties in score keep the order of the images, then of their instances.
     """
     evaluator = _run(images, kind, sorted({max_detections, *recall_detections}))
     return KindResult(
-        figures=_figures(evaluator, max_detections),
+        metrics=_metrics(evaluator, max_detections),
         recalls=tuple(_recall(matches, max_detections) for matches in evaluator.evalImgs[: len(images)]),
         score_relation=_relate_scores(images, evaluator, max_detections),
     )
 
 
 def _run(images: Sequence[EvaluatedImage], kind: Kind, counts: list[int]) -> COCOeval:
-    """COCO's evaluator after its work; images are numbered by position."""
+    """pycocotools' evaluator after accumulation; image ids are positions in `images`."""
     truths = [entry for i, image in enumerate(images) for entry in _truth_entries(i, image.truth)]
     found = [entry for i, image in enumerate(images) for entry in _found_entries(i, image.instances, kind)]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -119,7 +121,7 @@ def _as_coco(images: Sequence[EvaluatedImage], entries: list[dict[str, Any]]) ->
     coco.dataset = {
         "images": [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes)],
         "categories": [{"id": 1}],
-        # To the evaluator, number 0 means that there is no match.
+        # The evaluator takes id 0 for "no match".
         "annotations": [{**entry, "id": i, "category_id": 1} for i, entry in enumerate(entries, start=1)],
     }
     coco.createIndex()
@@ -156,22 +158,24 @@ def _found_entries(number: int, instances: Instances | None, kind: Kind) -> list
     ]
 
 
-def _figures(evaluator: COCOeval, max_detections: int) -> Figures:
-    """Means over COCO's arrays: precision (IoU thresholds, recalls, 1, areas, counts) and recall without the
-    second axis; -1 stands where there is nothing to find."""
+def _metrics(evaluator: COCOeval, max_detections: int) -> Metrics:
+    """Means over COCO's precision (IoU thresholds, recalls, 1, areas, counts) and recall (no second axis).
+
+    The arrays hold -1 where no object is annotated.
+    """
     precision, recall, params = evaluator.eval["precision"], evaluator.eval["recall"], evaluator.params
     count = params.maxDets.index(max_detections)
-    figures: Figures = {"AP": _mean(precision[:, :, 0, 0, count])}
+    metrics: Metrics = {"AP": _mean(precision[:, :, 0, 0, count])}
     for percent in (50, 75):
         at = np.isclose(params.iouThrs, percent / 100)
-        figures[f"AP{percent}"] = _mean(precision[at, :, 0, 0, count])
+        metrics[f"AP{percent}"] = _mean(precision[at, :, 0, 0, count])
     for i, area in enumerate(_AREAS[1:], start=1):
-        figures[f"AP{area}"] = _mean(precision[:, :, 0, i, count])
+        metrics[f"AP{area}"] = _mean(precision[:, :, 0, i, count])
     for i, number in enumerate(params.maxDets):
-        figures[f"AR@{number}"] = _mean(recall[:, 0, 0, i])
+        metrics[f"AR@{number}"] = _mean(recall[:, 0, 0, i])
     for i, area in enumerate(_AREAS[1:], start=1):
-        figures[f"AR{area}"] = _mean(recall[:, 0, i, count])
-    return figures
+        metrics[f"AR{area}"] = _mean(recall[:, 0, i, count])
+    return metrics
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
@@ -180,7 +184,7 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def _recall(matches: dict[str, Any] | None, max_detections: int) -> ImageRecall:
-    """Of the evaluator's matches in one image; None where it has neither truth nor instances."""
+    """Recall from pycocotools' matches of one image, which are None if it has no object and no instance."""
     num_objects = 0 if matches is None else np.count_nonzero(np.equal(matches["gtIgnore"], 0))
     if matches is None or num_objects == 0:
         return ImageRecall(recall=None, recall_50=None)
@@ -220,9 +224,9 @@ def _relate_scores(
 def _best_ious(
     ious: Any, is_crowd: NDArray[np.bool_], num_instances: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Each instance's best IoU with an object, (D,), and whether it counts: crowds hide what matches nothing.
+    """Each instance's best IoU with an object, (D,), and whether it counts, bool (D,).
 
-    `ious` is COCO's (D, G), an empty list where there is nothing on either side.
+    Unmatched instances inside a crowd do not count. `ious` is COCO's (D, G), an empty list if D or G is 0.
     """
     table = np.asarray(ious, np.float64).reshape(num_instances, len(is_crowd))
     best: NDArray[np.float64] = table[:, ~is_crowd].max(axis=1, initial=0)
@@ -231,7 +235,7 @@ def _best_ious(
 
 
 def _rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float | None:
-    """Spearman's: the correlation of ranks, equal values sharing theirs.
+    """Spearman's rank correlation, with mean ranks for ties; None if either side is constant.
 
     >>> _rank_correlation(np.array([0.1, 0.2, 0.9]), np.array([3.0, 5.0, 4.0]))
     0.5

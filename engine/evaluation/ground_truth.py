@@ -1,9 +1,9 @@
-"""What people drew, to measure against. A ground truth is named by a path or an s3:// URI:
+"""Human annotations as ground truth, named by a path or an s3:// URI:
 
-a .json file         of COCO's format, as COCO and HRSID publish it, or one of SA-1B's, which holds one image
-a COCO folder        annotations/instances_<split>.json or, as in HRSID, annotations/<name>.json
+a .json file         in COCO's format (COCO, HRSID), or one of SA-1B's, which holds a single image
+a COCO folder        annotations/instances_<split>.json, or annotations/<name>.json as in HRSID
 a folder of masks    *.png (or masks/*.png): 0 is background, every other value an instance (PennFudan)
-a folder of SA-1B    sa_<n>.json for each image, tars of them, or both; a single tar
+an SA-1B folder      sa_<n>.json for each image, tars of them, or both; or a single tar
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from engine.objects.object_store import ObjectStore, open_objects, read_uri
 Item = TypeVar("Item")
 _ANNOTATIONS = "annotations/"
 _MASKS = "masks/"
-# What comes of json that is of another shape than was expected.
+# Raised by JSON of an unexpected structure.
 _PARSE_ERRORS = (KeyError, TypeError, ValueError, OverflowError)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnnotatedImage:
-    """One image and the instances that people drew in it.
+    """One image and its N annotated instances.
 
-    `path` is relative to the folder of the images; of an id mask it is the mask's own. `size` is
-    (height, width). Of N instances `rles` are compressed run lengths, `boxes_xywh` float64 (N, 4) and `areas`
-    float64 (N,) as annotated, from the masks where an annotation has none, and `is_crowd` bool (N,) tells
-    regions that hold uncounted objects, which COCO ignores. `mask_folder` is the name of the folder that id
-    masks lie in, which look like images of the same names; None for other kinds.
+    `path` is relative to the image folder; for an id mask it is the mask's own path. `size` is
+    (height, width). `rles` are compressed run lengths. `boxes_xywh`, float64 (N, 4), and `areas`, float64
+    (N,), are as annotated, or computed from the masks if the annotation lacks them. `is_crowd`, bool (N,),
+    marks regions of uncounted objects, which COCO ignores. `mask_folder` is the name of the folder of an id
+    mask, since id masks can be mistaken for images of the same name; None for other formats.
     """
 
     coco_id: int | None
@@ -57,20 +57,20 @@ class AnnotatedImage:
 
     @property
     def num_objects(self) -> int:
-        """How many instances there are, crowds left out."""
+        """The number of instances without crowds."""
         return int(np.count_nonzero(~self.is_crowd))
 
     def masks(self) -> NDArray[np.bool_]:
-        """Masks of the instances but crowds, bool (num_objects, H, W), in the order of the annotations."""
+        """Masks of the instances without crowds, bool (num_objects, H, W), in annotation order."""
         rles = [rle for rle, is_crowd in zip(self.rles, self.is_crowd, strict=True) if not is_crowd]
         return decode_rles(rles, self.size)
 
 
 def read_ground_truth(uri: str) -> Iterator[AnnotatedImage]:
-    """The images of a ground truth, those without instances too: COCO's by rising id, others by name.
+    """Yield all images of a ground truth, including empty ones: COCO's by ascending id, others by name.
 
-    One file is in memory at a time. Raises CorpusError, in one line, where there is no ground truth or
-    something in it cannot be understood.
+    One file is in memory at a time. Raises CorpusError, with a one-line message, if there is no ground truth
+    or it cannot be parsed.
     """
     try:
         if uri.endswith(".json"):
@@ -88,18 +88,18 @@ def read_ground_truth(uri: str) -> Iterator[AnnotatedImage]:
 
 
 def read_photograph(path: Path) -> NDArray[np.uint8]:
-    """The image that a ground truth names, RGB (H, W, 3). Raises CorpusError where it cannot be read."""
+    """Read an image named by a ground truth as RGB (H, W, 3). Raises CorpusError if it is unreadable."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError) as error:
         raise CorpusError(
-            f"cannot read {path}: {error}; images must lie where the annotations say"
+            f"cannot read {path}: {error}; the images must be where the annotations say"
         ) from error
 
 
 def subsample(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most `limit` items, at equal distances; all where there is no limit.
+    """At most `limit` evenly spaced items; all items if `limit` is None.
 
     >>> subsample("abcdefg", 3)
     ['a', 'c', 'e']
@@ -134,7 +134,7 @@ def _read_folder(objects: ObjectStore) -> Iterator[AnnotatedImage]:
 
 
 def _read_file(objects: ObjectStore, key: str, masks: str) -> Iterator[AnnotatedImage]:
-    """The images of one file of a folder; none, where it holds no annotations."""
+    """Yield the images of one file of a folder; nothing if it is not an annotation file."""
     where = f"{objects.uri}/{key}"
     if key.endswith(".tar"):
         yield from _read_tar(where)
@@ -145,9 +145,9 @@ def _read_file(objects: ObjectStore, key: str, masks: str) -> Iterator[Annotated
 
 
 def _read_tar(uri: str) -> Iterator[AnnotatedImage]:
-    """SA-1B's json in a tar, read in place; its photographs are skipped unread."""
+    """Yield the images of SA-1B's JSON files in a tar; its photographs are skipped unread."""
     if uri.startswith("s3://"):
-        raise CorpusError(f"{uri} cannot be searched for annotations on S3: copy the tar, or unpack its json")
+        raise CorpusError(f"{uri} cannot be searched for annotations on S3: copy the tar, or unpack its JSON")
     try:
         with tarfile.open(uri, "r:") as archive:
             for member in archive:
@@ -163,17 +163,17 @@ def _folder_of(key: str) -> str:
 
 
 def _parse_json(data: bytes, name: str, folder: str) -> Iterator[AnnotatedImage]:
-    """The images of one json file, their paths below `folder`; `name` is what errors call it."""
+    """Yield the images of one JSON file, with `folder` put before their paths; errors say `name`."""
     try:
         content = json.loads(data)
     except ValueError as error:
-        raise CorpusError(f"{name} is not json: {error}") from error
+        raise CorpusError(f"{name} is not JSON: {error}") from error
     if isinstance(content, dict) and {"image", "annotations"} <= content.keys():
         yield _parse_image(content["image"], "image_id", content["annotations"], name, folder)
     elif isinstance(content, dict) and {"images", "annotations"} <= content.keys():
         yield from _parse_coco(content, name, folder)
     else:
-        raise CorpusError(f'{name} is no ground truth: expected "images" or "image", and "annotations"')
+        raise CorpusError(f'{name} is not a ground truth: expected "images" or "image", and "annotations"')
 
 
 def _parse_coco(content: dict[str, Any], name: str, folder: str) -> Iterator[AnnotatedImage]:
@@ -183,11 +183,11 @@ def _parse_coco(content: dict[str, Any], name: str, folder: str) -> Iterator[Ann
             annotations[int(annotation["image_id"])].append(annotation)
         images = sorted(((int(info["id"]), info) for info in content["images"]), key=itemgetter(0))
     except _PARSE_ERRORS as error:
-        raise CorpusError(f"{name} is not of COCO's format: {_cause(error)}") from error
+        raise CorpusError(f"{name} is not in COCO's format: {_cause(error)}") from error
     if annotations and not any(number in annotations for number, _ in images):
         raise CorpusError(
-            f"{name}: no annotation is of a listed image: the first has image_id {next(iter(annotations))}; "
-            "give a file whose annotations name its images' ids"
+            f"{name}: no annotation refers to a listed image: the first has image_id "
+            f"{next(iter(annotations))}; give a file whose annotations refer to its images by id"
         )
     for number, info in images:
         yield _parse_image(info, "id", annotations[number], name, folder)
@@ -196,31 +196,32 @@ def _parse_coco(content: dict[str, Any], name: str, folder: str) -> Iterator[Ann
 def _parse_image(
     info: dict[str, Any], id_key: str, annotations: Sequence[dict[str, Any]], name: str, folder: str
 ) -> AnnotatedImage:
-    """One image; `id_key` is what its number is called."""
-    drawn: list[_Drawn] = []
+    """Parse one image and its annotations; `id_key` is the key of the image's id."""
+    parsed: list[_Annotation] = []
     try:
         size = (int(info["height"]), int(info["width"]))
         coco_id, path = int(info[id_key]), f"{folder}{info['file_name']}"
         if min(size) < 1:
             raise ValueError(f"height and width are at least 1, got {size[0]} and {size[1]}")
         for annotation in annotations:
-            drawn.append(_parse_annotation(annotation, size))
+            parsed.append(_parse_annotation(annotation, size))
     except _PARSE_ERRORS as error:
-        where = f"image {info.get(id_key)}, annotation {len(drawn)}" if isinstance(info, dict) else "an image"
-        raise CorpusError(f"{name}: cannot understand {where}: {_cause(error)}") from error
+        is_image = isinstance(info, dict)
+        where = f"image {info.get(id_key)}, annotation {len(parsed)}" if is_image else "an image"
+        raise CorpusError(f"{name}: cannot parse {where}: {_cause(error)}") from error
     return AnnotatedImage(
         coco_id=coco_id,
         path=path,
         size=size,
-        rles=tuple(one.rle for one in drawn),
-        boxes_xywh=np.array([one.box_xywh for one in drawn], np.float64).reshape(-1, 4),
-        areas=np.array([one.area for one in drawn], np.float64),
-        is_crowd=np.array([one.is_crowd for one in drawn], bool),
+        rles=tuple(annotation.rle for annotation in parsed),
+        boxes_xywh=np.array([annotation.box_xywh for annotation in parsed], np.float64).reshape(-1, 4),
+        areas=np.array([annotation.area for annotation in parsed], np.float64),
+        is_crowd=np.array([annotation.is_crowd for annotation in parsed], bool),
     )
 
 
-class _Drawn(NamedTuple):
-    """One annotation."""
+class _Annotation(NamedTuple):
+    """One annotated instance."""
 
     rle: bytes
     box_xywh: tuple[float, ...]
@@ -228,26 +229,28 @@ class _Drawn(NamedTuple):
     is_crowd: bool
 
 
-def _parse_annotation(annotation: dict[str, Any], size: tuple[int, int]) -> _Drawn:
+def _parse_annotation(annotation: dict[str, Any], size: tuple[int, int]) -> _Annotation:
     rle = compress_segmentation(annotation["segmentation"], size)
     mask = {"size": list(size), "counts": rle}
     box, area = annotation.get("bbox"), annotation.get("area")
     box_xywh = tuple(float(value) for value in (coco_mask.toBbox(mask) if box is None else box))
     area = float(coco_mask.area(mask) if area is None else area)
     if len(box_xywh) != 4 or not all(map(math.isfinite, (*box_xywh, area))):
-        raise ValueError(f"bbox and area are four numbers and one, got {box} and {annotation.get('area')}")
-    return _Drawn(rle, box_xywh, area, bool(annotation.get("iscrowd")))
+        raise ValueError(
+            f"bbox must be four finite numbers and area one, got {box} and {annotation.get('area')}"
+        )
+    return _Annotation(rle, box_xywh, area, bool(annotation.get("iscrowd")))
 
 
 def _parse_id_mask(data: bytes, name: str, path: str) -> AnnotatedImage:
-    """One image of instance ids; PennFudan's own files are called like the image, with _mask at the end."""
+    """Parse a PNG of instance ids; PennFudan adds _mask to the image's name."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             ids = np.asarray(image)
     except (OSError, ValueError) as error:
         raise CorpusError(f"{name} is not a PNG file: {error}") from error
     if ids.ndim != 2:
-        raise CorpusError(f"{name} has {ids.shape[2]} channels; a mask of instance ids has one")
+        raise CorpusError(f"{name} has {ids.shape[2]} channels; an id mask has one")
     size = (ids.shape[0], ids.shape[1])
     instances = [value for value in np.unique(ids) if value != 0]
     rles = tuple(rle for value in instances for rle in encode_rles((ids == value)[None]))

@@ -1,4 +1,4 @@
-"""Which annotated image is which image of a corpus or a store: by name and COCO's number."""
+"""Match annotated images to the images of a corpus or a store by path and COCO id."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from engine.evaluation.ground_truth import AnnotatedImage
 from engine.types import ImageRecord
 
 Item = TypeVar("Item")
-# Of fewer matches than this share of what could match, names alike by chance are the likely reason.
+# Below this share of possible matches, the names probably agree by chance.
 _MIN_SHARE = 0.1
-# The distance of images that have a number in common, but no name.
-_NUMBER_ALONE = 5
+# The distance of images that agree in COCO id alone.
+_ID_ALONE = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Match(Generic[Item]):
-    """An annotated image and what was matched with it."""
+    """An annotated image and the item matched to it."""
 
     truth: AnnotatedImage
     item: Item
@@ -30,14 +30,14 @@ class Match(Generic[Item]):
 def match_images(
     items: Iterable[tuple[ImageRecord, Item]], truths: Sequence[AnnotatedImage]
 ) -> list[Match[Item]]:
-    """The annotated images that are among the items, in the order of `truths`; other items are not held.
+    """Match items to annotated images; matches keep the order of `truths`, unmatched items are not held.
 
-    Names agree where paths are equal, or one ends in the other, with or without the suffix. An item is the
-    annotated image of an agreeing name and its COCO number, else of the closest name, else of its number
-    alone. Where some item has the name of one image and the number of another, the images were numbered
-    anew, and no number counts by itself.
+    Two paths agree if they are equal or one ends in the other, with or without the suffix. An item matches
+    the annotated image with its COCO id and an agreeing path; otherwise the one with the closest path;
+    otherwise the one with its COCO id alone. If any item has the path of one annotated image and the COCO id
+    of another, the images were renumbered, and ids alone match nothing.
 
-    Raises CorpusError where two are equally close, and where few or none match.
+    Raises CorpusError if two candidates are equally close, or if few or no images match.
     """
     index = _TruthIndex(truths)
     closest: dict[int, tuple[int, ImageRecord, Item]] = {}
@@ -48,7 +48,7 @@ def match_images(
         if found is None:
             continue
         distance, position = found
-        are_renumbered = are_renumbered or index.contradicts_number(record, position)
+        are_renumbered = are_renumbered or index.contradicts_id(record, position)
         held = closest.get(position)
         if held is not None and held[0] == distance:
             raise CorpusError(
@@ -58,18 +58,18 @@ def match_images(
         if held is None or distance < held[0]:
             closest[position] = (distance, record, item)
     if are_renumbered:
-        closest = {position: held for position, held in closest.items() if held[0] < _NUMBER_ALONE}
+        closest = {position: held for position, held in closest.items() if held[0] < _ID_ALONE}
     if example is None or len(closest) <= _MIN_SHARE * min(num_items, len(truths)):
         raise CorpusError(
             f"{len(closest)} of {len(truths)} images of the ground truth are among the {num_items} given: "
-            f"the ground truth has {_describe(truths)}, there is {_describe([example] if example else [])}; "
-            "give the ground truth of these images"
+            f"the ground truth has {_describe(truths)}, the images have "
+            f"{_describe([example] if example else [])}; give the ground truth of these images"
         )
     return [Match(truth=truths[position], item=closest[position][2]) for position in sorted(closest)]
 
 
 class _TruthIndex:
-    """Finds annotated images by number and by name."""
+    """Finds annotated images by COCO id and by path."""
 
     def __init__(self, truths: Sequence[AnnotatedImage]) -> None:
         self._truths = truths
@@ -81,19 +81,19 @@ class _TruthIndex:
             self._by_stem[PurePosixPath(truth.path).stem].append(position)
 
     def find(self, record: ImageRecord) -> tuple[int, int] | None:
-        """How far the closest annotated image is from this one, and its position."""
-        path, numbered = PurePosixPath(record.path), self._by_id.get(record.coco_id)
-        if numbered is not None and _distance(path, self._truths[numbered]) is not None:
-            return 0, numbered
-        named = self._find_name(path)
-        return (_NUMBER_ALONE, numbered) if named is None and numbered is not None else named
+        """The distance and the position of the closest annotated image."""
+        path, with_id = PurePosixPath(record.path), self._by_id.get(record.coco_id)
+        if with_id is not None and _distance(path, self._truths[with_id]) is not None:
+            return 0, with_id
+        with_path = self._find_path(path)
+        return (_ID_ALONE, with_id) if with_path is None and with_id is not None else with_path
 
-    def contradicts_number(self, record: ImageRecord, position: int) -> bool:
-        """Whether the number of this image is that of another annotated image than the one at `position`."""
+    def contradicts_id(self, record: ImageRecord, position: int) -> bool:
+        """Whether the record's COCO id belongs to an annotated image other than the one at `position`."""
         return self._by_id.get(record.coco_id, position) != position
 
-    def _find_name(self, path: PurePosixPath) -> tuple[int, int] | None:
-        """How far the closest name is from this one, and its position."""
+    def _find_path(self, path: PurePosixPath) -> tuple[int, int] | None:
+        """The distance and the position of the annotated image with the closest path."""
         candidates = sorted(
             (distance, position)
             for position in self._by_stem.get(path.stem, ())
@@ -109,9 +109,9 @@ class _TruthIndex:
 
 
 def _distance(path: PurePosixPath, truth: AnnotatedImage) -> int | None:
-    """1 for equal paths, 2 where one ends in the other, 3 where it does without suffixes, None otherwise.
+    """1 for equal paths, 2 if one ends in the other, 3 if it does so apart from the suffix, otherwise None.
 
-    The suffix of an id mask says nothing, and what lies in a folder of that name, 4, may be the mask itself.
+    The suffix of an id mask is ignored; a path in a folder of the masks' name may be the mask itself: 4.
     """
     other = PurePosixPath(truth.path)
     if not _ends_in(path.with_suffix("").parts, other.with_suffix("").parts):
@@ -130,8 +130,8 @@ def _ends_in(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _describe(images: Sequence[AnnotatedImage | ImageRecord]) -> str:
-    """The first name, and number, of several images."""
+    """The first image's path and COCO id, for a message."""
     if not images:
         return "nothing"
     first = images[0]
-    return f"{first.path!r}" + (f" (number {first.coco_id})" if first.coco_id is not None else "")
+    return f"{first.path!r}" + (f" (id {first.coco_id})" if first.coco_id is not None else "")

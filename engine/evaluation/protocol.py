@@ -1,4 +1,4 @@
-"""Instances against what people drew: class-agnostic AP and AR of boxes and masks, as COCO measures them."""
+"""Evaluate stored instances against ground truth: class-agnostic AP and AR of boxes and masks, as in COCO."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from engine.bounds import Bounded, Count
 from engine.errors import ConfigurationError, CorpusError, StoreError
 from engine.evaluation.average_precision import EvaluatedImage, KindResult, measure
 from engine.evaluation.ground_truth import AnnotatedImage
@@ -25,38 +26,36 @@ __all__ = [
     "Evaluation",
     "EvaluationProtocol",
     "KindResult",
-    "digest_ground_truth",
     "evaluate",
     "evaluate_version",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationProtocol:
-    """By which rules instances are measured. Figures compare only where these are the same."""
+class EvaluationProtocol(Bounded):
+    """Rules of an evaluation. Metrics are comparable only under the same rules."""
 
-    max_detections: int = 100
-    """AP, and all that is said of single images and of scores, sees the best so many instances of each."""
-    recall_detections: tuple[int, ...] = (1, 10, 100, 1000)
-    """AR is measured with each of these numbers of instances of an image."""
+    max_detections: Count = 100
+    """Detections per image used for AP and per-image statistics."""
+    recall_detections: tuple[Count, ...] = (1, 10, 100, 1000)
+    """AR is measured with each of these numbers of detections per image."""
     score: Literal["score", "stability", "none"] = "score"
-    """What instances are ranked by: R(M), stability, or nothing: all equal, in the order of the store."""
+    """Rank instances by score, by stability, or not at all (all equal, in the order of the store)."""
     selection: Annotated[SelectionConfig, tyro.conf.arg(name="")] = field(default_factory=SelectionConfig)
-    """Which of the instances are measured."""
+    """The instances to evaluate."""
 
     def __post_init__(self) -> None:
-        if min(self.max_detections, *self.recall_detections, 1) < 1 or not self.recall_detections:
-            raise ConfigurationError(
-                "max_detections and recall_detections are numbers of instances, at least 1 each"
-            )
+        super().__post_init__()
+        if not self.recall_detections:
+            raise ConfigurationError("recall_detections is empty: give at least one number of detections")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """What was measured, and on which images.
+    """Metrics under one protocol, and the images that they were measured on.
 
-    `absent` are the names of the truth's images that have no row in the store, `resized` of those that were
-    labelled at another size than the truth's; neither count.
+    Two groups of annotated images do not count and are named instead: `absent` ones have no row in the store,
+    `resized` ones were labelled at another size than their annotation's.
     """
 
     protocol: EvaluationProtocol
@@ -68,14 +67,14 @@ class Evaluation:
 
     @property
     def digest(self) -> str:
-        """Digest of the protocol and the ground truth, 12 hexadecimal digits."""
+        """Digest of the protocol and the ground truth: 12 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.describe_protocol(), sort_keys=True).encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON can hold it; `figures` of boxes and masks come first."""
+        """A JSON-serialisable dictionary; the metrics of boxes and masks come first."""
         kinds = {"boxes": self.boxes, "masks": self.masks}
         return {
-            **{name: kind.figures for name, kind in kinds.items()},
+            **{name: kind.metrics for name, kind in kinds.items()},
             "protocol": self.describe_protocol(),
             "score_to_iou": {name: asdict(kind.score_relation) for name, kind in kinds.items()},
             "images": [
@@ -90,13 +89,13 @@ class Evaluation:
         }
 
     def describe_protocol(self) -> dict[str, Any]:
-        """The protocol, and the ground truth that it was applied to, as JSON can hold them."""
+        """The protocol and a summary of the ground truth, as a JSON-serialisable dictionary."""
         truths = [image.truth for image in self.images]
         return {
             **asdict(self.protocol),
             "recall_detections": list(self.protocol.recall_detections),
             "ground_truth": {
-                "digest": digest_ground_truth(truths),
+                "digest": _digest_ground_truth(truths),
                 "images": len(truths),
                 "objects": sum(truth.num_objects for truth in truths),
                 "images_absent": len(self.absent),
@@ -106,10 +105,10 @@ class Evaluation:
 
 
 def evaluate(images: Sequence[EvaluatedImage], protocol: EvaluationProtocol) -> Evaluation:
-    """Measure images whose instances have been selected already.
+    """Evaluate images whose instances are already selected.
 
-    An image without instances counts with what was to be found in it. Equal scores rank in the order of
-    `images`, within an image in that of its instances.
+    The objects of an image without instances count as missed. Ties in score keep the order of `images`, then
+    of their instances.
     """
     ranked = [replace(image, instances=_rank(image.instances, protocol)) for image in images]
     boxes, masks = (
@@ -122,11 +121,11 @@ def evaluate(images: Sequence[EvaluatedImage], protocol: EvaluationProtocol) -> 
 def evaluate_version(
     version: Version, truths: Iterable[AnnotatedImage], protocol: EvaluationProtocol
 ) -> Evaluation:
-    """Measure a version of labels on those images of the truth that it has rows for.
+    """Evaluate a version of labels on the annotated images that it has rows for.
 
-    Of the store one shard is in memory at a time, and what is in the truth. An image that was rejected counts
-    as one without instances. Raises CorpusError where few or no images are those of the truth, StoreError
-    where the protocol asks for a stability that was never measured.
+    One shard at a time is in memory, along with the rows of annotated images. A rejected image counts as one
+    without instances. Raises CorpusError if few or no images match the ground truth, StoreError if the
+    protocol ranks or selects by a stability that was never measured.
     """
     held = list(truths)
     rows = ((outcome.record, outcome) for outcome in select_outcomes(version, protocol.selection))
@@ -138,7 +137,7 @@ def evaluate_version(
             f"the ground truth has images of other sizes: {truth.path!r} is {truth.size} there, "
             f"{_size(outcome)} in the store; give the ground truth of these images"
         )
-    matched, measured = ({id(match.truth) for match in some} for some in (matches, fitting))
+    matched, measured = ({id(match.truth) for match in group} for group in (matches, fitting))
     images = [EvaluatedImage(truth=match.truth, instances=match.item.instances) for match in fitting]
     return replace(
         evaluate(images, protocol),
@@ -148,26 +147,26 @@ def evaluate_version(
 
 
 def _size(outcome: Outcome) -> tuple[int, int] | None:
-    """(height, width) where it is known."""
+    """(height, width), or None if unknown."""
     return None if outcome.height is None or outcome.width is None else (outcome.height, outcome.width)
 
 
-def digest_ground_truth(truths: Iterable[AnnotatedImage]) -> str:
-    """SHA-256 in hex of annotated images: names, sizes and all that was drawn, in their order."""
+def _digest_ground_truth(truths: Iterable[AnnotatedImage]) -> str:
+    """SHA-256, in hex, of the annotated images in this order."""
     digest = hashlib.sha256()
     for truth in truths:
         head = [truth.coco_id, truth.path, truth.size, [rle.decode("ascii") for rle in truth.rles]]
-        drawn = [truth.boxes_xywh.tolist(), truth.areas.tolist(), truth.is_crowd.tolist()]
-        digest.update(json.dumps([head, drawn]).encode())
+        instances = [truth.boxes_xywh.tolist(), truth.areas.tolist(), truth.is_crowd.tolist()]
+        digest.update(json.dumps([head, instances]).encode())
     return digest.hexdigest()
 
 
 def _rank(instances: Instances | None, protocol: EvaluationProtocol) -> Instances | None:
-    """The instances with what they are ranked by as their scores."""
+    """The instances with the protocol's ranking values as their scores."""
     if instances is None or protocol.score == "score":
         return instances
     if protocol.score == "none":
         return replace(instances, scores=np.ones(len(instances), np.float32))
     if np.isnan(instances.stabilities).any():
-        raise StoreError("some instances have no stability to rank by: take a round that has measured it")
+        raise StoreError("cannot rank by stability: some instances have none; evaluate a round that has it")
     return replace(instances, scores=instances.stabilities)

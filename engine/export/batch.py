@@ -1,4 +1,4 @@
-"""What the formats are given: a part of the store, cut, numbered and split, with its images where asked."""
+"""Batches for the writers: shards with instances selected, images numbered and split, and image files."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from engine.store.pseudo_labels import Version
 from engine.store.selection import Selection, select_columns
 from engine.types import ImageRecord, Status
 
-# Images that are in memory at one time, and that are read at one time.
-_IMAGES_AT_ONCE = 32
+# Image files in memory at a time, and threads that read them.
+_FILES_IN_MEMORY = 32
 _READERS = 8
 _MAX_LISTED = 1000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportBatch:
-    """N images of an export. `numbers`, int64 (N,), are COCO's image ids; `is_val` is bool (N,); `files` are
-    the images' own, where images are exported."""
+    """N images of an export. `numbers`, int64 (N,), are COCO image ids; `is_val` is bool (N,); `files` are
+    the image files, None if images are not copied."""
 
     columns: ShardColumns
     numbers: NDArray[np.int64]
@@ -49,7 +49,7 @@ class ExportBatch:
         return [VAL if is_val else TRAIN for is_val in self.is_val]
 
     def part(self, is_val: bool) -> ExportBatch:
-        """The batch's images of one split, without their files."""
+        """The images of one split, without their files."""
         wanted = self.is_val == is_val
         columns = self.columns.keep_images(wanted)
         return ExportBatch(columns=columns, numbers=self.numbers[wanted], is_val=self.is_val[wanted])
@@ -57,10 +57,10 @@ class ExportBatch:
 
 @dataclass(kw_only=True)
 class ExportReport:
-    """What went into an export and what did not.
+    """Counts of exported and skipped images.
 
-    `rejected` counts images that were never labelled, by the store's reasons; `unavailable` those whose files
-    cannot be had now, by reason, of which the first are listed as (image id, reason, detail).
+    `rejected` counts images that were never labelled, by the store's reasons. `unavailable` counts images
+    whose files cannot be read now, by reason; `listed` holds the first of them as (image id, reason, detail).
     """
 
     images: int = 0
@@ -72,12 +72,14 @@ class ExportReport:
     listed: list[tuple[str, str, str]] = field(default_factory=list)
 
     def add(self, batch: ExportBatch) -> None:
+        """Count the images of a batch."""
         self.images += batch.columns.num_images
         self.val_images += int(batch.is_val.sum())
         self.instances += len(batch.columns.areas)
         self.empty_images += int((batch.columns.counts == 0).sum())
 
-    def leave_out(self, image_id: str, error: ImageError) -> None:
+    def skip(self, image_id: str, error: ImageError) -> None:
+        """Count an image whose file is unavailable."""
         self.unavailable[error.reason] += 1
         if len(self.listed) < _MAX_LISTED:
             self.listed.append((image_id, str(error.reason), error.detail))
@@ -86,9 +88,9 @@ class ExportReport:
 def export_batches(
     version: Version, selection: Selection, split: SplitConfig, corpus: Corpus | None, report: ExportReport
 ) -> Iterator[ExportBatch]:
-    """The images of a version, but for rejected ones, in the store's order; with files if there is a corpus.
+    """Yield a version's images without rejected ones, in the store's order; with files if a corpus is given.
 
-    What is left out is added to `report`; what is handed out is not, since that is for who writes it.
+    Skipped images are added to `report`; the writer adds the rest.
     """
     has_coco_ids = _has_coco_ids(version)
     position = 0
@@ -110,21 +112,21 @@ def export_batches(
 
 
 def any_available(version: Version, image_ids: Sequence[str], corpus: Corpus | None) -> bool:
-    """Whether the file of one of these images, as it was labelled, is in the corpus now."""
+    """Whether the corpus now holds the file of any of these images, unchanged since it was labelled."""
     if corpus is None or not image_ids:
         return False
     wanted = pa.array(image_ids, pa.string())
     with ThreadPoolExecutor(_READERS) as executor:
         for shard in version.columns():
             rows = shard.images.filter(pc.is_in(shard.images["image_id"], wanted))
-            for found in _read_files(rows, corpus, executor):
-                if any(isinstance(file, ImageFile) for _, file in found):
+            for files in _read_files(rows, corpus, executor):
+                if any(isinstance(file, ImageFile) for _, file in files):
                     return True
     return False
 
 
 def _has_coco_ids(version: Version) -> bool:
-    """Whether every image of the version has a COCO id of its own."""
+    """Whether every image of the version has a unique COCO id."""
     parts = []
     for columns in version.columns():
         if columns.images["coco_id"].null_count:
@@ -137,34 +139,34 @@ def _has_coco_ids(version: Version) -> bool:
 def _with_files(
     batch: ExportBatch, corpus: Corpus, executor: ThreadPoolExecutor, report: ExportReport
 ) -> Iterator[ExportBatch]:
-    """The batch in small ones that hold their images' files; images without are left out and told."""
+    """Split the batch into smaller ones with image files; report images whose file is missing."""
     start = 0
-    for found in _read_files(batch.columns.images, corpus, executor):
+    for files in _read_files(batch.columns.images, corpus, executor):
         is_kept = np.zeros(batch.columns.num_images, bool)
-        for position, (image_id, file) in enumerate(found, start):
+        for position, (image_id, file) in enumerate(files, start):
             is_kept[position] = isinstance(file, ImageFile)
             if isinstance(file, ImageError):
-                report.leave_out(image_id, file)
-        start += len(found)
+                report.skip(image_id, file)
+        start += len(files)
         yield replace(
             batch,
             columns=batch.columns.keep_images(is_kept),
             numbers=batch.numbers[is_kept],
             is_val=batch.is_val[is_kept],
-            files=tuple(file for _, file in found if isinstance(file, ImageFile)),
+            files=tuple(file for _, file in files if isinstance(file, ImageFile)),
         )
 
 
 def _read_files(
     images: pa.Table, corpus: Corpus, executor: ThreadPoolExecutor
 ) -> Iterator[list[tuple[str, ImageFile | ImageError]]]:
-    """The ids and files of the images of a shard's table, a few at a time, in their order."""
+    """Yield (image id, file) of a shard's images, a few images at a time, in order."""
     table = images.select(["image_id", "path", "coco_id", "sha256"])
-    for start in range(0, table.num_rows, _IMAGES_AT_ONCE):
-        rows = table.slice(start, _IMAGES_AT_ONCE).to_pylist()
-        wanted = [
+    for start in range(0, table.num_rows, _FILES_IN_MEMORY):
+        rows = table.slice(start, _FILES_IN_MEMORY).to_pylist()
+        records = [
             (ImageRecord(image_id=row["image_id"], path=row["path"], coco_id=row["coco_id"]), row["sha256"])
             for row in rows
         ]
-        files = read_image_files(corpus, wanted, executor)
+        files = read_image_files(corpus, records, executor)
         yield [(row["image_id"], file) for row, file in zip(rows, files, strict=True)]

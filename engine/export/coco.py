@@ -1,13 +1,13 @@
-"""COCO's annotation files, written as they stream by.
+"""COCO annotation files, written as a stream.
 
     annotations/instances_train.json    } images, annotations, and one category: 1, object
     annotations/instances_val.json      }
-    images/<path>                       copies, if asked for; without, `file_name` is relative to the corpus
+    images/<path>                       copies, if a corpus is given; otherwise `file_name` is a corpus path
 
-An image's id is the number that its corpus gives it where every image has one of its own, and elsewhere its
-position in the store, from 1, rejected images counted. Beside COCO's own fields an image carries `corpus_id`,
-its id in the store, and an annotation `score` and `stability` (null where no round has measured it). Boxes
-are x, y, width, height. Images without instances are listed.
+Image ids are the corpus's COCO ids if every image has a unique one; otherwise an id is the image's position
+in the store, from 1, rejected images included. In addition to COCO's fields, an image has `corpus_id`, its id
+in the store, and an annotation has `score` and `stability` (null until a round has measured it). Boxes are
+x, y, width, height. Images without instances are included.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HEAD = {
 
 
 class CocoWriter:
-    """Writes batches; made by `open_coco`."""
+    """Writes batches; created by `open_coco`."""
 
     def __init__(
         self, objects: ObjectStore, segmentation: Segmentation, files: dict[str, _SplitFile]
@@ -62,14 +62,14 @@ class CocoWriter:
 
 @contextmanager
 def open_coco(objects: ObjectStore, segmentation: Segmentation) -> Iterator[CocoWriter]:
-    """A writer whose annotation files are there once the block has ended well, and not before."""
+    """A writer whose annotation files appear when the block ends without an error."""
     with ExitStack() as stack:
         files = {split: stack.enter_context(_open_split(objects, split)) for split in (TRAIN, VAL)}
         yield CocoWriter(objects, segmentation, files)
 
 
 def image_texts(batch: ExportBatch) -> pa.Array:
-    """The JSON objects of a batch's images, each behind a comma: a string array (N,)."""
+    """JSON objects of a batch's images, each preceded by a comma: a string array (N,)."""
     columns = batch.columns
     return _join(
         ',\n{"id":', batch.numbers,
@@ -82,23 +82,23 @@ def image_texts(batch: ExportBatch) -> pa.Array:
 
 
 def annotation_texts(batch: ExportBatch, num_before: int, segmentation: Segmentation) -> pa.Array:
-    """The JSON objects of a batch's instances, each behind a comma: a string array (M,).
+    """JSON objects of a batch's instances, each preceded by a comma: a string array (M,).
 
-    Annotations are numbered on from `num_before`, the first of all being 1.
+    Annotation ids continue after `num_before`, the number of annotations written before.
     """
     columns = batch.columns
-    owners = columns.image_of_instance
+    image_of_instance = columns.image_of_instance
     left, top, right, bottom = columns.boxes_xyxy.T
     outline: tuple[Any, ...]
-    sizes = (columns.heights[owners], columns.widths[owners])
     if segmentation == "rle":
+        heights, widths = columns.heights[image_of_instance], columns.widths[image_of_instance]
         counts = pc.replace_substring(columns.instances["rle"].combine_chunks(), "\\", "\\\\")
-        outline = ('{"size":[', sizes[0], ",", sizes[1], '],"counts":"', counts, '"}')
+        outline = ('{"size":[', heights, ",", widths, '],"counts":"', counts, '"}')
     else:
         outline = (_polygon_texts(batch),)
     return _join(
-        ',\n{"id":', num_before + 1 + np.arange(len(owners)),
-        ',"image_id":', batch.numbers[owners],
+        ',\n{"id":', num_before + 1 + np.arange(len(image_of_instance)),
+        ',"image_id":', batch.numbers[image_of_instance],
         ',"category_id":1,"iscrowd":0,"area":', columns.areas,
         ',"bbox":[', left, ",", top, ",", right - left, ",", bottom - top,
         '],"score":', _numbers_or_null(columns.scores),
@@ -109,7 +109,7 @@ def annotation_texts(batch: ExportBatch, num_before: int, segmentation: Segmenta
 
 
 class _SplitFile:
-    """The two lists of an annotation file."""
+    """The two JSON lists of an annotation file."""
 
     def __init__(self, annotations: BinaryIO, images: BinaryIO) -> None:
         self.annotations = _JsonList(annotations)
@@ -117,16 +117,16 @@ class _SplitFile:
 
 
 class _JsonList:
-    """The elements of a JSON list, of which the first stands behind no comma."""
+    """Writes the elements of a JSON list."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._is_empty = True
 
     def add(self, texts: pa.Array) -> None:
-        """Write texts that each begin with a comma and an end of line."""
+        """Write elements that each begin with a comma and a line break; the very first comma is dropped."""
         if len(texts) > 0:
-            # The bytes of an array's strings lie one after the other.
+            # Arrow keeps an array's strings in one buffer, end to end.
             bounds, data = np.frombuffer(texts.buffers()[1], np.int32), memoryview(texts.buffers()[2])
             start, end = bounds[texts.offset], bounds[texts.offset + len(texts)]
             self._file.write(data[start + 1 if self._is_empty else start : end])
@@ -135,7 +135,7 @@ class _JsonList:
 
 @contextmanager
 def _open_split(objects: ObjectStore, split: str) -> Iterator[_SplitFile]:
-    """Annotations go straight into the file; images, which are short, wait on the local disk."""
+    """Stream annotations into the file; the short list of images is kept on the local disk meanwhile."""
     with (
         objects.writer(f"annotations/instances_{split}.json") as file,
         tempfile.TemporaryFile() as images,
@@ -149,7 +149,7 @@ def _open_split(objects: ObjectStore, split: str) -> Iterator[_SplitFile]:
 
 
 def _join(*pieces: Any) -> pa.Array:
-    """Rows of text: constants, numbers and strings one after the other."""
+    """Concatenate constants, numbers and strings row by row."""
     columns = [
         piece if isinstance(piece, str | pa.Array) else pc.cast(pa.array(piece), pa.string())
         for piece in pieces
@@ -163,7 +163,7 @@ def _quoted(texts: list[str]) -> pa.Array:
 
 
 def _numbers_or_null(values: Any) -> pa.Array:
-    """Numbers as JSON writes them; what is not finite has no other way than null."""
+    """Format numbers as JSON; non-finite values become null."""
     texts = pc.cast(pa.array(values), pa.string())
     return pc.if_else(pa.array(np.isfinite(values)), texts, "null")
 
@@ -172,7 +172,7 @@ def _polygon_texts(batch: ExportBatch) -> pa.Array:
     columns = batch.columns
     rles = columns.instances["rle"].to_pylist()
     texts = []
-    for rle, owner in zip(rles, columns.image_of_instance, strict=True):
-        (mask,) = decode_rles([rle.encode()], (int(columns.heights[owner]), int(columns.widths[owner])))
+    for rle, i in zip(rles, columns.image_of_instance, strict=True):
+        (mask,) = decode_rles([rle.encode()], (int(columns.heights[i]), int(columns.widths[i])))
         texts.append(json.dumps([polygon.ravel().tolist() for polygon in coco_polygons(mask)]))
     return pa.array(texts, pa.string())

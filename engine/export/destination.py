@@ -1,10 +1,10 @@
-"""Where an export goes, and how it is known to be whole.
+"""Begin and finish an export; its manifest tells whether it is complete.
 
-    export.json    what the export is of; `finished` is true, and counts are there, once all is written
-    ...            the files of the format, in folders that are its own
+    export.json    identity of the export; once it is complete, `finished` is true and counts follow
+    ...            the format's files, in folders of their own
 
-An export that was killed has `finished` false, and the same command makes it anew. So it does where images
-that are `listed` as left out can be had by now.
+`finished` stays false if an export is killed, and the same command rebuilds it. It also rebuilds an export
+once images that are `listed` as unavailable are available.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.errors import ObjectMissing, StoreError
 from engine.objects.object_store import ObjectStore
 
 MANIFEST = "export.json"
-# What any format writes; nothing else is ever deleted.
+# Everything that any format writes; nothing else is ever deleted.
 _OWN_PREFIXES = ("annotations/", "images/", "labels/", "train/", "val/", "data.yaml")
 
 
@@ -27,32 +27,31 @@ def begin_export(
     overwrite: bool,
     any_available: Callable[[Sequence[str]], bool],
 ) -> bool:
-    """Clear the place for an export; False where this very export is there already.
+    """Clear the destination and mark the export as begun; False if this export is complete already.
 
-    `any_available` is asked about images, given by id, that the export there does without. Raises StoreError
-    where something else is there: files that are no export, or another export that `overwrite` does not give
-    up.
+    `any_available` is called with the ids of the images that an existing export lacks. Raises StoreError if
+    the destination holds files that are not an export, or another export and `overwrite` is false.
     """
-    there = _read_manifest(objects)
-    if there is None and next(objects.keys(), None) is not None:
-        raise StoreError(f"{objects.uri} holds files that are no export: name a new or an empty place")
-    if there is not None and not overwrite:
-        if there["export"] != description:
+    manifest = _read_manifest(objects)
+    if manifest is None and next(objects.keys(), None) is not None:
+        raise StoreError(f"{objects.uri} holds files that are not an export: give a new or an empty folder")
+    if manifest is not None and not overwrite:
+        if manifest["export"] != description:
             raise StoreError(
-                f"{objects.uri} holds another export ({_difference(there['export'], description)}); "
-                "use another --output, or --overwrite"
+                f"{objects.uri} holds another export ({_difference(manifest['export'], description)}); "
+                "give another output, or overwrite it"
             )
-        if there["finished"] and not any_available([image_id for image_id, *_ in there["listed"]]):
+        if manifest["finished"] and not any_available([image_id for image_id, *_ in manifest["listed"]]):
             return False
     _write_manifest(objects, {"finished": False, "export": description})
     for prefix in _OWN_PREFIXES:
-        for key in list(objects.keys(prefix)) if there is not None else ():
+        for key in list(objects.keys(prefix)) if manifest is not None else ():
             objects.delete(key)
     return True
 
 
 def finish_export(objects: ObjectStore, description: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-    """Say that all is written."""
+    """Mark the export as complete."""
     _write_manifest(objects, {"finished": True, "export": description, **report})
 
 
@@ -62,9 +61,9 @@ def _read_manifest(objects: ObjectStore) -> dict[str, Any] | None:
     except ObjectMissing:
         return None
     except ValueError as error:
-        raise StoreError(f"{objects.uri}/{MANIFEST} is damaged: remove it and what it stood for") from error
+        raise StoreError(f"{objects.uri}/{MANIFEST} is damaged: remove this export and run again") from error
     if not isinstance(manifest, dict) or not {"export", "finished"} <= manifest.keys():
-        raise StoreError(f"{objects.uri} holds files that are no export: name a new or an empty place")
+        raise StoreError(f"{objects.uri} holds files that are not an export: give a new or an empty folder")
     return manifest
 
 

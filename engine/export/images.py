@@ -1,4 +1,4 @@
-"""The images that go into an export, as most readers will see them."""
+"""Image files for an export: the original bytes, or upright pixels if EXIF rotates the image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.types import ImageRecord, Reason
 
 _ORIENTATION_TAG = 0x0112
 _QUALITY = 95
-# What a file is called by whose own name does not tell what it is.
+# By PIL's format, for files whose own name has no image suffix.
 _SUFFIXES = {
     "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp",
 }  # fmt: skip
@@ -27,7 +27,7 @@ _SUFFIXES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFile:
-    """An image's file, and the suffix of its name: lower case, with the dot."""
+    """The bytes of an image file and its suffix, lower case with the dot."""
 
     data: bytes
     suffix: str
@@ -36,10 +36,9 @@ class ImageFile:
 def read_image_files(
     corpus: Corpus, images: Sequence[tuple[ImageRecord, str | None]], executor: Executor
 ) -> list[ImageFile | ImageError]:
-    """The files of images, each given with the sha256 that it had, or why one cannot be had, in this order.
+    """Read image files, given as records and the sha256 of the labelled file; errors take a file's place.
 
-    Raises TransientError where the corpus does not answer: a training set does without no image only because
-    a server was away.
+    Raises TransientError if the corpus does not answer: an outage must not remove images from a training set.
     """
 
     def read(image: tuple[ImageRecord, str | None]) -> ImageFile | ImageError:
@@ -52,7 +51,7 @@ def read_image_files(
 
 
 def safe_name(image_id: str) -> str:
-    """A file name without suffix for an image, whatever its id: letters, digits, - and _, unique, not long.
+    """A unique, short file name of letters, digits, - and _, without a suffix, for any image id.
 
     >>> safe_name("../cats/a cat.jpg")
     'cats_a_cat-51f02dead533'
@@ -65,37 +64,39 @@ def safe_name(image_id: str) -> str:
 def _read(corpus: Corpus, record: ImageRecord, sha256: str | None) -> ImageFile:
     data = corpus.read(record)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ImageError(Reason.CORRUPT, "the file is not the one that was labelled")
+        raise ImageError(Reason.CORRUPT, "the file has changed since it was labelled")
     with Image.open(io.BytesIO(data)) as image:
         return ImageFile(data=_upright(image, data), suffix=_suffix(record.path, image))
 
 
 def _suffix(path: str, image: Image.Image) -> str:
-    """That of the path; where it is no image's, as in lists that name files without one, the format's."""
+    """The path's suffix if it is an image suffix, otherwise the file format's."""
     own = PurePosixPath(path).suffix.lower()
     return own if own in IMAGE_SUFFIXES else _SUFFIXES.get(image.format or "", own)
 
 
 def _upright(image: Image.Image, data: bytes) -> bytes:
-    """The file itself, or one with turned pixels where EXIF turns it: masks are those of the upright image,
-    and most readers of training sets do not look at EXIF."""
+    """The file itself, or a re-encoded upright one if EXIF rotates it.
+
+    Masks belong to the upright image, and most training code ignores EXIF.
+    """
     try:
         if image.getexif().get(_ORIENTATION_TAG, 1) in (0, 1):
             return data
-        turned = ImageOps.exif_transpose(image)
-    except Exception:  # PIL's EXIF reader raises nearly anything on damaged tags; labelling ignored them
+        upright = ImageOps.exif_transpose(image)
+    except Exception:  # PIL raises many types on damaged EXIF, which labelling ignored
         return data
-    return _encode(turned, image)
+    return _encode(upright, image)
 
 
-def _encode(turned: Image.Image, image: Image.Image) -> bytes:
-    """The turned pixels in the format of the image that they come from. Raises ImageError."""
-    # A TIFF takes a quality where its compression is JPEG's, and refuses it elsewhere.
+def _encode(upright: Image.Image, image: Image.Image) -> bytes:
+    """Encode the upright pixels in the format of the original image. Raises ImageError."""
+    # TIFF accepts a quality with JPEG compression only.
     is_lossy = image.format in ("JPEG", "MPO", "WEBP") or image.info.get("compression") == "jpeg"
     sink = io.BytesIO()
     try:
-        turned.save(sink, image.format, **({"quality": _QUALITY} if is_lossy else {}))
-    except Exception as error:  # PIL's encoders raise nearly anything, also for what PIL has read
+        upright.save(sink, image.format, **({"quality": _QUALITY} if is_lossy else {}))
+    except Exception as error:  # PIL's encoders raise many types, even for images that PIL has read
         detail = f"it cannot be stored upright: {type(error).__name__}: {error}"
         raise ImageError(Reason.FAILED, detail) from error
     return sink.getvalue()

@@ -1,11 +1,10 @@
-"""Parquet: one row per image, with what reading decided joined to what the store holds.
+"""Parquet files with one row per image.
 
     train/000000.parquet, val/000000.parquet, ...
 
-Columns are those of the store's shards (engine.store.schema) that an image which was looked at has: image_id,
-coco_id, path, height, width, sha256, status, reason, and `instances`, those selected. Beside them, `number`
-(the image's id in a COCO export), `split`, and, where images are copied, `image`: a struct of `bytes` and
-`path`.
+Columns from the store's shards (engine.store.schema): image_id, coco_id, path, height, width, sha256, status,
+reason, and `instances` (the selected ones). Additional columns: `number` (the image's id in a COCO export),
+`split`, and, if images are copied, `image`, a struct of `bytes` and `path`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.export.batch import ExportBatch
-from engine.export.rolling import RollingFiles
+from engine.export.rolling import MAX_IMAGES, RollingFiles
 from engine.export.split import TRAIN, VAL
 from engine.objects.object_store import ObjectStore
 from engine.store.schema import SHARD_SCHEMA
@@ -29,7 +28,7 @@ _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string()
 
 
 class ParquetWriter:
-    """Writes batches; made by `open_parquet`."""
+    """Writes batches; created by `open_parquet`."""
 
     def __init__(self, files: dict[str, RollingFiles[pq.ParquetWriter]]) -> None:
         self._files = files
@@ -43,8 +42,10 @@ class ParquetWriter:
 
 
 @contextmanager
-def open_parquet(objects: ObjectStore, has_images: bool) -> Iterator[ParquetWriter]:
-    """A writer whose last files are there once the block has ended well."""
+def open_parquet(
+    objects: ObjectStore, has_images: bool, max_images: int = MAX_IMAGES
+) -> Iterator[ParquetWriter]:
+    """A writer of files of at most `max_images`; the last ones appear if the block ends without an error."""
     schema = export_schema(has_images)
 
     def open_file(file: BinaryIO) -> pq.ParquetWriter:
@@ -53,7 +54,7 @@ def open_parquet(objects: ObjectStore, has_images: bool) -> Iterator[ParquetWrit
     with ExitStack() as stack:
         yield ParquetWriter(
             {
-                split: stack.enter_context(RollingFiles(objects, split, ".parquet", open_file))
+                split: stack.enter_context(RollingFiles(objects, split, ".parquet", open_file, max_images))
                 for split in (TRAIN, VAL)
             }
         )
@@ -73,7 +74,7 @@ def export_schema(has_images: bool) -> pa.Schema:
 
 
 def export_table(batch: ExportBatch) -> pa.Table:
-    """A batch as rows."""
+    """A batch as a table of `export_schema`."""
     columns = batch.columns
     schema = export_schema(batch.files is not None)
     instances = pa.ListArray.from_arrays(

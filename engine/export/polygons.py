@@ -1,15 +1,15 @@
-"""Masks as polygons, and the two conventions that readers of polygons have.
+"""Masks to polygons, in the conventions of COCO and of YOLO.
 
 Pixel (column x, row y) covers the square from (x, y) to (x + 1, y + 1).
 
-    COCO   a polygon's vertices are corners of pixels, and what it encloses is the mask. pycocotools fills by
-           parity, so a hole is joined to its outline by a bridge of no width, there and back.
-    YOLO   a polygon runs through the outermost pixels themselves, and they belong to it: its readers fill
-           with OpenCV, which draws the border. An instance is one polygon there, so holes and further
-           components are joined by bridges that are a pixel wide.
+    COCO   vertices are pixel corners, and the polygon's interior is the mask. pycocotools fills by the
+           even-odd rule, so a bridge of zero width joins a hole to its outline.
+    YOLO   the polygon passes through the boundary pixels, which belong to the mask: its readers fill with
+           OpenCV, which includes the border. An instance is one polygon, so bridges one pixel wide join
+           holes and further components.
 
-A mask's components are 4-connected. COCO's polygons give back every mask exactly; YOLO's give back exactly
-what is one component without holes, and anything else with the bridges' pixels added.
+Components are 4-connected. COCO polygons decode to exactly the same mask. YOLO polygons do so for a single
+component without holes; otherwise the pixels of the bridges are added.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-# Edges of a pixel, clockwise from the top one: the step along each, and the step across it, as (row, column).
+# Sides of a pixel, clockwise from the top: the step along each and the step across it, as (row, column).
 _ALONG = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
 _ACROSS = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
-# Where each edge starts, from the pixel's top left corner.
+# The start of each side, relative to the pixel's top left corner.
 _START = np.array([(0, 0), (0, 1), (1, 1), (1, 0)])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ring:
-    """One closed border of a mask: round a component (clockwise) or round a hole of it.
+    """One closed boundary of a mask: the outline of a component (clockwise) or of a hole.
 
-    `corners_xy`, int (V, 2), are the corners of pixels at which the border turns; `pixels_xy`, int (P, 2),
-    are all the mask's pixels along it. `component` numbers the mask's components from 1.
+    `corners_xy`, int (V, 2), are the pixel corners at which the boundary turns; `pixels_xy`, int (P, 2), are
+    the mask's pixels along it, in order. `component` is the component's label, from 1.
     """
 
     component: int
@@ -46,7 +46,7 @@ class Ring:
 
 
 def trace_rings(mask: NDArray[np.bool_]) -> list[Ring]:
-    """All borders of a mask (H, W), in the order in which rows are read.
+    """All boundaries of a mask (H, W), in row-major order of their first pixel.
 
     >>> [ring] = trace_rings(np.array([[0, 1, 1], [0, 0, 0]], dtype=bool))
     >>> ring.corners_xy.tolist(), ring.pixels_xy.tolist()
@@ -77,7 +77,7 @@ def trace_rings(mask: NDArray[np.bool_]) -> list[Ring]:
 
 
 def coco_polygons(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """One polygon (V, 2) of x, y for each component of a mask (H, W), in COCO's convention."""
+    """One polygon (V, 2) of (x, y) per component of a mask (H, W), in COCO's convention."""
     rings = trace_rings(mask)
     components = sorted({ring.component for ring in rings})
     return [
@@ -87,22 +87,22 @@ def coco_polygons(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
 
 
 def yolo_polygon(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The polygon (P, 2), P >= 3, of a mask (H, W) in YOLO's convention, as shares of the width and height.
+    """The polygon (P, 2), P >= 3, of a mask (H, W) in YOLO's convention, relative to width and height.
 
-    Of readers some round pixels down and some round them to the nearest: coordinates are a quarter of a pixel
-    beyond the pixel's number, which gives the pixel either way. An empty mask gives (0, 2).
+    Coordinates are pixel indices plus a quarter, since some readers round down and others to the nearest.
+    An empty mask gives (0, 2).
     """
     rings = sorted(trace_rings(mask), key=_holes_last)
     if not rings:
         return np.zeros((0, 2))
     joined = _turning_points(join_rings([ring.pixels_xy for ring in rings]))
-    # A polygon has three points at least; a dot or a line repeats its last.
+    # A polygon needs three points; for a dot or a line the last one is repeated.
     joined = np.concatenate([joined, joined[-1:].repeat(max(3 - len(joined), 0), axis=0)])
     return (joined + 0.25) / [mask.shape[1], mask.shape[0]]
 
 
 def join_rings(rings: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """One polygon out of several: each is joined to those before it where they are nearest, there and back.
+    """Join polygons into one by bridges: each starts and ends at the nearest point of the polygon so far.
 
     >>> square, dot = np.array([[0, 0], [2, 0], [2, 2], [0, 2]]), np.array([[3, 0]])
     >>> join_rings([square, dot]).tolist()
@@ -123,19 +123,19 @@ def _holes_last(ring: Ring) -> bool:
 
 
 def _signed_area(corners_yx: NDArray[np.int64]) -> float:
-    """Twice the area of a polygon, positive where it runs clockwise as images are seen."""
+    """Twice the area of a polygon, positive if it is clockwise in image coordinates (y down)."""
     y, x = corners_yx.T
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())
 
 
 def _without_repetitions(points: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A closed walk (K, 2) without points that repeat the one before; at least one point."""
+    """A closed path (K, 2) without consecutive duplicates; at least one point remains."""
     moved = (points != np.roll(points, 1, axis=0)).any(axis=1)
     return points[moved] if moved.any() else points[:1]
 
 
 def _turning_points(points: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A closed walk (K, 2) without the points at which it goes straight on; at least one point."""
+    """A closed path (K, 2) without collinear points; at least one point remains."""
     steps = np.roll(points, -1, axis=0) - points
     turns = (steps != np.roll(steps, 1, axis=0)).any(axis=1)
     return points[turns] if turns.any() else points[:1]
@@ -143,10 +143,10 @@ def _turning_points(points: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _walk_edges(padded: NDArray[np.bool_], num_edges: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The borders of a mask that has a margin of a pixel: all their edges (E, 3), and where each border ends.
+    """Trace the boundaries of a mask with a margin of one pixel: edges (E, 3), and each boundary's end.
 
-    An edge is (row, column, side) of a pixel inside, with the mask on its right. Where two pixels touch at a
-    corner alone, a walk stays with its own pixel.
+    An edge is (row, column, side) of an inside pixel, traversed with the mask on its right. Pixels that touch
+    only at a corner are not connected.
     """
     seen = np.zeros((padded.shape[0], padded.shape[1], 4), np.bool_)
     edges = np.empty((num_edges, 3), np.int64)

@@ -1,35 +1,32 @@
-"""Which images are for training and which for validation."""
+"""Split images into training and validation."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ConfigurationError
+from engine.bounds import Bounded, Bounds
 
 TRAIN, VAL = "train", "val"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitConfig:
-    """An image's id alone says where it goes, so a corpus that grows moves none."""
+class SplitConfig(Bounded):
+    """A random split by image id alone, so that a growing corpus moves no image to the other split."""
 
-    val_fraction: float = 0.1
-    """The share of images that are kept for validation; about so many, since each is drawn by itself."""
+    val_fraction: Annotated[float, Bounds(0, 1, "a share", below=True)] = 0.1
+    """Expected share of validation images; each image is drawn independently."""
     seed: int = 0
-    """Another seed is another draw."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.val_fraction < 1:
-            raise ConfigurationError(f"val_fraction is at least 0 and below 1, got {self.val_fraction}")
+    """Seed of the draw."""
 
 
 def is_validation(image_ids: Iterable[str], config: SplitConfig) -> NDArray[np.bool_]:
-    """Which images are for validation, bool (N,): those whose sha256 of seed and id is small.
+    """Validation images, bool (N,): those whose sha256 of seed and id is below `val_fraction` of its range.
 
     >>> is_validation(["a.jpg", "b.jpg", "c.jpg"], SplitConfig(val_fraction=0.5)).tolist()
     [False, False, True]

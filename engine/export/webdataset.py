@@ -1,10 +1,10 @@
-"""WebDataset: tar files of samples, one an image.
+"""WebDataset: tar files with one sample per image.
 
     train/000000.tar, val/000000.tar, ...
-        <key>.jpg     the image's file, with the suffix it has
-        <key>.json    image_id, path, coco_id, height, width, sha256, and annotations in COCO's form
+        <key>.jpg     the image file, with its own suffix
+        <key>.json    image_id, path, coco_id, height, width, sha256, and annotations in COCO's format
 
-A key is `safe_name` of the image id. Equal exports have equal bytes: no file holds a time or an owner.
+A key is `safe_name` of the image id. Equal exports have equal bytes: tar members carry no time and no owner.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, BinaryIO
 
 from engine.export.batch import ExportBatch
 from engine.export.images import safe_name
-from engine.export.rolling import RollingFiles
+from engine.export.rolling import MAX_IMAGES, RollingFiles
 from engine.export.split import TRAIN, VAL
 from engine.objects.object_store import ObjectStore
 from engine.store.columns import ShardColumns
 
 
 class WebDatasetWriter:
-    """Writes batches that have files; made by `open_webdataset`."""
+    """Writes batches that have files; created by `open_webdataset`."""
 
     def __init__(self, tars: dict[str, RollingFiles[tarfile.TarFile]]) -> None:
         self._tars = tars
@@ -44,12 +44,12 @@ class WebDatasetWriter:
 
 
 @contextmanager
-def open_webdataset(objects: ObjectStore) -> Iterator[WebDatasetWriter]:
-    """A writer whose last tars are there once the block has ended well."""
+def open_webdataset(objects: ObjectStore, max_images: int = MAX_IMAGES) -> Iterator[WebDatasetWriter]:
+    """A writer of tars of at most `max_images`; the last ones appear if the block ends without an error."""
     with ExitStack() as stack:
         yield WebDatasetWriter(
             {
-                split: stack.enter_context(RollingFiles(objects, split, ".tar", _open_tar))
+                split: stack.enter_context(RollingFiles(objects, split, ".tar", _open_tar, max_images))
                 for split in (TRAIN, VAL)
             }
         )

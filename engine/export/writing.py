@@ -1,4 +1,4 @@
-"""Many small objects at a time."""
+"""Concurrent writes of many small objects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WRITERS = 8
 
 
 def write_all(objects: ObjectStore, items: Iterable[tuple[str, bytes]]) -> None:
-    """Write objects, given as keys and bytes, several at a time; all are held in memory until written."""
+    """Write (key, bytes) pairs concurrently; all of them are held in memory."""
     with ThreadPoolExecutor(_WRITERS) as executor:
         for _ in executor.map(lambda item: objects.write(*item), items):
             pass

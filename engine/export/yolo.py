@@ -1,13 +1,12 @@
 """YOLO segmentation, as ultralytics and supervision read it.
 
     data.yaml
-    images/train/<name>.jpg    images/val/<name>.jpg     the images' files
+    images/train/<name>.jpg    images/val/<name>.jpg     image files
     labels/train/<name>.txt    labels/val/<name>.txt     a line per instance: 0 and its polygon, x y x y ...
 
-A name is `safe_name` of the image id. Coordinates are shares of the width and height, in the convention of
-`engine.export.polygons`; there is one class, 0, object. An image without instances has an empty label file.
-Where a split has no image, data.yaml names the other one in its place, since readers stop at a folder that is
-not there.
+A name is `safe_name` of the image id. Coordinates are relative to width and height, in the convention of
+`engine.export.polygons`. There is one class: 0, object. An image without instances has an empty label file.
+If a split is empty, data.yaml names the other one in its place, since readers fail on a missing folder.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from engine.store.columns import ShardColumns
 
 
 class YoloWriter:
-    """Writes batches that have files; made by `open_yolo`. `splits` are those that have an image by now."""
+    """Writes batches that have files; created by `open_yolo`. `splits` are those with an image so far."""
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
@@ -39,14 +38,14 @@ class YoloWriter:
 
 @contextmanager
 def open_yolo(objects: ObjectStore) -> Iterator[YoloWriter]:
-    """A writer whose data.yaml is there once the block has ended well."""
+    """A writer whose data.yaml appears when the block ends without an error."""
     writer = YoloWriter(objects)
     yield writer
     objects.write("data.yaml", data_yaml(writer.splits).encode())
 
 
 def data_yaml(splits: set[str]) -> str:
-    """The description of a training set that has images in these splits.
+    """The data.yaml of a training set with images in these splits.
 
     >>> print(data_yaml({"train"}), end="")
     train: images/train
@@ -55,12 +54,12 @@ def data_yaml(splits: set[str]) -> str:
       0: object
     """
     train, val = (TRAIN if TRAIN in splits else VAL), (VAL if VAL in splits else TRAIN)
-    # Without `path`, readers take the folder that the file lies in.
+    # Without `path`, readers use the folder of data.yaml.
     return f"train: images/{train}\nval: images/{val}\nnames:\n  0: object\n"
 
 
 def label_texts(columns: ShardColumns) -> Iterator[str]:
-    """The label file of each image."""
+    """Yield the text of each image's label file."""
     rles = columns.instances["rle"].to_pylist()
     for i, (height, width) in enumerate(zip(columns.heights, columns.widths, strict=True)):
         own = rles[columns.offsets[i] : columns.offsets[i + 1]]
@@ -68,7 +67,8 @@ def label_texts(columns: ShardColumns) -> Iterator[str]:
 
 
 def _line(rle: bytes, size: tuple[int, int]) -> str:
-    """One mask at a time is decoded, which for a large photograph is a hundred megabytes."""
+    """One instance's line."""
+    # One mask at a time: a large photograph's takes a hundred megabytes.
     (mask,) = decode_rles([rle], size)
     return " ".join(["0", *(f"{value:.6f}" for value in yolo_polygon(mask).ravel())]) + "\n"
 

@@ -1,4 +1,4 @@
-"""Where the parts of a chart lie; the page draws them as SVG. Lengths are the SVG's own units."""
+"""Layout of charts, which the page draws as SVG. Lengths are in the SVG's user units."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from engine.report.histogram import Histogram
 
 WIDTH, HEIGHT = 360.0, 150.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 8.0, 10.0, 24.0
-_LABELLED_BARS = 4
+_X_TICKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tick:
-    """A label of an axis and where it stands."""
+    """An axis label and its position along the axis."""
 
     position: float
     label: str
@@ -23,7 +23,7 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class BarMark:
-    """A bar, and what it says."""
+    """A bar with its range of values and its count as text and number."""
 
     x: float
     y: float
@@ -35,7 +35,7 @@ class BarMark:
 
 @dataclass(frozen=True, kw_only=True)
 class BarChart:
-    """A histogram: bars, ticks below and at the left; `summary` says it in a sentence."""
+    """A histogram; `summary` describes it in words."""
 
     title: str
     summary: str
@@ -46,7 +46,7 @@ class BarChart:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One quantity over the rounds: its points as SVG writes them, each with its value."""
+    """One quantity over the rounds: points (x, y) in SVG units, each with its value as text."""
 
     name: str
     points: tuple[tuple[float, float, str], ...]
@@ -58,7 +58,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class LineChart:
-    """Quantities over the rounds."""
+    """Quantities over the rounds; `summary` describes them in words."""
 
     title: str
     summary: str
@@ -70,9 +70,9 @@ class LineChart:
 def bar_chart(
     title: str, histogram: Histogram, counted: str, *, unit: float = 1.0, is_whole: bool = False
 ) -> BarChart:
-    """A chart of how many of what is `counted` have which value, in units of `unit`.
+    """A chart of a histogram over `counted` (a plural noun); values are shown in units of `unit`.
 
-    `is_whole` says that values are whole numbers, so that a bar stands for some of them and not for a range.
+    `is_whole` marks integer values, so that a bar covers several integers rather than an interval.
     """
     bars = histogram.bars()
     highest = max((bar.count for bar in bars), default=1)
@@ -88,7 +88,7 @@ def bar_chart(
         )
         for i, bar in enumerate(bars)
     )
-    stride = max(1, -(-len(bars) // _LABELLED_BARS))
+    stride = max(1, -(-len(bars) // _X_TICKS))
     ticks = tuple(
         Tick(
             position=_LEFT + (i + (0.5 if is_whole else 0)) * step,
@@ -111,9 +111,9 @@ def line_chart(
     *,
     is_whole: bool = False,
 ) -> LineChart:
-    """A chart of one value per round for each name; None where a round has none.
+    """A chart of named series with one value per round; None leaves a round out.
 
-    `is_whole` says that values are whole numbers.
+    `is_whole` marks integer values.
     """
     values = [value for _, row in series for value in row if value is not None]
     top = _round_up(max([*values, 0.01]))
@@ -147,12 +147,12 @@ def line_chart(
 
 
 def _height(value: float, highest: float) -> float:
-    """How far down a value stands, 0 at the axis and the highest at the top."""
+    """The y position of a value: 0 is at the axis, `highest` at the top."""
     return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - _TOP) * value / highest
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 3, 4, 6, 8 times a power of ten."""
+    """The smallest of 1, 2, 3, 4, 6, 8 times a power of ten that is at least `value`."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 3, 4, 6, 8, 10) if step * power >= value)
 
@@ -169,7 +169,7 @@ def _range_text(start: float, end: float, is_whole: bool) -> str:
 
 
 def _number(value: float) -> str:
-    """Two or three significant digits without an exponent."""
+    """A number with two or three significant digits, without an exponent."""
     digits = max(0, 1 - math.floor(math.log10(abs(value)))) if abs(value) > 1e-9 else 0
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

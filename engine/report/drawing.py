@@ -1,4 +1,4 @@
-"""Pictures of labels: masks laid over their photographs."""
+"""Draw masks over photographs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import ndimage
 from engine.masks.instances import Instances
 from engine.masks.rle import decode_rles
 
-# Well apart from each other for most kinds of colour vision (Okabe and Ito's palette without black).
+# Distinguishable with most kinds of colour vision: Okabe and Ito's palette without black.
 _COLOURS = np.array(
     [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
      (204, 121, 167)],
@@ -23,9 +23,9 @@ _FILL_OPACITY = 0.45
 
 
 def draw_instances(image_hwc: NDArray[np.uint8], instances: Instances | None) -> NDArray[np.uint8]:
-    """The photograph, uint8 RGB (H, W, 3), with each mask tinted and outlined; the best score lies on top.
+    """Tint and outline each mask on a photograph, uint8 RGB (H, W, 3); the first instance is on top.
 
-    Outlines are as thick as 1/300 of the longer side, at least a pixel.
+    Outlines are 1/300 of the longer side wide, at least one pixel.
     """
     drawn = image_hwc.astype(np.float32)
     if instances is None:
@@ -43,7 +43,7 @@ def draw_instances(image_hwc: NDArray[np.uint8], instances: Instances | None) ->
 def contact_sheet(
     images_hwc: Sequence[NDArray[np.uint8]], num_columns: int, tile_height: int
 ) -> NDArray[np.uint8]:
-    """Pictures in rows of `num_columns`, each scaled to `tile_height` pixels, on white; (H, W, 3)."""
+    """Pictures in rows of `num_columns` on white, each scaled to `tile_height` pixels; (H, W, 3)."""
     gap = max(2, tile_height // 40)
     scaled = [_scale_to_height(image, tile_height) for image in images_hwc]
     rows = [scaled[i : i + num_columns] for i in range(0, len(scaled), num_columns)]
@@ -58,7 +58,7 @@ def contact_sheet(
 
 
 def encode_jpeg(image_hwc: NDArray[np.uint8]) -> bytes:
-    """A JPEG file of an RGB picture."""
+    """Encode an RGB picture as a JPEG file."""
     sink = io.BytesIO()
     Image.fromarray(image_hwc).save(sink, "JPEG", quality=90)
     return sink.getvalue()

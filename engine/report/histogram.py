@@ -1,4 +1,4 @@
-"""Histograms that take any number of values in constant memory."""
+"""Streaming histograms with constant memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 
 class Histogram:
-    """Counts of values between fixed, narrow edges; what lies beyond is counted at the nearer end."""
+    """Counts of values between fixed edges; values beyond the ends count in the first or last bin."""
 
     def __init__(self, edges: NDArray[np.floating]) -> None:
         self.edges = edges
         self.counts = np.zeros(len(edges) - 1, np.int64)
 
     def add(self, values: NDArray[Any]) -> None:
-        """Count values; those that are not finite are left out."""
+        """Count values; non-finite ones are ignored."""
         inside = np.clip(values[np.isfinite(values)], self.edges[0], self.edges[-1])
         self.counts += np.histogram(inside, self.edges)[0]
 
@@ -26,19 +26,19 @@ class Histogram:
         return int(self.counts.sum())
 
     def median(self) -> float:
-        """The upper edge of the narrow bin that holds the middle value; NaN without values."""
+        """The upper edge of the bin with the median; NaN without values."""
         if self.total == 0:
             return float("nan")
         middle = np.searchsorted(np.cumsum(self.counts), (self.total + 1) // 2)
         return float(self.edges[middle + 1])
 
     def share_below(self, value: float) -> float:
-        """Which share of all values lies in bins that end at `value` or before, 0 to 1; 0 without values."""
+        """Share of values in bins that end at `value` or below, 0 to 1; 0 without values."""
         below = self.counts[self.edges[1:] <= value + 1e-9].sum()
         return float(below) / max(self.total, 1)
 
     def bars(self, max_bars: int = 40) -> list[Bar]:
-        """The occupied range in at most `max_bars` bars of equally many narrow bins.
+        """The occupied range as at most `max_bars` bars of equally many bins.
 
         >>> histogram = Histogram(np.arange(5.0))
         >>> histogram.add(np.array([1.5, 2.5, 2.5, np.nan]))
@@ -63,7 +63,7 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """How many values lie from `start` to below `end`."""
+    """The number of values from `start` to below `end`."""
 
     start: float
     end: float
@@ -71,20 +71,20 @@ class Bar:
 
 
 def score_edges() -> NDArray[np.floating]:
-    """Edges for R(M), a difference of two cosines, and for a segmenter's scores: hundredths of -2 to 2."""
+    """Edges for scores, in steps of 0.01 from -2 to 2, the range of R(M), a difference of two cosines."""
     return np.arange(-200, 201) / 100
 
 
 def stability_edges() -> NDArray[np.floating]:
-    """Edges for the sum of the IoUs with up to 20 checkpoints, in fiftieths."""
+    """Edges for stabilities, sums of IoUs with up to 20 checkpoints, in steps of 0.02."""
     return np.arange(1001) / 50
 
 
 def share_edges() -> NDArray[np.floating]:
-    """Edges for an area as a share of its image: 10 to a decade, from 1 / 100,000 to 1."""
+    """Edges for areas as shares of the image: 10 per decade, from 1/100,000 to 1."""
     return np.power(10.0, np.arange(-50, 1) / 10)
 
 
 def count_edges() -> NDArray[np.floating]:
-    """Edges for numbers of masks, one by one up to 200."""
+    """Edges for numbers of masks, one bin each up to 200."""
     return np.arange(202) - 0.5

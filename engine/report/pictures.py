@@ -1,10 +1,10 @@
-"""Which images a report shows, and how."""
+"""Pick the images of a report and draw them."""
 
 from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,19 +18,20 @@ from engine.masks.boxes import mask_boxes_xyxy
 from engine.masks.components import resize_masks
 from engine.masks.instances import Instances
 from engine.masks.rle import decode_rles, encode_rles
+from engine.report.colours import colour_ratios
 from engine.report.drawing import draw_instances, encode_jpeg
 from engine.store.columns import ShardColumns
 from engine.types import ImageRecord
 
 _PER_GROUP = 8
+_SAMPLE_SIZE = 24
 _LONG_SIDE = 400
-_GROUND = 214
+_GROUND_GREY = 214
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picked:
-    """A labelled image that a report shows; `sha256` is of the file that was labelled, `mean_score` that of
-    its masks."""
+    """A labelled image picked for a report; `sha256` is of the labelled file, `mean_score` of its masks."""
 
     record: ImageRecord
     sha256: str
@@ -40,8 +41,16 @@ class Picked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureGroup:
+    """Picked images under one title."""
+
+    title: str
+    picked: tuple[Picked, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A small JPEG, (height, width) of it, and whether the photograph is below the masks."""
+    """A small JPEG and its (height, width); without a photograph, masks are drawn on plain grey."""
 
     jpeg: bytes
     size: tuple[int, int]
@@ -49,20 +58,20 @@ class Picture:
 
 
 class PicturePicker:
-    """Looks at shard after shard and keeps the best, the worst, some by chance, and one of each shard."""
+    """Keeps the best, the worst, random images and one of each shard, in one pass over the shards."""
 
     def __init__(self, num_shards: int) -> None:
-        self._best = _Top()
-        self._worst = _Top()
-        self._random = _Top()
+        self._best = _Top(_PER_GROUP)
+        self._worst = _Top(_PER_GROUP)
+        self._random = _Top(_SAMPLE_SIZE)
         step = max(1, -(-num_shards // _PER_GROUP))
-        # One shard would show once more what is shown already.
+        # A single shard would only repeat the other groups.
         self._wanted_shards = frozenset(range(0, num_shards, step)) if num_shards > 1 else frozenset()
         self._num_seen = 0
         self._by_shard: list[Picked] = []
 
     def add(self, columns: ShardColumns) -> None:
-        """Take notice of a shard's labelled images."""
+        """Consider a shard's labelled images."""
         labelled = np.flatnonzero(columns.counts)
         if len(labelled) > 0:
             means = np.add.reduceat(columns.scores, columns.offsets[labelled]) / columns.counts[labelled]
@@ -78,26 +87,30 @@ class PicturePicker:
                 self._by_shard.append(pick(int(draws.argmax())))
         self._num_seen += 1
 
-    def groups(self) -> list[tuple[str, list[Picked]]]:
-        """Titles and images, of which the first of each group are the most extreme."""
+    def groups(self) -> list[PictureGroup]:
+        """All groups; the most extreme images come first."""
         return [
-            ("Best", self._best.ranked()),
-            ("Worst", self._worst.ranked()),
-            ("By chance", self._random.ranked()),
-            ("Shard by shard", self._by_shard),
+            PictureGroup(title="Best", picked=tuple(self._best.ranked())),
+            PictureGroup(title="Worst", picked=tuple(self._worst.ranked())),
+            PictureGroup(title="Random", picked=tuple(self._random.ranked()[:_PER_GROUP])),
+            PictureGroup(title="One per shard", picked=tuple(self._by_shard)),
         ]
+
+    def sample(self) -> list[Picked]:
+        """A random sample of the labelled images, larger than the group that is shown."""
+        return self._random.ranked()
 
 
 class PictureMaker:
-    """Draws masks on photographs of a corpus, or on a plain ground where there is none to be had.
+    """Draws masks on photographs of a corpus, or on plain grey without a photograph.
 
-    `unreadable` counts the images that cannot be read, `replaced` those that are no longer what was labelled.
+    `unreadable` counts images that could not be read, `replaced` those that changed after labelling.
     """
 
     def __init__(self, corpus: Corpus | None, decoding: DecodingConfig) -> None:
         self._corpus = corpus
         self._decoding = decoding
-        # Small photographs by image id: one image may be among the best and be taken by chance, too.
+        # Thumbnails by image id, since an image may be in several groups.
         self._photographs: dict[str, NDArray[np.uint8] | None] = {}
         self.unreadable = 0
         self.replaced = 0
@@ -105,21 +118,37 @@ class PictureMaker:
     def draw(
         self, record: ImageRecord, instances: Instances | None, sha256: str | None = None
     ) -> Picture | None:
-        """A picture; None where there is neither a photograph nor masks. Masks are drawn on no other
-        photograph than that of `sha256`."""
-        if record.image_id not in self._photographs:
-            self._photographs[record.image_id] = self._read(record, sha256)
-        photograph = self._photographs[record.image_id]
+        """A picture of an image; None without a photograph and without masks.
+
+        A photograph whose digest differs from `sha256` is not used.
+        """
+        photograph = self._photograph(record, sha256)
         if photograph is not None:
             ground, size = photograph, (photograph.shape[0], photograph.shape[1])
         elif instances is not None:
             size = _thumbnail_size(instances.size)
-            ground = np.full((*size, 3), _GROUND, np.uint8)
+            ground = np.full((*size, 3), _GROUND_GREY, np.uint8)
         else:
             return None
         small = _resize_instances(instances, size) if instances is not None else None
         drawn = draw_instances(ground, small)
         return Picture(jpeg=encode_jpeg(drawn), size=size, has_photograph=photograph is not None)
+
+    def colour_ratios(self, images: Sequence[Picked]) -> NDArray[np.float64]:
+        """Colour ratios (see engine.report.colours) of the masks on readable photographs, float64 (M,)."""
+        ratios = [np.zeros(0)]
+        for image in images:
+            photograph = self._photograph(image.record, image.sha256)
+            if photograph is not None:
+                size = (photograph.shape[0], photograph.shape[1])
+                small = _resize_instances(image.instances, size)
+                ratios.append(colour_ratios(photograph, decode_rles(small.rles, size)))
+        return np.concatenate(ratios)
+
+    def _photograph(self, record: ImageRecord, sha256: str | None) -> NDArray[np.uint8] | None:
+        if record.image_id not in self._photographs:
+            self._photographs[record.image_id] = self._read(record, sha256)
+        return self._photographs[record.image_id]
 
     def _read(self, record: ImageRecord, sha256: str | None) -> NDArray[np.uint8] | None:
         if self._corpus is None:
@@ -138,21 +167,22 @@ class PictureMaker:
 
 
 class _Top:
-    """The images with the largest values so far; only those that enter are made objects of."""
+    """The images with the largest values so far; objects are made only for images that enter."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._heap: list[tuple[float, int, Picked]] = []
         self._num_added = 0
 
     def add(self, values: NDArray[np.floating], pick: Callable[[int], Picked]) -> None:
-        for position in np.argsort(-values, kind="stable")[:_PER_GROUP]:
+        for position in np.argsort(-values, kind="stable")[: self._size]:
             value = float(values[position])
-            if len(self._heap) == _PER_GROUP and value <= self._heap[0][0]:
+            if len(self._heap) == self._size and value <= self._heap[0][0]:
                 break
-            # Of equal values the earlier image counts more.
+            # Ties go to the earlier image.
             self._num_added += 1
             heapq.heappush(self._heap, (value, -self._num_added, pick(int(position))))
-            if len(self._heap) > _PER_GROUP:
+            if len(self._heap) > self._size:
                 heapq.heappop(self._heap)
 
     def ranked(self) -> list[Picked]:
@@ -160,7 +190,7 @@ class _Top:
 
 
 def _draws(image_ids: list[str]) -> NDArray[np.float64]:
-    """A number for each image by which chance takes it, the same whenever it is asked."""
+    """A pseudo-random number for each image, determined by its id."""
     digests = (hashlib.sha256(image_id.encode()).digest()[:4] for image_id in image_ids)
     return np.array([float(int.from_bytes(digest)) for digest in digests])
 
@@ -193,7 +223,7 @@ def _thumbnail_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _resize_instances(instances: Instances, size: tuple[int, int]) -> Instances:
-    """The masks at another size; one at a time is held at full size."""
+    """Resize instances; one mask at a time is decoded at full size."""
     small = [resize_masks(decode_rles([rle], instances.size), size)[0] for rle in instances.rles]
     masks = np.stack(small) if small else np.zeros((0, *size), bool)
     return Instances(

@@ -14,9 +14,9 @@ from engine.store.version_info import VersionInfo
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One round: what it was made from, what it holds, and what evaluations found, by their digest.
+    """One round: its description, its counts, and its evaluations by digest.
 
-    `mean_stability` is None where none was measured.
+    `mean_stability` is None if no stability was measured.
     """
 
     name: str
@@ -30,30 +30,30 @@ class Round:
 
 
 def read_rounds(store: PseudoLabelStore) -> list[Round]:
-    """All rounds of a store, rising."""
+    """All rounds of a store, in ascending order."""
     return [_read_round(store.version(number)) for number in store.rounds()]
 
 
 def comparable_evaluations(rounds: list[Round]) -> str | None:
-    """The evaluation (protocol and ground truth) that most rounds have; of several the first by digest."""
-    digests = sorted({digest for found in rounds for digest in found.evaluations})
-    return max(digests, key=lambda digest: sum(digest in found.evaluations for found in rounds), default=None)
+    """Digest of the evaluation (protocol and ground truth) that most rounds have, of equals the first."""
+    digests = sorted({digest for item in rounds for digest in item.evaluations})
+    return max(digests, key=lambda digest: sum(digest in item.evaluations for item in rounds), default=None)
 
 
-def figure_of(found: Round, digest: str | None, kind: Literal["masks", "boxes"], name: str) -> float | None:
-    """A figure of one of a round's evaluations; None where it has not this one or nothing was to be found."""
-    evaluation = found.evaluations.get(digest) if digest is not None else None
+def metric_of(item: Round, digest: str | None, kind: Literal["masks", "boxes"], name: str) -> float | None:
+    """A metric of one of a round's evaluations; None if that is missing or no object is annotated."""
+    evaluation = item.evaluations.get(digest) if digest is not None else None
     value = evaluation[kind].get(name) if evaluation is not None else None
     return None if value is None else float(value)
 
 
 def recall_name(rounds: Sequence[Round], digest: str | None) -> str:
-    """What the evaluation calls its recall with most instances an image, AR@100 by default."""
+    """The name of the evaluation's recall with most detections per image; AR@100 without an evaluation."""
     names = {
         name
-        for found in rounds
-        if digest is not None and digest in found.evaluations
-        for name in found.evaluations[digest]["masks"]
+        for item in rounds
+        if digest is not None and digest in item.evaluations
+        for name in item.evaluations[digest]["masks"]
         if name.startswith("AR@")
     }
     return max(names, key=lambda name: int(name.removeprefix("AR@")), default="AR@100")

@@ -81,4 +81,4 @@ def _precisions(version: Version, truths: Sequence[AnnotatedImage]) -> tuple[flo
     evaluation = evaluate_version(version, truths, EvaluationProtocol())
     content = {**evaluation.to_json(), "version": version.name, "round": version.info.round}
     version.record_evaluation(evaluation.digest, content)
-    return evaluation.masks.figures["AP"], evaluation.boxes.figures["AP"]
+    return evaluation.masks.metrics["AP"], evaluation.boxes.metrics["AP"]

@@ -42,7 +42,7 @@ class Validation:
         ]
         network.train(was_training)
         evaluation = evaluate(measured, EvaluationProtocol())
-        kinds = {"mask": evaluation.masks.figures, "box": evaluation.boxes.figures}
+        kinds = {"mask": evaluation.masks.metrics, "box": evaluation.boxes.metrics}
         return {
             f"{kind}_{name}": figures[name] or 0.0
             for kind, figures in kinds.items()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from engine.errors import ConfigurationError
-from engine.evaluation.average_precision import Figures
+from engine.evaluation.average_precision import Metrics
 from engine.evaluation.ground_truth import AnnotatedImage
 from engine.evaluation.protocol import EvaluatedImage, EvaluationProtocol, evaluate
 from engine.labelling.config import LabellingConfig
@@ -50,8 +50,8 @@ class PointResult:
     """What one configuration is worth: AP and AR of boxes and masks, the protocol as JSON can hold it, masks
     per image, and the processor's seconds for an image from its features on."""
 
-    boxes: Figures
-    masks: Figures
+    boxes: Metrics
+    masks: Metrics
     protocol: dict[str, Any]
     masks_per_image: float
     cpu_s: float
@@ -144,8 +144,8 @@ def _measure(point: SweepPoint, labels: Sequence[_Labels], protocol: EvaluationP
     num_masks = sum(len(image.instances or ()) for image in evaluation.images)
     num_read = sum(image.key is not None for image in point.images)
     return PointResult(
-        boxes=evaluation.boxes.figures,
-        masks=evaluation.masks.figures,
+        boxes=evaluation.boxes.metrics,
+        masks=evaluation.masks.metrics,
         protocol=evaluation.describe_protocol(),
         masks_per_image=num_masks / max(len(images), 1),
         cpu_s=sum(label.cpu_s for label in labels) / max(num_read, 1),

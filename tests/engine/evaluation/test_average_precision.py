@@ -54,7 +54,7 @@ def rectangles(size: tuple[int, int], *boxes_xyxy: tuple[int, int, int, int]) ->
 
 
 def perturb(truth: AnnotatedImage, rng: np.random.Generator) -> Instances | None:
-    """The truth's masks moved, thinned, doubled or lost; scores on a coarse scale, so that many are equal."""
+    """The annotated masks moved, thinned, doubled or dropped, with coarse scores, so that many tie."""
     masks = []
     for mask in decode_rles(truth.rles, truth.size):
         for _ in range(rng.integers(0, 3)):
@@ -66,8 +66,8 @@ def perturb(truth: AnnotatedImage, rng: np.random.Generator) -> Instances | None
     return instances_of(kept, rng.integers(0, 20, len(kept)) / 20)
 
 
-def cocos_arrays(annotations: Path, images: list[EvaluatedImage], kind: Kind) -> COCOeval:
-    """What pycocotools makes of the file itself and of results in its own format, without our reading."""
+def run_cocoeval(annotations: Path, images: list[EvaluatedImage], kind: Kind) -> COCOeval:
+    """pycocotools' evaluator on the annotation file and on results in its own format."""
     results = [
         {
             "image_id": image.truth.coco_id,
@@ -97,7 +97,7 @@ def cocos_arrays(annotations: Path, images: list[EvaluatedImage], kind: Kind) ->
     return evaluator
 
 
-def test_figures_are_those_of_cocos_arrays(development_data: Callable[[str], Path]) -> None:
+def test_metrics_equal_pycocotools_on_its_own_files(development_data: Callable[[str], Path]) -> None:
     annotations = development_data("data/coco") / "annotations/instances_val2017.json"
     rng = np.random.default_rng(0)
     truths = [
@@ -106,13 +106,13 @@ def test_figures_are_those_of_cocos_arrays(development_data: Callable[[str], Pat
         if i % 12 == 0 or (i < 60 and t.is_crowd.any())
     ]
     images = [EvaluatedImage(truth=truth, instances=perturb(truth, rng)) for truth in truths]
-    check_figures("bbox", annotations, images)
-    check_figures("segm", annotations, images)
+    check_metrics("bbox", annotations, images)
+    check_metrics("segm", annotations, images)
 
 
-def check_figures(kind: Kind, annotations: Path, images: list[EvaluatedImage]) -> None:
-    figures = measure(images, kind, 100, COUNTS).figures
-    evaluator = cocos_arrays(annotations, images, kind)
+def check_metrics(kind: Kind, annotations: Path, images: list[EvaluatedImage]) -> None:
+    metrics = measure(images, kind, 100, COUNTS).metrics
+    evaluator = run_cocoeval(annotations, images, kind)
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     expected = {
         "AP": precision[:, :, 0, 0, 2],
@@ -124,17 +124,17 @@ def check_figures(kind: Kind, annotations: Path, images: list[EvaluatedImage]) -
         **{f"AR@{count}": recall[:, 0, 0, i] for i, count in enumerate(COUNTS)},
         **{f"AR{area}": recall[:, 0, 1 + i, 2] for i, area in enumerate("sml")},
     }
-    assert figures == pytest.approx({name: array.mean() for name, array in expected.items()}, abs=1e-9)
-    assert 0.05 < figures["AP"] < figures["AP50"] < 0.9
-    assert figures["AR@1"] < figures["AR@10"] < figures["AR@100"]
+    assert metrics == pytest.approx({name: array.mean() for name, array in expected.items()}, abs=1e-9)
+    assert 0.05 < metrics["AP"] < metrics["AP50"] < 0.9
+    assert metrics["AR@1"] < metrics["AR@10"] < metrics["AR@100"]
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_the_truth_itself_scores_1(kind: Kind, development_data: Callable[[str], Path]) -> None:
+def test_the_ground_truth_itself_scores_1(kind: Kind, development_data: Callable[[str], Path]) -> None:
     truths = list(islice(read_ground_truth(str(development_data("data/pennfudan"))), 20))
     images = [EvaluatedImage(truth=t, instances=instances_of(t.masks(), [1] * t.num_objects)) for t in truths]
     result = measure(images, kind, 100, (100,))
-    known = {name: value for name, value in result.figures.items() if value is not None}
+    known = {name: value for name, value in result.metrics.items() if value is not None}
     assert {"AP", "AP50", "AP75", "AR@100", "APl"} <= known.keys()
     assert known == pytest.approx(dict.fromkeys(known, 1.0))
     assert all(recall.recall == 1 for recall in result.recalls)
@@ -144,73 +144,73 @@ def test_the_truth_itself_scores_1(kind: Kind, development_data: Callable[[str],
 
 @pytest.mark.parametrize("size", [(40, 90), (90, 40)])
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_boxes_and_masks_stand_the_right_way(kind: Kind, size: tuple[int, int]) -> None:
+def test_boxes_and_masks_are_not_transposed(kind: Kind, size: tuple[int, int]) -> None:
     height, width = size
-    # Two thirds of the object, cut off along the long side: an IoU of 2/3 counts at 0.50 to 0.65 of 10.
+    # Two thirds of the object along its long side: an IoU of 2/3 passes 4 of the 10 thresholds.
     truth = truth_of(rectangles(size, (0, 0, width - 10, height - 10)))
     cut = (0, 0, (width - 10) * 2 // 3, 30) if width > height else (0, 0, 30, (height - 10) * 2 // 3)
     found = instances_of(rectangles(size, cut), [0.5])
-    figures = measure([EvaluatedImage(truth=truth, instances=found)], kind, 100, (1,)).figures
+    metrics = measure([EvaluatedImage(truth=truth, instances=found)], kind, 100, (1,)).metrics
     iou = (found.areas[0]) / truth.areas[0]
     assert iou == pytest.approx(2 / 3, abs=0.02)
-    assert figures["AR@1"] == pytest.approx(0.4)
-    assert figures["AP50"] == pytest.approx(1)
-    assert figures["AP75"] == 0
+    assert metrics["AR@1"] == pytest.approx(0.4)
+    assert metrics["AP50"] == pytest.approx(1)
+    assert metrics["AP75"] == 0
 
 
-def test_a_mask_can_be_wrong_where_its_box_is_right() -> None:
+def test_a_wrong_mask_with_the_right_box() -> None:
     size = (30, 50)
     corners = rectangles(size, (5, 5, 8, 8), (42, 22, 45, 25)).any(axis=0, keepdims=True)
     image = EvaluatedImage(
         truth=truth_of(rectangles(size, (5, 5, 45, 25))), instances=instances_of(corners, [1])
     )
-    assert measure([image], "bbox", 100, (1,)).figures["AP"] == pytest.approx(1)
-    assert measure([image], "segm", 100, (1,)).figures["AP"] == 0
+    assert measure([image], "bbox", 100, (1,)).metrics["AP"] == pytest.approx(1)
+    assert measure([image], "segm", 100, (1,)).metrics["AP"] == 0
 
 
-def test_nothing_found_scores_0_and_nothing_to_find_is_unknown() -> None:
+def test_missed_objects_score_0_and_images_without_objects_score_none() -> None:
     size = (40, 60)
     something, nothing = truth_of(rectangles(size, (0, 0, 9, 9))), truth_of(rectangles(size))
     images = [EvaluatedImage(truth=truth, instances=None) for truth in (something, nothing)]
     result = measure(images, "segm", 100, COUNTS)
-    assert {result.figures[name] for name in ("AP", "AP50", "APs", "AR@1", "AR@1000", "ARs")} == {0}
-    assert result.figures["APl"] is None
+    assert {result.metrics[name] for name in ("AP", "AP50", "APs", "AR@1", "AR@1000", "ARs")} == {0}
+    assert result.metrics["APl"] is None
     assert [recall.recall for recall in result.recalls] == [0, None]
     assert result.score_relation.bins == ()
     found = instances_of(rectangles(size, (0, 0, 5, 5)), [0.5])
     empty = measure([EvaluatedImage(truth=nothing, instances=found)], "segm", 100, COUNTS)
-    assert set(empty.figures.values()) == {None}
+    assert set(empty.metrics.values()) == {None}
     assert empty.score_relation.bins[0].mean_iou == 0
-    assert set(measure([], "bbox", 100, (1,)).figures.values()) == {None}
+    assert set(measure([], "bbox", 100, (1,)).metrics.values()) == {None}
 
 
-def test_what_lies_in_a_crowd_does_not_count() -> None:
+def test_instances_inside_a_crowd_do_not_count() -> None:
     size = (40, 60)
     masks = rectangles(size, (0, 0, 10, 10), (20, 0, 60, 40))
     truth = truth_of(masks, [False, True])
     found = instances_of(rectangles(size, (0, 0, 10, 10), (30, 10, 40, 20), (22, 3, 33, 9)), [0.1, 0.9, 0.8])
     image = EvaluatedImage(truth=truth, instances=found)
     result = measure([image], "segm", 100, (1,))
-    assert result.figures["AP"] == pytest.approx(1)
+    assert result.metrics["AP"] == pytest.approx(1)
     assert result.recalls[0].recall == 1
     assert [part.instances for part in result.score_relation.bins] == [1]
     plain = EvaluatedImage(truth=truth_of(masks[:1]), instances=found)
-    assert measure([plain], "segm", 100, (1,)).figures["AP"] == pytest.approx(1 / 3, abs=0.01)
+    assert measure([plain], "segm", 100, (1,)).metrics["AP"] == pytest.approx(1 / 3, abs=0.01)
 
 
-def test_only_the_best_instances_count() -> None:
+def test_only_the_best_detections_count() -> None:
     size = (40, 60)
     truth = truth_of(rectangles(size, (0, 0, 10, 10)))
     others = rectangles(size, (20, 0, 30, 10), (40, 0, 50, 10), (0, 0, 10, 10))
     image = EvaluatedImage(truth=truth, instances=instances_of(others, [0.9, 0.8, 0.7]))
     two, three = (measure([image], "segm", count, (1, 3)) for count in (2, 3))
-    assert (two.figures["AP"], two.recalls[0].recall_50) == (0, 0)
-    assert three.figures["AP"] == pytest.approx(1 / 3, abs=0.01)
-    assert two.figures["AR@3"] == three.recalls[0].recall == 1
+    assert (two.metrics["AP"], two.recalls[0].recall_50) == (0, 0)
+    assert three.metrics["AP"] == pytest.approx(1 / 3, abs=0.01)
+    assert two.metrics["AR@3"] == three.recalls[0].recall == 1
     assert sum(part.instances for part in two.score_relation.bins) == 2
 
 
-def test_scores_that_say_what_fits() -> None:
+def test_scores_that_rank_by_iou() -> None:
     size = (20, 200)
     starts = range(0, 200, 20)
     truth = truth_of(rectangles(size, *[(x, 0, x + 10, 10) for x in starts]))
@@ -226,12 +226,12 @@ def test_scores_that_say_what_fits() -> None:
     assert measure([equal], "segm", 100, (1,)).score_relation.rank_correlation is None
 
 
-def test_the_order_of_equal_scores_is_that_of_the_instances() -> None:
+def test_ties_keep_the_order_of_the_instances() -> None:
     size = (20, 60)
     masks = rectangles(size, (20, 0, 30, 10), (0, 0, 10, 10))
     truth = truth_of(masks[1:])
     first, second = (
-        measure([EvaluatedImage(truth=truth, instances=instances_of(stack, [1, 1]))], "bbox", 1, (1,)).figures
+        measure([EvaluatedImage(truth=truth, instances=instances_of(stack, [1, 1]))], "bbox", 1, (1,)).metrics
         for stack in (masks, masks[::-1])
     )
     assert (first["AP"], second["AP"]) == (0, pytest.approx(1))

@@ -14,7 +14,7 @@ from engine.masks.rle import encode_rles
 
 SQUARE = np.zeros((4, 6), bool)
 SQUARE[1:3, 2:5] = True
-# The same square as polygon, as counts column by column, and as compressed counts.
+# The same square as a polygon, as column-major run lengths, and as compressed run lengths.
 POLYGON = [[2, 1, 5, 1, 5, 3, 2, 3]]
 COUNTS = {"size": [4, 6], "counts": [9, 2, 2, 2, 2, 2, 5]}
 COMPRESSED = {"size": [4, 6], "counts": encode_rles(SQUARE[None])[0].decode()}
@@ -25,12 +25,12 @@ def coco(annotations: list[dict[str, Any]]) -> str:
     return json.dumps({"images": images, "annotations": annotations})
 
 
-def drawn(segmentation: Any, **fields: Any) -> str:
+def annotated(segmentation: Any, **fields: Any) -> str:
     return coco([{"image_id": 3, "segmentation": segmentation, **fields}])
 
 
-def counted(counts: Any) -> str:
-    return drawn({"size": [4, 6], "counts": counts})
+def run_lengths(counts: Any) -> str:
+    return annotated({"size": [4, 6], "counts": counts})
 
 
 def sa1b(number: int, segmentation: Any = COMPRESSED) -> str:
@@ -49,14 +49,14 @@ def read(path: Path) -> list[AnnotatedImage]:
     return list(read_ground_truth(str(path)))
 
 
-def test_every_way_to_write_a_mask_gives_the_mask(tmp_path: Path) -> None:
+def test_all_mask_encodings_decode_to_the_same_mask(tmp_path: Path) -> None:
     annotations = [
         {"image_id": 9, "segmentation": POLYGON},
         {"image_id": 9, "segmentation": COUNTS, "iscrowd": 0},
         {"image_id": 9, "segmentation": COMPRESSED, "bbox": None, "area": None},
         {"image_id": 9, "segmentation": COUNTS, "iscrowd": 1, "bbox": [2.5, 1, 1.25, 2], "area": 5.5},
         {"image_id": "3", "segmentation": COUNTS},
-        {"image_id": 77, "segmentation": "of an image that is not listed"},
+        {"image_id": 77, "segmentation": "of an unlisted image"},
     ]
     first, empty, last = read(write(tmp_path / "any_name.json", coco(annotations)))
     assert [(image.coco_id, image.path, image.size) for image in (first, empty, last)] == [
@@ -107,7 +107,7 @@ def test_folders_and_tars_of_sa1b(tmp_path: Path) -> None:
     write(tmp_path / "sa_000021.tar", b"not a tar")
     with pytest.raises(CorpusError, match=r"sa_000021\.tar"):
         read(tmp_path)
-    with pytest.raises(CorpusError, match="unpack its json"):
+    with pytest.raises(CorpusError, match="unpack its JSON"):
         list(read_ground_truth("s3://bucket/sa_000020.tar"))
 
 
@@ -131,10 +131,10 @@ def test_id_masks(tmp_path: Path, encode_image: Callable[..., bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ("{", "not json"),
-        ("[]", "no ground truth"),
+        ("{", "not JSON"),
+        ("[]", "not a ground truth"),
         ('{"images": [], "annotations": [{}]}', "no 'image_id'"),
         ('{"images": [{"id": "x"}], "annotations": []}', "invalid literal"),
         ('{"images": [{"id": 3}], "annotations": []}', "image 3, annotation 0: no 'height'"),
@@ -146,37 +146,40 @@ def test_id_masks(tmp_path: Path, encode_image: Callable[..., bytes]) -> None:
         (coco([{"image_id": 3, "segmentation": [[1, 2, 3, 4]]}]), "three points"),
         (coco([{"image_id": 3, "segmentation": {"size": [6, 4], "counts": "0"}}]), r"size \[6, 4\]"),
         (coco([{"image_id": 3, "segmentation": {"size": [4, 6], "counts": [5]}}]), "add up"),
-        (drawn(POLYGON, bbox=[1, 2]), "image 3, annotation 0: bbox and area are four numbers and one"),
-        (drawn(POLYGON, area=float("nan")), "bbox and area"),
-        (drawn([[2, 1, 5, float("nan"), 5, 3]]), "coordinates of polygons are numbers of pixels"),
-        (drawn([[2, 1, 5, float("inf"), 5, 3]]), "coordinates"),
-        (drawn([[2, 1, 5, 1e9, 5, 3]]), "coordinates"),
-        (drawn([[2, 1, 5, "1", 5, 3]]), "annotation 0"),
-        (counted([0.5, 23.5]), "whole numbers, 0 or more"),
-        (counted([-5, 29]), "whole numbers, 0 or more"),
-        (counted([10**30]), "annotation 0"),
-        (counted(7), "counts are a list or a string, got 7"),
-        (counted(""), "no compressed run lengths"),
-        (counted("garbage!"), "no compressed run lengths"),
-        (counted("ooooooooooooooo"), "no compressed run lengths"),
-        (counted("ooooooooooooooo0"), "a number is too long"),
-        (counted("5"), "add up to 5 pixels, the image has 24"),
-        (counted("5O"), "a run length is negative: -1"),
-        (counted("é"), "annotation 0"),
-        (coco([{"image_id": 77, "segmentation": POLYGON}]), "no annotation is of a listed image"),
+        (
+            annotated(POLYGON, bbox=[1, 2]),
+            "image 3, annotation 0: bbox must be four finite numbers and area one",
+        ),
+        (annotated(POLYGON, area=float("nan")), "bbox must be"),
+        (annotated([[2, 1, 5, float("nan"), 5, 3]]), "coordinates of polygons are numbers of pixels"),
+        (annotated([[2, 1, 5, float("inf"), 5, 3]]), "coordinates"),
+        (annotated([[2, 1, 5, 1e9, 5, 3]]), "coordinates"),
+        (annotated([[2, 1, 5, "1", 5, 3]]), "annotation 0"),
+        (run_lengths([0.5, 23.5]), "whole numbers, 0 or more"),
+        (run_lengths([-5, 29]), "whole numbers, 0 or more"),
+        (run_lengths([10**30]), "annotation 0"),
+        (run_lengths(7), "counts are a list or a string, got 7"),
+        (run_lengths(""), "no compressed run lengths"),
+        (run_lengths("garbage!"), "no compressed run lengths"),
+        (run_lengths("ooooooooooooooo"), "no compressed run lengths"),
+        (run_lengths("ooooooooooooooo0"), "a number is too long"),
+        (run_lengths("5"), "add up to 5 pixels, the image has 24"),
+        (run_lengths("5O"), "a run length is negative: -1"),
+        (run_lengths("é"), "annotation 0"),
+        (coco([{"image_id": 77, "segmentation": POLYGON}]), "no annotation refers to a listed image"),
         ('{"images": [{"id": 3, "height": 0, "width": 6, "file_name": ""}], "annotations": []}', "at least"),
         (sa1b(3, 5), "image 3, annotation 0"),
     ],
 )
-def test_what_cannot_be_understood_is_told_in_one_line(content: str, said: str, tmp_path: Path) -> None:
+def test_malformed_json_gives_a_one_line_error(content: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "truth.json", content)
-    with pytest.raises(CorpusError, match=said) as caught:
+    with pytest.raises(CorpusError, match=message) as caught:
         read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_ground_truth_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_ground_truth(tmp_path: Path) -> None:
     for name in ("nowhere", "nowhere.json", ""):
         with pytest.raises(CorpusError, match="no ground truth"):
             read(tmp_path / name)

@@ -1,8 +1,5 @@
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
-import torch
 
 from engine.errors import ConfigurationError
 from engine.evaluation.ground_truth import AnnotatedImage
@@ -14,7 +11,6 @@ from engine.evaluation.linear_probe import (
     foreground_auc,
     foreground_patches,
     pixel_features,
-    probe_encoder,
 )
 from engine.masks.boxes import mask_boxes_xyxy
 from engine.masks.rle import encode_rles
@@ -34,7 +30,7 @@ def truth(*masks: np.ndarray, size: tuple[int, int] = (8, 12)) -> AnnotatedImage
 
 
 def patches(seed: int, separation: float, num_patches: int = 400) -> LabelledPatches:
-    """Two clouds in 3 dimensions, whose means are apart along the first."""
+    """Patches of two Gaussians in 3 dimensions whose means differ along the first."""
     rng = np.random.default_rng(seed)
     is_foreground = rng.random(num_patches) < 0.3
     features = rng.standard_normal((num_patches, 3))
@@ -42,7 +38,7 @@ def patches(seed: int, separation: float, num_patches: int = 400) -> LabelledPat
     return draw_patches(features[None], is_foreground[None], ProbeConfig(), seed)
 
 
-def test_patches_are_foreground_from_half_on() -> None:
+def test_patches_covered_by_more_than_half_are_foreground() -> None:
     mask = np.zeros((8, 12), bool)
     mask[:4, :5] = True  # patches of 4 x 4 pixels: one covered, one by a quarter
     other = np.zeros((8, 12), bool)
@@ -60,13 +56,13 @@ def test_patches_are_foreground_from_half_on() -> None:
     ]
 
 
-def test_areas_under_curves() -> None:
+def test_area_under_curve() -> None:
     is_positive = np.array([True, True, False])
     for scores, area in (([3, 2, 1], 1), ([1, 2, 3], 0), ([1, 1, 1], 0.5), ([3, 1, 2], 0.5)):
         assert area_under_curve(np.array(scores, float), is_positive) == area
 
 
-def test_the_better_features_are_apart_the_better_is_the_probe() -> None:
+def test_the_area_grows_with_the_separation_of_the_features() -> None:
     areas = [
         foreground_auc([patches(seed, separation) for seed in range(20)], ProbeConfig())
         for separation in (0.0, 1.0, 6.0)
@@ -82,13 +78,12 @@ def test_the_same_seed_gives_the_same_area() -> None:
     assert first == again != other
 
 
-def test_the_probe_is_the_minimum_of_its_loss() -> None:
-    # Fitted on one image and measured on another like it: the direction is that of the means' difference.
+def test_the_penalty_shrinks_the_probe_without_turning_it() -> None:
     strict, loose = (
         foreground_auc([patches(0, 3.0), patches(1, 3.0)], ProbeConfig(penalty=penalty))
         for penalty in (1e6, 1.0)
     )
-    assert strict == pytest.approx(loose, abs=0.02)  # a penalty shrinks the probe and hardly turns it
+    assert strict == pytest.approx(loose, abs=0.02)
     assert loose > 0.9
 
 
@@ -109,33 +104,30 @@ def test_drawn_patches_depend_on_seed_and_number_alone() -> None:
     assert np.delete(lengths, 2 * 8 + 3) == pytest.approx(1)
 
 
-def test_pixels_of_patches() -> None:
+def test_pixel_features_are_the_patches_rgb_values() -> None:
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     features = pixel_features(image, (2, 3))
     assert features.shape == (2, 3, 12)
     assert features[1, 2] == pytest.approx(image[2:, 4:].ravel() / 255)
 
 
-class BrightnessEncoder:
-    name, feature_size, image_size, grid, weights_digest = "brightness", 2, (16, 24), (2, 3), "fixed"
-
-    def encode(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        grey = torch.as_tensor(np.stack(images)).float().mean(dim=3).reshape(-1, 2, 8, 3, 8).mean(dim=(2, 4))
-        return torch.stack([grey, torch.full_like(grey, 128)], dim=-1).half()
-
-
-def test_an_encoder_that_sees_the_objects() -> None:
+def test_pixels_separate_objects_that_are_brighter_than_their_background() -> None:
     rng = np.random.default_rng(0)
     images = []
-    for _ in range(8):
+    for number in range(8):
         mask = np.kron(rng.random((2, 3)) < 0.5, np.ones((4, 4))).astype(bool)
-        images.append((np.where(mask[..., None], 200, 30).repeat(3, axis=2).astype(np.uint8), truth(mask)))
-    assert probe_encoder(BrightnessEncoder(), images, ProbeConfig()) > 0.95
+        image = np.where(mask[..., None], [200, 100, 100], [30, 60, 60]).astype(np.uint8)
+        labels = foreground_patches(truth(mask), (2, 3))
+        images.append(draw_patches(pixel_features(image, (2, 3)), labels, ProbeConfig(), number))
+    assert foreground_auc(images, ProbeConfig()) > 0.95
 
 
-def test_what_cannot_be_probed() -> None:
+def test_one_image_is_too_few() -> None:
     with pytest.raises(ConfigurationError, match="more images"):
         foreground_auc([patches(0, 1.0)], ProbeConfig())
+
+
+def test_bounds_of_the_probe() -> None:
     for wrong in ({"train_share": 0.0}, {"train_share": 1.0}, {"patches_per_image": 0}, {"penalty": 0.0}):
         with pytest.raises(ConfigurationError, match=next(iter(wrong))):
             ProbeConfig(**wrong)

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ INFO = VersionInfo(
 
 
 def squares(*columns: int) -> np.ndarray:
-    """4 x 4 pixels each, from these columns on."""
+    """Masks of 4 x 4 pixels whose left edges are these columns."""
     masks = np.zeros((len(columns), *SIZE), bool)
     for mask, column in zip(masks, columns, strict=True):
         mask[2:6, column : column + 4] = True
@@ -81,20 +80,20 @@ def rejected(path: str) -> Outcome:
     return Outcome(record=record, status=Status.REJECTED, reason=Reason.TRUNCATED)
 
 
-def test_a_store_is_measured_on_the_images_of_the_truth() -> None:
+def test_a_version_is_evaluated_on_the_annotated_images() -> None:
     version = version_of(
         [row("a.jpg", instances({0: 0.9})), row("unknown.jpg", instances({0: 1.0}))],
         [row("b.jpg", None), rejected("c.jpg"), row("other_size.jpg", instances({0: 1.0}), (20, 12))],
     )
     names = ("a.jpg", "b.jpg", "c.jpg", "other_size.jpg", "absent.jpg")
     evaluation = evaluate_version(version, [truth(name, 0) for name in names], EvaluationProtocol())
-    assert evaluation.masks.figures["AR@100"] == pytest.approx(1 / 3)
+    assert evaluation.masks.metrics["AR@100"] == pytest.approx(1 / 3)
     assert [recall.recall for recall in evaluation.masks.recalls] == [1, 0, 0]
     assert evaluation.absent == ("absent.jpg",)
     assert evaluation.resized == ("other_size.jpg",)
 
 
-def test_the_json_says_all() -> None:
+def test_the_json_holds_metrics_protocol_and_images() -> None:
     version = version_of([row("a.jpg", instances({0: 0.9, 10: 0.8}))])
     truths = [truth("a.jpg", 0, 5)]
     evaluation = evaluate_version(version, truths, EvaluationProtocol(recall_detections=(1, 100)))
@@ -119,30 +118,30 @@ def test_the_json_says_all() -> None:
     assert again.digest == evaluation.digest != moved.digest
 
 
-def test_what_instances_are_ranked_by() -> None:
-    # By score the right one is first, by stability the wrong one, by nothing the first of the row.
+def test_instances_are_ranked_by_score_by_stability_or_not_at_all() -> None:
+    # The first instance is right. It has the higher score and the lower stability.
     rows = [row("a.jpg", instances({0: 0.9, 10: 0.5}, [1.0, 2.0]))]
     precisions = [
-        evaluate_version(version_of(rows), [truth("a.jpg", 0)], EvaluationProtocol(score=score)).masks.figures
+        evaluate_version(version_of(rows), [truth("a.jpg", 0)], EvaluationProtocol(score=score)).masks.metrics
         for score in ("score", "stability", "none")
     ]
-    assert [figures["AP"] for figures in precisions] == pytest.approx([1, 0.5, 1])
+    assert [metrics["AP"] for metrics in precisions] == pytest.approx([1, 0.5, 1])
     unmeasured = version_of([row("a.jpg", instances({0: 0.9}))])
     with pytest.raises(StoreError, match="stability"):
         evaluate_version(unmeasured, [truth("a.jpg", 0)], EvaluationProtocol(score="stability"))
 
 
-def test_only_selected_instances_are_measured() -> None:
+def test_only_selected_instances_are_evaluated() -> None:
     version = version_of([row("a.jpg", instances({10: 0.9, 0: 0.5}))])
     protocols = [
         EvaluationProtocol(selection=selection)
         for selection in (SelectionConfig(), SelectionConfig(max_per_image=1), SelectionConfig(min_score=0.9))
     ]
-    recalls = [evaluate_version(version, [truth("a.jpg", 0)], p).boxes.figures["AR@100"] for p in protocols]
+    recalls = [evaluate_version(version, [truth("a.jpg", 0)], p).boxes.metrics["AR@100"] for p in protocols]
     assert recalls == [1, 0, 0]
 
 
-def test_images_that_are_not_those_of_the_truth() -> None:
+def test_a_ground_truth_of_other_images_is_an_error() -> None:
     version = version_of([row("a.jpg", None, (20, 12))])
     with pytest.raises(CorpusError, match=r"'a\.jpg' is \(12, 20\) there, \(20, 12\) in the store"):
         evaluate_version(version, [truth("a.jpg", 0)], EvaluationProtocol())
@@ -150,11 +149,17 @@ def test_images_that_are_not_those_of_the_truth() -> None:
         evaluate_version(version, [truth("b.jpg", 0)], EvaluationProtocol())
 
 
-def test_an_empty_evaluation_and_a_wrong_protocol() -> None:
-    assert evaluate([], EvaluationProtocol()).masks.figures["AP"] is None
+def test_an_evaluation_without_instances() -> None:
+    assert evaluate([], EvaluationProtocol()).masks.metrics["AP"] is None
     image = EvaluatedImage(truth=truth("a.jpg", 0), instances=None)
-    figures = evaluate([image], EvaluationProtocol()).boxes.figures
-    assert {figures["AP"], figures["AR@1000"]} == {0}
-    for wrong in ({"max_detections": 0}, {"recall_detections": ()}, {"recall_detections": (0,)}):
-        with pytest.raises(ConfigurationError, match="at least 1"):
-            replace(EvaluationProtocol(), **wrong)
+    metrics = evaluate([image], EvaluationProtocol()).boxes.metrics
+    assert {metrics["AP"], metrics["AR@1000"]} == {0}
+
+
+def test_bounds_of_the_protocol() -> None:
+    with pytest.raises(ConfigurationError, match="max_detections is a whole number >= 1, got 0"):
+        EvaluationProtocol(max_detections=0)
+    with pytest.raises(ConfigurationError, match="recall_detections is a whole number >= 1"):
+        EvaluationProtocol(recall_detections=(1, 0))
+    with pytest.raises(ConfigurationError, match="recall_detections is empty"):
+        EvaluationProtocol(recall_detections=())

@@ -1,4 +1,4 @@
-"""A small store whose masks are known, and the corpus that it was made from."""
+"""A small store with known masks, and the corpus that it was made from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZE = (24, 40)
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A finished version over a corpus; `masks` are those of each image that was looked at."""
+    """A finished version of a corpus; `masks` are those of each image that was not rejected."""
 
     version: Version
     corpus: Corpus
@@ -48,7 +48,7 @@ def make_instances(masks: NDArray[np.bool_], scores: list[float]) -> Instances:
 
 
 def known_masks(seed: int) -> NDArray[np.bool_]:
-    """A rectangle, a rectangle with a hole, and for some images one pixel; (N, 24, 40)."""
+    """A rectangle, a rectangle with a hole and, for every third seed, one pixel; (N, 24, 40)."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((3, *SIZE), bool)
     top, left = rng.integers(0, 8, 2)
@@ -69,7 +69,7 @@ def commit_store(objects: ObjectStore, *shards: list[Outcome]) -> Version:
 
 @pytest.fixture
 def make_labelled(tmp_path: Path, encode_image: Callable[..., bytes]) -> Callable[..., Labelled]:
-    """`make_labelled(12)` labels so many images; then come one without an object and a rejected one."""
+    """`make_labelled(12)` labels 12 images, followed by one without an object and a rejected one."""
 
     def make(count: int, coco_ids: bool = False) -> Labelled:
         folder = tmp_path / "images"

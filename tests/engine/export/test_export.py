@@ -1,8 +1,9 @@
-"""What all formats have in common: what is left out, places that hold something, and exports that die."""
+"""Behaviour of all formats: skipped images, existing destinations and interrupted exports."""
 
 import hashlib
 import io
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 
 from engine.corpora import FolderCorpus
 from engine.errors import ConfigurationError, CorpusError, StoreError, TransientError
-from engine.export import ExportConfig, ExportReport, export_version
+from engine.export.batch import ExportReport
+from engine.export.export import ExportConfig, export_version
 from engine.export.images import safe_name
 from engine.export.split import SplitConfig, is_validation
 from engine.objects.memory import MemoryObjects
@@ -35,7 +37,7 @@ def contents(objects: ObjectStore) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_images_that_cannot_be_had_are_left_out_and_told(labelled: Any, name: str) -> None:
+def test_unavailable_images_are_skipped_and_reported(labelled: Any, name: str) -> None:
     (labelled.folder / "image.2.jpg").unlink()
     (labelled.folder / "image.3.png").write_bytes(b"another")
     objects = MemoryObjects()
@@ -43,7 +45,7 @@ def test_images_that_cannot_be_had_are_left_out_and_told(labelled: Any, name: st
     assert report is not None
     assert (report.images, report.unavailable) == (11, {"missing": 1, "corrupt": 1})
     assert report.rejected == {"truncated": 1}
-    assert ("image.3.png", "corrupt", "the file is not the one that was labelled") in report.listed
+    assert ("image.3.png", "corrupt", "the file has changed since it was labelled") in report.listed
     manifest = json.loads(objects.read("export.json"))
     assert manifest["finished"]
     assert manifest["images"] == 11
@@ -54,10 +56,10 @@ def test_images_that_cannot_be_had_are_left_out_and_told(labelled: Any, name: st
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_corpus_without_a_single_image_is_told(labelled: Any, tmp_path: Path, name: str) -> None:
+def test_a_corpus_without_any_of_the_images_is_an_error(labelled: Any, tmp_path: Path, name: str) -> None:
     objects, config = MemoryObjects(), ExportConfig(format=name)
     elsewhere = FolderCorpus(open_objects(str(tmp_path / "elsewhere")))
-    with pytest.raises(CorpusError, match=r"none of 13 images are in .*elsewhere.*missing.*--corpus"):
+    with pytest.raises(CorpusError, match=r"none of 13 images are in .*elsewhere.*missing.*give the corpus"):
         export_version(labelled.version, config, objects, corpus=elsewhere)
     assert not json.loads(objects.read("export.json"))["finished"]
     report = export_version(labelled.version, config, objects, corpus=labelled.corpus)
@@ -65,7 +67,7 @@ def test_a_corpus_without_a_single_image_is_told(labelled: Any, tmp_path: Path, 
     assert report.images == 13
 
 
-def test_an_export_is_made_anew_once_images_that_it_lacks_can_be_had(labelled: Any) -> None:
+def test_an_export_is_rebuilt_once_its_missing_images_are_available(labelled: Any) -> None:
     lost = labelled.folder / "image.2.jpg"
     data = lost.read_bytes()
     lost.unlink()
@@ -82,15 +84,15 @@ def test_an_export_is_made_anew_once_images_that_it_lacks_can_be_had(labelled: A
     assert objects.read("images/image.2.jpg") == data
 
 
-def test_a_server_that_is_away_ends_the_export(labelled: Any) -> None:
-    class Away(FolderCorpus):
+def test_an_outage_ends_the_export(labelled: Any) -> None:
+    class UnreachableCorpus(FolderCorpus):
         def read(self, record: ImageRecord) -> bytes:
             if record.image_id == "no object.png":
                 raise TransientError("no answer")
             return super().read(record)
 
     objects = MemoryObjects()
-    corpus = Away(open_objects(str(labelled.folder)))
+    corpus = UnreachableCorpus(open_objects(str(labelled.folder)))
     with pytest.raises(TransientError):
         export_version(labelled.version, COCO, objects, corpus=corpus)
     assert not json.loads(objects.read("export.json"))["finished"]
@@ -103,7 +105,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("place", ["folder", "s3"])
-def test_a_killed_export_looks_unfinished_and_is_made_anew(
+def test_a_killed_export_is_unfinished_and_is_rebuilt(
     labelled: Any, tmp_path: Path, request: pytest.FixtureRequest, name: str, place: str
 ) -> None:
     if place == "s3":
@@ -135,11 +137,11 @@ def test_a_second_export_does_nothing(labelled: Any) -> None:
     assert contents(objects) == before
 
 
-def test_another_export_needs_overwrite_and_leaves_nothing_behind(labelled: Any) -> None:
+def test_another_export_is_replaced_only_with_overwrite(labelled: Any) -> None:
     objects = MemoryObjects()
     yolo = ExportConfig(format="yolo")
     export_version(labelled.version, yolo, objects, corpus=labelled.corpus)
-    with pytest.raises(StoreError, match=r"format is 'yolo' there, 'coco' here.*--overwrite"):
+    with pytest.raises(StoreError, match=r"format is 'yolo' there, 'coco' here.*overwrite it"):
         export_version(labelled.version, COCO, objects)
     cut = replace(COCO, selection=SelectionConfig(min_score=0.3))
     export_version(labelled.version, cut, objects, overwrite=True)
@@ -148,7 +150,7 @@ def test_another_export_needs_overwrite_and_leaves_nothing_behind(labelled: Any)
     ]  # fmt: skip
 
 
-def test_labels_that_were_extended_are_another_export(labelled: Any) -> None:
+def test_extended_labels_are_another_export(labelled: Any) -> None:
     objects = MemoryObjects()
     export_version(labelled.version, COCO, objects)
     row = labelled.version.shard(0)[0]
@@ -160,7 +162,7 @@ def test_labels_that_were_extended_are_another_export(labelled: Any) -> None:
 
 @pytest.mark.parametrize("manifest", [None, b"{}", b"no json"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_is_no_export_is_never_touched(labelled: Any, manifest: bytes | None, overwrite: bool) -> None:
+def test_foreign_files_are_never_touched(labelled: Any, manifest: bytes | None, overwrite: bool) -> None:
     objects = MemoryObjects()
     objects.write("images/holiday.jpg", b"mine")
     if manifest is not None:
@@ -172,7 +174,7 @@ def test_what_is_no_export_is_never_touched(labelled: Any, manifest: bytes | Non
 
 
 def add_images(labelled: Any, files: dict[str, bytes]) -> None:
-    """One more shard, of images that are given by name and have the first image's masks."""
+    """Commit a further shard of these files, each with the first image's masks."""
     row = labelled.version.shard(0)[0]
     rows = []
     for name, data in files.items():
@@ -182,8 +184,8 @@ def add_images(labelled: Any, files: dict[str, bytes]) -> None:
     labelled.version.commit(2, rows)
 
 
-def lying_image() -> tuple[Image.Image, Image.Exif]:
-    """White with black upper rows, and the EXIF that turns it a quarter to the left: black at the left."""
+def rotated_image() -> tuple[Image.Image, Image.Exif]:
+    """White pixels with black upper rows, and EXIF that rotates them anticlockwise: black on the left."""
     pixels = np.full((40, 24, 3), 255, np.uint8)
     pixels[:10] = 0
     exif = Image.Exif()
@@ -191,15 +193,15 @@ def lying_image() -> tuple[Image.Image, Image.Exif]:
     return Image.fromarray(pixels), exif
 
 
-def test_images_that_exif_turns_are_stored_upright(
+def test_images_rotated_by_exif_are_stored_upright(
     make_labelled: Callable[..., Any], encode_image: Callable[..., bytes]
 ) -> None:
     labelled = make_labelled(1)
-    image, exif = lying_image()
+    image, exif = rotated_image()
     files = {
-        "turned.jpg": encode_image(image, "JPEG", exif=exif),
-        "turned.png": encode_image(image, "PNG", exif=exif),
-        "turned.webp": encode_image(image, "WEBP", exif=exif),
+        "rotated.jpg": encode_image(image, "JPEG", exif=exif),
+        "rotated.png": encode_image(image, "PNG", exif=exif),
+        "rotated.webp": encode_image(image, "WEBP", exif=exif),
         "plain.tif": encode_image(image, "TIFF", tiffinfo={0x0112: 8}),
         "lzw.tif": encode_image(image, "TIFF", tiffinfo={0x0112: 8}, compression="tiff_lzw"),
         "jpeg.tif": encode_image(image, "TIFF", tiffinfo={0x0112: 8}, compression="jpeg"),
@@ -215,27 +217,35 @@ def test_images_that_exif_turns_are_stored_upright(
         assert np.asarray(stored.convert("L"))[:, :8].max() < 30
 
 
-def test_an_image_that_cannot_be_stored_upright_is_left_out(
-    make_labelled: Callable[..., Any], encode_image: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*args: object) -> None:
-        raise OSError("encoder error")
+def thunderscan_tiff(width: int, height: int, orientation: int) -> bytes:
+    """A white 4-bit grey TIFF with ThunderScan compression, which libtiff decodes but cannot encode."""
+    data = bytes([0b1100_1111]) * (width * height)
+    short, long = 3, 4
+    tags = [
+        (256, long, width), (257, long, height), (258, short, 4), (259, short, 32809), (262, short, 1),
+        (273, long, 8), (274, short, orientation), (277, short, 1), (278, long, height), (279, long, len(data)),
+    ]  # fmt: skip
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return header + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
+
+def test_an_image_that_cannot_be_stored_upright_is_skipped(make_labelled: Callable[..., Any]) -> None:
     labelled = make_labelled(1)
-    image, exif = lying_image()
-    add_images(labelled, {"turned.png": encode_image(image, "PNG", exif=exif)})
-    monkeypatch.setitem(Image.SAVE, "PNG", refuse)
+    add_images(labelled, {"rotated.tif": thunderscan_tiff(24, 40, orientation=8)})
     report = export_version(labelled.version, COCO, MemoryObjects(), corpus=labelled.corpus)
     assert report is not None
     assert (report.images, report.unavailable) == (2, {"failed": 1})
-    assert report.listed == [("turned.png", "failed", "it cannot be stored upright: OSError: encoder error")]
+    ((name, reason, detail),) = report.listed
+    assert (name, reason) == ("rotated.tif", "failed")
+    assert detail.startswith("it cannot be stored upright: OSError: encoder error")
 
 
-def test_files_are_called_by_their_format_where_their_names_are_silent(
+def test_files_without_an_image_suffix_get_their_formats(
     make_labelled: Callable[..., Any], encode_image: Callable[..., bytes]
 ) -> None:
     labelled = make_labelled(1)
-    image, _ = lying_image()
+    image, _ = rotated_image()
     add_images(
         labelled,
         {
@@ -252,27 +262,27 @@ def test_files_are_called_by_their_format_where_their_names_are_silent(
 
 
 @pytest.mark.parametrize("name", ["yolo", "webdataset"])
-def test_formats_that_hold_images_need_them(labelled: Any, name: str) -> None:
+def test_formats_that_contain_the_images_need_a_corpus(labelled: Any, name: str) -> None:
     objects = MemoryObjects()
-    with pytest.raises(ConfigurationError, match="--corpus"):
+    with pytest.raises(ConfigurationError, match="give the corpus"):
         export_version(labelled.version, ExportConfig(format=name), objects)
     assert list_keys(objects) == []
 
 
-def test_wrong_settings_are_told() -> None:
-    with pytest.raises(ConfigurationError, match="val_fraction"):
+def test_wrong_settings_are_errors() -> None:
+    with pytest.raises(ConfigurationError, match="val_fraction is a share >= 0 and < 1, got 1"):
         SplitConfig(val_fraction=1)
-    with pytest.raises(ConfigurationError, match="--segmentation"):
+    with pytest.raises(ConfigurationError, match="segmentation is a setting of format coco, not of yolo"):
         ExportConfig(format="yolo", segmentation="polygon")
 
 
-def test_the_split_is_stable_and_about_right() -> None:
+def test_the_split_depends_on_image_id_and_seed_alone() -> None:
     names = [f"{i}.jpg" for i in range(4000)]
     config = SplitConfig(val_fraction=0.1)
     drawn = is_validation(names, config)
     assert 330 < drawn.sum() < 470
     assert np.array_equal(is_validation(names[1000:], config), drawn[1000:])
-    # A larger share holds the smaller one, another seed is another draw.
+    # A larger fraction contains the smaller one.
     assert is_validation(names, SplitConfig(val_fraction=0.2))[drawn].all()
     assert not np.array_equal(is_validation(names, SplitConfig(val_fraction=0.1, seed=1)), drawn)
 

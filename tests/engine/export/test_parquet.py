@@ -5,29 +5,27 @@ import numpy as np
 import pyarrow.dataset
 import pytest
 
-from engine.export import ExportConfig, export_version, rolling
+from engine.export.batch import ExportReport, export_batches
+from engine.export.parquet import open_parquet
 from engine.export.split import SplitConfig
 from engine.masks.rle import decode_rles
 from engine.objects.object_store import open_objects
-from engine.store.selection import SelectionConfig
+from engine.store.selection import Selection, SelectionConfig
 
 
 @pytest.mark.parametrize("has_images", [False, True])
-def test_pyarrow_reads_the_rows_back(
-    labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_images: bool
-) -> None:
-    monkeypatch.setattr(rolling, "_FULL_IMAGES", 7)
-    config = ExportConfig(
-        format="parquet",
-        selection=SelectionConfig(max_per_image=2),
-        split=SplitConfig(val_fraction=0.3),
-    )
+def test_pyarrow_reads_the_same_rows(labelled: Any, tmp_path: Path, has_images: bool) -> None:
+    selection, split = Selection(config=SelectionConfig(max_per_image=2)), SplitConfig(val_fraction=0.3)
     corpus = labelled.corpus if has_images else None
-    export_version(labelled.version, config, open_objects(str(tmp_path / "out")), corpus=corpus)
+    batches = export_batches(labelled.version, selection, split, corpus, ExportReport())
+    with open_parquet(open_objects(str(tmp_path / "out")), has_images, max_images=7) as writer:
+        for batch in batches:
+            writer.add(batch)
+    assert len(list((tmp_path / "out/train").iterdir())) == 2
     rows = []
-    for split in ("train", "val"):
-        table = pyarrow.dataset.dataset(tmp_path / "out" / split).to_table()
-        assert set(table["split"].to_pylist()) == {split}
+    for name in ("train", "val"):
+        table = pyarrow.dataset.dataset(tmp_path / "out" / name).to_table()
+        assert set(table["split"].to_pylist()) == {name}
         rows += table.to_pylist()
     assert sorted(row["image_id"] for row in rows) == sorted(labelled.masks)
     for row in rows:

@@ -12,7 +12,7 @@ from scipy import ndimage
 from engine.export.polygons import coco_polygons, trace_rings, yolo_polygon
 
 with warnings.catch_warnings():
-    # It says that it has no OpenCV and does without.
+    # It warns that OpenCV is missing.
     warnings.simplefilter("ignore", UserWarning)
     import supervision
 
@@ -43,23 +43,23 @@ def read_as_coco(polygons: list[NDArray[np.int64]], size: tuple[int, int]) -> ND
 
 
 def read_as_yolo(polygon: NDArray[np.float64], size: tuple[int, int], rounds: bool) -> NDArray[np.bool_]:
-    """As supervision reads (rounding to the nearest), or as ultralytics does (rounding down)."""
+    """The mask as supervision reads it (rounding to the nearest) or as ultralytics does (rounding down)."""
     written = np.array([float(f"{value:.6f}") for value in polygon.ravel()], np.float32).reshape(-1, 2)
     pixels = written * [size[1], size[0]]
     pixels = np.round(pixels) if rounds else np.floor(pixels)
     return supervision.polygon_to_mask(pixels.astype(np.int32), size[::-1]).astype(bool)
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
-def test_coco_polygons_give_back_the_mask(name: str, turned: bool) -> None:
-    mask = SHAPES[name].T if turned else SHAPES[name]
+def test_coco_polygons_decode_to_the_mask(name: str, transposed: bool) -> None:
+    mask = SHAPES[name].T if transposed else SHAPES[name]
     assert np.array_equal(read_as_coco(coco_polygons(mask), mask.shape), mask)
 
 
 @settings(deadline=None)
 @given(MASKS)
-def test_coco_polygons_give_back_any_mask(mask: NDArray[np.bool_]) -> None:
+def test_coco_polygons_decode_to_any_mask(mask: NDArray[np.bool_]) -> None:
     polygons = coco_polygons(mask)
     assert len(polygons) == ndimage.label(mask)[1]
     if polygons:
@@ -67,20 +67,20 @@ def test_coco_polygons_give_back_any_mask(mask: NDArray[np.bool_]) -> None:
 
 
 @pytest.mark.parametrize("rounds", [False, True])
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
-def test_yolo_polygons_give_back_the_mask(name: str, turned: bool, rounds: bool) -> None:
-    mask = SHAPES[name].T if turned else SHAPES[name]
+def test_yolo_polygons_decode_to_the_mask(name: str, transposed: bool, rounds: bool) -> None:
+    mask = SHAPES[name].T if transposed else SHAPES[name]
     read = read_as_yolo(yolo_polygon(mask), mask.shape, rounds)
     assert read[mask].all()
-    # A bridge to another component is a line of pixels; all else is exact.
+    # A bridge to another component adds a line of pixels; all other pixels are exact.
     bridges = {"two": 2, "dot in a ring": 1}.get(name, 0)
     assert (read & ~mask).sum() <= bridges
 
 
 @settings(deadline=None)
 @given(MASKS, st.booleans())
-def test_yolo_polygons_give_back_any_one_component(mask: NDArray[np.bool_], rounds: bool) -> None:
+def test_yolo_polygons_decode_to_any_single_component(mask: NDArray[np.bool_], rounds: bool) -> None:
     labels, count = ndimage.label(mask)
     for number in range(1, count + 1):
         one = ndimage.binary_fill_holes(labels == number)
@@ -90,14 +90,14 @@ def test_yolo_polygons_give_back_any_one_component(mask: NDArray[np.bool_], roun
         assert np.array_equal(read_as_yolo(polygon, one.shape, rounds), one)
 
 
-def test_borders_know_what_they_surround() -> None:
+def test_rings_have_their_component_and_whether_they_are_holes() -> None:
     rings = trace_rings(SHAPES["dot in a ring"])
     assert [(ring.component, ring.is_hole) for ring in rings] == [(1, False), (2, False), (1, True)]
     assert rings[1].corners_xy.tolist() == [[3, 3], [4, 3], [4, 4], [3, 4]]
     assert rings[1].pixels_xy.tolist() == [[3, 3]]
 
 
-def test_nothing_has_no_border() -> None:
+def test_an_empty_mask_has_no_rings() -> None:
     empty = np.zeros((2, 3), bool)
     assert trace_rings(empty) == []
     assert coco_polygons(empty) == []

@@ -1,4 +1,4 @@
-"""100,000 images: how fast, and in how much memory."""
+"""Throughput and memory at 100,000 images."""
 
 import logging
 import time
@@ -9,12 +9,13 @@ import numpy as np
 import psutil
 import pytest
 
-from engine.export import ExportConfig, ExportReport, export_version
+from engine.export.batch import ExportReport
+from engine.export.export import ExportConfig, export_version
 from engine.masks.boxes import mask_boxes_xyxy
 from engine.masks.instances import Instances
 from engine.masks.rle import encode_rles
 from engine.objects.local import LocalObjects
-from engine.report import build_report
+from engine.report.page import build_report
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.selection import SelectionConfig
 from engine.store.version_info import VersionInfo
@@ -25,7 +26,7 @@ NUM_IMAGES = 100_000
 
 
 def discs(rng: np.random.Generator, count: int) -> Instances:
-    """So many masks with a ragged outline on 480 x 640 pixels."""
+    """`count` masks with ragged outlines on 480 x 640 pixels."""
     rows, columns = np.mgrid[:480, :640]
     centres = rng.integers(100, 380, (count, 2))
     radii = rng.integers(10, 90, count)[:, None, None] + rng.integers(0, 3, (count, 480, 640))
@@ -68,7 +69,7 @@ def large_store(tmp_path: Path) -> PseudoLabelStore:
 
 
 @pytest.mark.slow
-def test_100_000_images_are_exported_and_shown(large_store: PseudoLabelStore, tmp_path: Path) -> None:
+def test_exporting_and_reporting_100_000_images(large_store: PseudoLabelStore, tmp_path: Path) -> None:
     memory_bytes: dict[int, int] = {}
 
     def note(report: ExportReport) -> None:

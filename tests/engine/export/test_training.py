@@ -1,4 +1,4 @@
-"""An export trains a detector that knows nothing of us."""
+"""An independent detector trains on an export."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.transforms import v2
 
-from engine.export import ExportConfig, export_version
+from engine.export.export import ExportConfig, export_version
 from engine.export.split import SplitConfig
 from engine.objects.object_store import open_objects
 
@@ -46,7 +46,7 @@ def test_mask_r_cnn_learns_from_a_coco_export(make_labelled: Callable[..., Any],
 
 
 def small_mask_r_cnn() -> MaskRCNN:
-    """torchvision's model on a backbone of two convolutions, with few proposals."""
+    """torchvision's Mask R-CNN with a two-layer backbone and few proposals."""
     backbone = torch.nn.Sequential(
         torch.nn.Conv2d(3, 16, 5, stride=2, padding=2),
         torch.nn.ReLU(),

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import webdataset
 from pycocotools import mask as coco_mask
 
-from engine.export import ExportConfig, export_version, rolling
+from engine.export.batch import ExportReport, export_batches
+from engine.export.export import ExportConfig, export_version
 from engine.export.split import SplitConfig
+from engine.export.webdataset import open_webdataset
 from engine.objects.object_store import open_objects
+from engine.store.selection import Selection, SelectionConfig
 
 CONFIG = ExportConfig(format="webdataset", split=SplitConfig(val_fraction=0.3))
 
@@ -22,7 +24,7 @@ def tars(folder: Path, split: str) -> list[str]:
 
 def read_samples(paths: list[str], *decoders: str) -> list[dict[str, Any]]:
     with warnings.catch_warnings():
-        # webdataset leaves it to the garbage collector to close tars.
+        # webdataset leaves tars open for the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)
         samples = webdataset.WebDataset(paths, shardshuffle=False)
         found = list(samples.decode(*decoders) if decoders else samples)
@@ -31,11 +33,12 @@ def read_samples(paths: list[str], *decoders: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_webdataset_reads_images_and_masks_back(
-    labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rolling, "_FULL_IMAGES", 5)
-    export_version(labelled.version, CONFIG, open_objects(str(tmp_path / "out")), corpus=labelled.corpus)
+def test_webdataset_reads_the_same_images_and_masks(labelled: Any, tmp_path: Path) -> None:
+    selection = Selection(config=SelectionConfig())
+    batches = export_batches(labelled.version, selection, CONFIG.split, labelled.corpus, ExportReport())
+    with open_webdataset(open_objects(str(tmp_path / "out")), max_images=5) as writer:
+        for batch in batches:
+            writer.add(batch)
     assert len(tars(tmp_path / "out", "train")) == 2
     seen = []
     for split in ("train", "val"):
@@ -50,7 +53,7 @@ def test_webdataset_reads_images_and_masks_back(
     assert sorted(seen) == sorted(labelled.masks)
 
 
-def test_images_are_their_own_bytes_and_tars_are_equal(labelled: Any, tmp_path: Path) -> None:
+def test_images_are_copied_unchanged_and_equal_exports_have_equal_tars(labelled: Any, tmp_path: Path) -> None:
     for name in ("one", "two"):
         export_version(labelled.version, CONFIG, open_objects(str(tmp_path / name)), corpus=labelled.corpus)
     for split in ("train", "val"):

@@ -1,4 +1,4 @@
-"""A real browser, where there is one."""
+"""A real browser, if one is installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium without a window and without network; skips where it is not installed."""
+    """Headless Chromium without network; skips the test if it is not installed."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
@@ -32,7 +32,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(executable_path=driver)
     with warnings.catch_warnings():
-        # Selenium leaves sockets and pipes of its driver to the garbage collector.
+        # Selenium leaves its driver's sockets and pipes open for the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)
         started = webdriver.Chrome(options=options, service=service)
         started.execute_cdp_cmd("Network.enable", {})
@@ -46,7 +46,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def page_uri(tmp_path: Path) -> Any:
-    """`page_uri(html)` is where a browser finds the page."""
+    """`page_uri(html)` writes the page to a file and returns its URI."""
 
     def write(html: str) -> str:
         (tmp_path / "report.html").write_text(html, "utf-8")

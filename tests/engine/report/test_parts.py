@@ -1,4 +1,4 @@
-"""What the page is made of: histograms, charts, signs of failure, and which images are picked."""
+"""Parts of the report: histograms, charts, statistics and picked images."""
 
 import math
 
@@ -11,18 +11,13 @@ from engine.objects.memory import MemoryObjects
 from engine.report.charts import bar_chart, line_chart
 from engine.report.histogram import Histogram, count_edges, share_edges
 from engine.report.pictures import PictureMaker, PicturePicker
-from engine.report.rounds import Round
-from engine.report.signatures import find_signatures
-from engine.report.statistics import Statistics
+from engine.report.statistics import read_statistics
 from engine.store.columns import ShardColumns
-from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.version_info import VersionInfo
 from engine.types import ImageRecord, Outcome, Reason, Status
 
 INFO = VersionInfo(round=1, configuration={}, weights_digest="0", parent=None, code_version="1", device="cpu")
-NO_EVALUATION = Round(
-    name="a", info=INFO, is_finished=True, images=1, labelled=1, masks=1, mean_stability=None, evaluations={}
-)
 
 
 def labelled(name: str, boxes_xyxy: list[list[int]], scores: list[float], stability: float) -> Outcome:
@@ -43,65 +38,31 @@ def labelled(name: str, boxes_xyxy: list[list[int]], scores: list[float], stabil
     )
 
 
-def shards(*rows: list[Outcome]) -> list[ShardColumns]:
+def version_of(*rows: list[Outcome]) -> Version:
     version = PseudoLabelStore(MemoryObjects()).begin(INFO, "resume")
     for number, shard in enumerate(rows):
         version.commit(number, shard)
-    return list(version.columns())
+    return version
 
 
-def statistics_of(*rows: Outcome) -> Statistics:
-    statistics = Statistics()
-    for columns in shards(list(rows)):
-        statistics.add(columns)
-    return statistics
+def shards(*rows: list[Outcome]) -> list[ShardColumns]:
+    return list(version_of(*rows).columns())
 
 
-def shown(statistics: Statistics, current: Round = NO_EVALUATION) -> list[str]:
-    return [found.name for found in find_signatures(statistics, [current], current) if found.shows]
-
-
-SMALL, MIDDLE, SPILLED = [10, 10, 20, 15], [20, 20, 100, 80], [0, 0, 200, 60]
-
-
-@pytest.mark.parametrize(
-    ("boxes", "scores", "stability", "expected"),
-    [
-        ([MIDDLE, SMALL], [0.5, 0.4], 2.0, []),
-        ([SMALL, SMALL, SMALL], [0.05, 0.01, -0.1], 2.0, ["Over-segmentation"]),
-        ([SMALL, SMALL, SMALL], [0.5, 0.5, 0.5], 2.0, []),
-        ([SPILLED, MIDDLE], [0.5, 0.4], math.nan, ["Bleeding boundaries"]),
-        ([MIDDLE], [0.5], 0.01, ["Collapse"]),
-    ],
-)
-def test_ways_to_fail_are_recognised(
-    boxes: list[list[int]], scores: list[float], stability: float, expected: list[str]
-) -> None:
-    assert shown(statistics_of(labelled("a", boxes, scores, stability))) == expected
-
-
-def test_few_labels_and_a_low_precision_are_a_collapse() -> None:
-    lost = [
-        Outcome(record=ImageRecord(image_id=f"{i}", path="x"), status=Status.NO_OBJECT,
-                reason=Reason.NO_FOREGROUND, height=100, width=200, sha256="0")
-        for i in range(9)
-    ]  # fmt: skip
-    good = labelled("a", [MIDDLE], [0.5], 2.0)
-    assert shown(statistics_of(good, *lost)) == ["Collapse"]
-    figures = {"masks": {"AP": 0.001}, "boxes": {"AP": 0.2}}
-    poor = Round(**{**vars(NO_EVALUATION), "evaluations": {"d": figures}})
-    assert shown(statistics_of(good), poor) == ["Collapse"]
-    assert shown(statistics_of(good)) == []
+SMALL, MIDDLE, OVERFLOWING, NARROW, HALF = (
+    [10, 10, 20, 15], [20, 20, 100, 80], [0, 0, 200, 60], [0, 0, 200, 20], [0, 0, 199, 51]
+)  # fmt: skip
 
 
 def test_statistics_count_images_and_masks() -> None:
     broken = ImageRecord(image_id="broken", path="broken")
-    statistics = statistics_of(
+    rows = [
         labelled("a", [MIDDLE, SMALL], [0.5, 0.25], math.nan),
         Outcome(record=broken, status=Status.REJECTED, reason=Reason.TRUNCATED, detail="short"),
-    )
+    ]
+    statistics = read_statistics(version_of(rows))
     assert (statistics.images, statistics.masks, statistics.labelled_share) == (2, 2, 0.5)
-    assert statistics.mean_masks == 2
+    assert (statistics.processed_images, statistics.labelled_images, statistics.mean_masks) == (1, 1, 2)
     assert statistics.reasons == {"truncated": 1}
     assert [example.detail for example in statistics.examples["truncated"]] == ["short"]
     assert statistics.is_rejection("truncated")
@@ -110,7 +71,20 @@ def test_statistics_count_images_and_masks() -> None:
     assert statistics.stabilities.total == 0
 
 
-def test_the_best_and_the_worst_are_those_of_all_shards() -> None:
+def test_statistics_count_masks_by_sides_and_area() -> None:
+    first = [labelled("a", [OVERFLOWING, NARROW, HALF, MIDDLE], [0.5] * 4, math.nan)]
+    second = [labelled("b", [MIDDLE], [0.5], math.nan)]
+    statistics = read_statistics(version_of(first, second))
+    assert (statistics.overflowing_masks, statistics.background_masks) == (1, 3)
+    assert statistics.single_mask_images == 1
+
+
+def test_statistics_of_an_empty_version() -> None:
+    statistics = read_statistics(version_of())
+    assert (statistics.images, statistics.labelled_share, statistics.mean_masks) == (0, 0, 0)
+
+
+def test_the_best_and_the_worst_images_of_all_shards_are_picked() -> None:
     scores = np.linspace(0.1, 0.9, 40).round(3)
     rows = [labelled(f"{i:02d}", [MIDDLE], [float(score)], math.nan) for i, score in enumerate(scores)]
     nothing = Outcome(
@@ -123,32 +97,33 @@ def test_the_best_and_the_worst_are_those_of_all_shards() -> None:
         picker = PicturePicker(num_shards=len(parts))
         for columns in shards(*parts):
             picker.add(columns)
-        return {title: [p.record.image_id for p in picked] for title, picked in picker.groups()}
+        return {group.title: [p.record.image_id for p in group.picked] for group in picker.groups()}
 
     groups = pick(*parts)
     assert groups["Best"] == [f"{i:02d}" for i in range(39, 31, -1)]
     assert groups["Worst"] == [f"{i:02d}" for i in range(8)]
-    assert len(set(groups["By chance"])) == 8
-    assert len(groups["Shard by shard"]) == 4
-    # Chance goes by name, so another cut into shards changes nothing.
-    assert pick([row for part in parts for row in part])["By chance"] == groups["By chance"]
+    assert len(set(groups["Random"])) == 8
+    assert len(groups["One per shard"]) == 4
+    # The draw depends on names, not on shards.
+    assert pick([row for part in parts for row in part])["Random"] == groups["Random"]
 
 
 def test_a_picture_of_a_large_image_is_small() -> None:
     (columns,) = shards([labelled("a", [MIDDLE], [0.5], math.nan)])
     picker = PicturePicker(num_shards=1)
     picker.add(columns)
-    picked = picker.groups()[0][1][0]
+    picked = picker.groups()[0].picked[0]
     assert picked.mean_score == 0.5
     maker = PictureMaker(None, DecodingConfig())
     assert maker.draw(picked.record, None) is None
+    assert maker.colour_ratios(picker.sample()).shape == (0,)
     large = Instances(size=(3000, 1000), method="promerge")
     picture = maker.draw(picked.record, large)
     assert picture is not None
     assert (picture.size, picture.has_photograph) == ((400, 133), False)
 
 
-def test_histograms_keep_what_lies_beyond_their_ends() -> None:
+def test_histograms_count_values_beyond_their_ends() -> None:
     histogram = Histogram(share_edges())
     histogram.add(np.array([1e-9, 0.5, 7.0]))
     assert histogram.total == 3
@@ -158,7 +133,7 @@ def test_histograms_keep_what_lies_beyond_their_ends() -> None:
     assert Histogram(share_edges()).bars() == []
 
 
-def test_bars_stand_within_the_chart() -> None:
+def test_bars_are_within_the_chart() -> None:
     histogram = Histogram(count_edges())
     histogram.add(np.arange(150))
     chart = bar_chart("Masks per image", histogram, "images", is_whole=True)
@@ -170,7 +145,7 @@ def test_bars_stand_within_the_chart() -> None:
     assert (empty.summary, empty.bars, empty.x_ticks) == ("no masks", (), ())
 
 
-def test_lines_leave_out_what_was_not_measured() -> None:
+def test_lines_skip_missing_values() -> None:
     chart = line_chart("AP", [0, 1, 2], [("mask", [0.1, None, 0.2]), ("box", [None, None, None])])
     assert [text for _, _, text in chart.lines[0].points] == ["0.100", "0.200"]
     assert chart.lines[1].points == ()
