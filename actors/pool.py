@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from actors.reader import rejected_outcome
 from engine.errors import ConfigurationError, DeviceMemoryError, RunError
+from engine.labelling.outcomes import rejected_outcome
 from engine.types import Chunk, Outcome, Reason
 
 # Chunks that a worker has at one time: while it computes one, it reads the next.
