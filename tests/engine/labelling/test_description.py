@@ -17,6 +17,7 @@ from engine.labelling.description import (
 from engine.store.version_info import VersionInfo
 
 DESCRIPTOR = EncoderConfig(name="descriptor", batch_size=4)
+TILED = LabellingConfig(method="multicut", encoder=DESCRIPTOR, tiling=TilingConfig(tile=64))
 FIXED = NetworkDescription(image_size=(64, 64), weights_digest="fixed", settings={})
 SOLO = NetworkDescription(
     image_size=(64, 64), weights_digest="last", settings={"network": {}, "earlier_networks": ["first"]}
