@@ -15,8 +15,8 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from actors.ledger import ChunkLedger, Decision, EndRun, GiveUp, HandOut, StartWorker, StopWorker
-from actors.reader import rejected_outcome
 from engine.errors import ConfigurationError, DeviceMemoryError, RunError
+from engine.labelling.outcomes import rejected_outcome
 from engine.types import Chunk, Outcome, Reason
 
 # Most workers that share a GPU: each holds a network and its own share of the memory.

@@ -1,4 +1,4 @@
-"""An iterator that works ahead of whoever consumes it."""
+"""An iterator that runs ahead of its consumer, in a thread."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ Item = TypeVar("Item")
 
 @contextmanager
 def read_ahead(items: Generator[Item], depth: int) -> Iterator[Iterator[Item]]:
-    """Items of a generator that runs in a thread of its own, up to `depth` of them before they are asked for.
+    """Run a generator in a thread of its own, up to `depth` items ahead of the consumer.
 
-    What it raises is raised where its next item would have been. It is closed with the context, whether or
-    not it has ended.
+    An exception is raised in place of the next item. The generator is closed with the context, whether or not
+    it is exhausted.
 
     >>> with read_ahead((n * n for n in range(4)), depth=2) as squares:
     ...     list(squares)
     [0, 1, 4, 9]
     """
-    made: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()
-    room = Semaphore(depth)
-    is_left = False
+    produced: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()
+    free = Semaphore(depth)
+    is_closed = False
 
-    def make() -> None:
+    def produce() -> None:
         try:
             with closing(items):
                 for item in items:
-                    room.acquire()
-                    if is_left:
+                    free.acquire()
+                    if is_closed:
                         return
-                    made.put((item,))
-        except BaseException as error:  # the consumer's to handle, whatever it is
-            made.put(error)
+                    produced.put((item,))
+        except BaseException as error:  # for the consumer to handle, whatever it is
+            produced.put(error)
         else:
-            made.put(None)
+            produced.put(None)
 
-    def take() -> Iterator[Item]:
-        while (item := made.get()) is not None:
+    def consume() -> Iterator[Item]:
+        while (item := produced.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            room.release()
+            free.release()
             yield item[0]
 
-    thread = Thread(target=make, daemon=True)
+    thread = Thread(target=produce, daemon=True)
     thread.start()
     try:
-        yield take()
+        yield consume()
     finally:
-        is_left = True
-        room.release()
+        is_closed = True
+        free.release()
         thread.join()

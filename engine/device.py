@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from engine.types import Precision
 
 
 def upload_images(
@@ -58,9 +59,6 @@ def download_masks(masks: torch.Tensor) -> NDArray[np.bool_]:
 def _bit_values(device: torch.device) -> torch.Tensor:
     """Of a byte's bits, in numpy's order."""
     return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
-
-
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from engine.masks.instances import Instances
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Autocast dtype of a network's forward pass."""
 
 
 class Status(StrEnum):

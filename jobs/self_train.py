@@ -13,11 +13,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from engine import __version__
 from engine.corpora import Corpus, open_corpus
 from engine.errors import ConfigurationError, ObjectMissing, StoreError
 from engine.evaluation.ground_truth import AnnotatedImage, read_ground_truth
-from engine.labelling.description import describe_labelling, describe_network
+from engine.labelling.description import describe_network, describe_next_round
 from engine.objects.object_store import open_objects
 from engine.selftraining.figures import RoundMetrics, measure_round
 from engine.selftraining.rounds import SelfTrainingConfig
@@ -25,7 +24,7 @@ from engine.solo.training import RESULT_KEY, create_output, labels_fingerprint, 
 from engine.solo.validation import plan_held_out
 from engine.store.planning import check_is_finished, check_same_corpus, copy_plans
 from engine.store.pseudo_labels import PseudoLabelStore, Version
-from engine.store.version_info import VersionInfo, describe_difference
+from engine.store.version_info import describe_difference
 from jobs.cli.console import run_job
 from jobs.cli.flags import ClusterFlags, TrainingFlags
 from jobs.cli.progress import ProgressDisplay, TrainingDisplay
@@ -171,20 +170,11 @@ class SelfTraining:
         arguments, number = self._arguments, version.info.round
         labelling = arguments.config.labelling(networks)
         network = describe_network(labelling)
-        info = VersionInfo(
-            round=number + 1,
-            configuration={
-                **describe_labelling(labelling, network),
-                "chunk_size": arguments.chunk_size,
-                **self._describe_training(number),
-            },
-            weights_digest=network.weights_digest,
-            parent=version.name,
-            code_version=__version__,
-            device=self._joined.device,
-            corpus_kind=version.info.corpus_kind,
+        training = self._describe_training(number)
+        info = describe_next_round(
+            labelling, network, version.info, chunk_size=arguments.chunk_size, training=training
         )
-        following = self.store.begin(info, "resume")
+        following = self.store.begin(replace(info, device=self._joined.device), "resume")
         committed = following.committed()
         if following.is_finished() and version.committed() <= committed:
             print(f"round {number + 1}: {self.store.uri} holds these labels already")

@@ -1,4 +1,4 @@
-"""From a file's bytes to upright RGB, or to the reason why not."""
+"""Decoding of an image file into upright RGB, or the reason why it cannot be decoded."""
 
 from __future__ import annotations
 
@@ -6,58 +6,50 @@ import io
 import re
 import warnings
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from engine.errors import ConfigurationError, ImageError
+from engine.bounds import Bounded, Bounds, Count
+from engine.errors import ImageError
 from engine.types import Reason
 
-# We say ourselves how large an image may be, before a pixel is decoded.
+# Images that are too large are rejected by `_check_size`, before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284
-# A day of a processor.
-_LONGEST_TIMEOUT_S = 86_400.0
+# A day.
+_MAX_TIMEOUT_S = 86_400.0
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingConfig:
-    """What an image may be."""
+class DecodingConfig(Bounded):
+    """Limits on image files."""
 
-    max_megapixels: float = 180.0
-    """Images of more than this many million pixels are rejected before they are decoded."""
-    min_side: int = 16
-    """Images with fewer pixels than this on either side are rejected."""
-    timeout_s: float = 60.0
-    """Images that take more CPU seconds than this to decode are given up."""
-
-    def __post_init__(self) -> None:
-        if not self.max_megapixels > 0:
-            raise ConfigurationError(f"decoding.max_megapixels must be above 0, got {self.max_megapixels}")
-        if self.min_side < 1:
-            raise ConfigurationError(f"decoding.min_side is at least 1 pixel, got {self.min_side}")
-        if not 0 < self.timeout_s <= _LONGEST_TIMEOUT_S:
-            raise ConfigurationError(
-                f"decoding.timeout_s must be above 0 and at most {_LONGEST_TIMEOUT_S:g}, got {self.timeout_s}"
-            )
+    max_megapixels: Annotated[float, Bounds(0, what="a number of million pixels", above=True)] = 180.0
+    """Reject images of more million pixels than this, before they are decoded."""
+    min_side: Count = 16
+    """Reject images with fewer pixels than this on either side."""
+    timeout_s: Annotated[float, Bounds(0, _MAX_TIMEOUT_S, "a number of seconds", above=True)] = 60.0
+    """Reject images that take more CPU seconds than this to decode."""
 
 
 def decode_image(data: bytes, config: DecodingConfig) -> NDArray[np.uint8]:
-    """Upright RGB, uint8 (H, W, 3), of a JPEG, PNG, WebP, TIFF or BMP file; of several frames the first.
+    """Decode a JPEG, PNG, WebP, TIFF or BMP file to upright RGB, uint8 (H, W, 3); the first of several frames.
 
-    EXIF orientation is applied; grey is repeated, palettes and CMYK are converted, transparency is laid on
-    white. More than 8 bits are brought to 8 as `_to_8_bit` says. Raises ImageError with the reason.
+    EXIF orientation is applied; grey is repeated, palettes and CMYK are converted, transparency is composited
+    on white. More than 8 bits are reduced to 8 by `_to_8_bit`. Raises ImageError with the reason.
     """
     if not data:
         raise ImageError(Reason.EMPTY_FILE, "the file has 0 bytes")
     with warnings.catch_warnings():
-        # Damaged metadata is no reason to give up an image whose pixels can be read.
+        # Damaged metadata is no reason to reject an image whose pixels can be read.
         warnings.simplefilter("ignore")
         try:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -76,11 +68,11 @@ def decode_image(data: bytes, config: DecodingConfig) -> NDArray[np.uint8]:
             raise ImageError(Reason.NOT_AN_IMAGE, detail) from error
         except MemoryError as error:
             raise ImageError(Reason.TOO_LARGE, "not enough memory to decode it") from error
-        # PIL's decoders raise nearly anything on damaged input; whatever it is, it is about this image.
+        # PIL's decoders raise nearly any exception on damaged input.
         except Exception as error:
             truncated = "truncated" in str(error).lower()
             reason = Reason.TRUNCATED if truncated else Reason.CORRUPT
-            # An object's address in the message would differ from run to run.
+            # An object's address differs from run to run.
             message = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", str(error))
             raise ImageError(reason, f"{type(error).__name__}: {message}") from error
 
@@ -99,9 +91,9 @@ def _check_size(image: Image.Image, config: DecodingConfig) -> None:
 
 
 def _has_deep_colours(image: ImageFile.ImageFile) -> bool:
-    """Whether colours of 16 bits will be cut to their upper 8, which is what PIL does with them.
+    """Whether colours have 16 bits, of which PIL keeps the upper 8.
 
-    Raises ImageError where it would take them for something else: planes of 16 bits.
+    Raises ImageError for separate planes of 16 bits, which PIL misreads.
     """
     if image.mode.startswith(("I", "F")):
         return False
@@ -113,7 +105,7 @@ def _has_deep_colours(image: ImageFile.ImageFile) -> bool:
 
 
 def _check_uses_depth(image: Image.Image) -> None:
-    """Raise ImageError for colours of 12 bits or fewer in 16, of which little or nothing would be left."""
+    """Raise ImageError for 16-bit colours that use 12 bits or fewer: their upper 8 bits are nearly empty."""
     colours = [np.asarray(image.getchannel(band)) for band in image.getbands() if band != "A"]
     if max(int(colour.max()) for colour in colours) < 16:
         raise ImageError(
@@ -122,10 +114,10 @@ def _check_uses_depth(image: Image.Image) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation asks; unreadable EXIF asks for nothing."""
+    """Apply the EXIF orientation; ignore unreadable EXIF."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # PIL's EXIF reader raises nearly anything on damaged tags
+    except Exception:  # PIL's EXIF reader raises nearly any exception on damaged tags
         return image
 
 
@@ -139,11 +131,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(grey: NDArray[np.number]) -> NDArray[np.uint8]:
-    """Grey values of any depth as uint8, (H, W).
+    """Reduce grey values of any depth to uint8, (H, W).
 
-    Integers keep their most significant 8 of as many bits as the brightest pixel needs (so 12-bit data in a
-    16-bit file is not black, and a full 16-bit range is divided by 256); floats are stretched from their
-    smallest to their largest value. Raises ImageError where values are not finite.
+    Integers are shifted so that the brightest pixel fits into 8 bits: 12-bit data in a 16-bit file does not
+    turn black, and a full 16-bit range is divided by 256. Floats are stretched from their smallest to their
+    largest value. Raises ImageError if values are not finite.
     """
     if grey.dtype.kind == "f":
         if not np.isfinite(grey).all():

@@ -1,12 +1,12 @@
-"""Decoding in a process of its own, which the kernel ends when an image takes too long.
+"""Decoding in a process of its own, which the kernel kills when an image takes too long.
 
-A decoder that has lost itself in a damaged or malicious file sits in C code and hears no exception, and one
-that crashes takes its process along; here either costs one image. Both ends of the pipe are in this module:
+A decoder stuck in a damaged or malicious file runs C code and cannot be interrupted by an exception, and one
+that crashes takes its process with it; here either costs one image. Both ends of the pipe are in this module:
 
     to the process      length (8 bytes), the file
     back, one or more   length of a JSON object (8 bytes), the object, and its pixels if it is a crop
 
-The process imports neither torch nor what corpora need.
+The process does not import torch or the libraries of corpora.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ class _Running:
 
 
 class DecodingProcess:
-    """Turns files into crops, one file at a time. Starts its process when it is first needed, or again."""
+    """Decodes files into crops, one file at a time, in a process that is started when needed."""
 
     def __init__(self, config: PreparationConfig) -> None:
         self._config = config
         self._running: _Running | None = None
 
     def crops(self, data: bytes) -> Iterator[Crop]:
-        """The crops of an image's file, as `cut_crops` makes them. Raises ImageError with the reason.
+        """Crops of an image's file; see `cut_crops`. Raises ImageError with the reason.
 
-        The process counts its own CPU time, so that a busy machine does not change which images are too slow.
+        The process counts its own CPU time, so that a busy machine does not change which images time out.
         """
         running = self._running = self._running or _start(self._config)
         is_done = False
@@ -76,22 +76,22 @@ class DecodingProcess:
                     answer = self._receive_answer(running)
             is_done = True
         except BrokenPipeError as error:
-            raise self._death(running) from error
+            raise self._exit_error(running) from error
         finally:
-            # A death, or someone who asked for no more: the process is of no use any longer.
+            # The process has died, or the consumer has stopped in mid-image: it cannot be used again.
             if not is_done:
                 self.close()
         if answer["kind"] == "error":
             raise ImageError(Reason(answer["reason"]), answer["detail"])
 
     def close(self) -> None:
-        """End the process, if there is one."""
+        """Kill the process if it is running."""
         running, self._running = self._running, None
         if running is not None:
             running.process.kill()
             running.process.wait()
             running.answers.close()
-            with suppress(BrokenPipeError):  # what the process did not read any more
+            with suppress(BrokenPipeError):  # input that the process did not read
                 running.requests.close()
 
     def __del__(self) -> None:
@@ -100,7 +100,7 @@ class DecodingProcess:
     def _receive_answer(self, running: _Running) -> dict[str, Any]:
         data = _receive(running.answers)
         if data is None:
-            raise self._death(running)
+            raise self._exit_error(running)
         answer: dict[str, Any] = json.loads(data)
         return answer
 
@@ -108,11 +108,11 @@ class DecodingProcess:
         shape = (*self._config.image_size, 3)
         pixels = running.answers.read(math.prod(shape))
         if len(pixels) < math.prod(shape):
-            raise self._death(running)
+            raise self._exit_error(running)
         return np.frombuffer(pixels, np.uint8).reshape(shape)
 
-    def _death(self, running: _Running) -> ImageError:
-        """What the end of the process says of the image that it was at."""
+    def _exit_error(self, running: _Running) -> ImageError:
+        """The error of the image at which the process ended, from its exit code."""
         code = running.process.wait()
         if code == -signal.SIGPROF:
             limit_s = self._config.decoding.timeout_s
@@ -131,13 +131,13 @@ def _start(config: PreparationConfig) -> _Running:
 
 
 def serve(settings: str) -> None:
-    """The process's side: answer files from standard input until it ends; `settings` is the config's JSON."""
+    """Run in the process: decode files from standard input until it closes; `settings` is JSON."""
     config = _parse_config(json.loads(settings))
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while (data := _receive(requests)) is not None:
-        # Expiring ends the process, wherever it is: nobody handles the signal.
+        # When the timer expires, the signal kills the process: it has no handler.
         signal.setitimer(signal.ITIMER_PROF, config.decoding.timeout_s)
         _answer_file(data, config, answers)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -173,7 +173,7 @@ def _send(stream: IO[bytes], data: bytes) -> None:
 
 
 def _receive(stream: IO[bytes]) -> bytes | None:
-    """What `_send` was given, or None where the stream ends."""
+    """The bytes given to `_send`, or None at the end of the stream."""
     length = stream.read(_LENGTH.size)
     if len(length) < _LENGTH.size:
         return None

@@ -1,54 +1,46 @@
-"""Tiles: the parts of a large image that are looked at one by one, so that small objects fill more patches.
+"""Tiles: overlapping parts of a large image, resized one by one so that small objects fill more patches.
 
-The whole image is always looked at as well. It shows large objects, and what is background: a tile may lie
-within an object or within the background, and its own border says nothing of either.
+The whole image is always labelled as well. It shows large objects and the background: a tile may lie within
+an object or within the background, which its own border cannot tell.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ConfigurationError
+from engine.bounds import Bounded, Bounds, Count
 from engine.masks.boxes import Box
+
+PositiveShare = Annotated[float, Bounds(0, 1, "a share", above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TilingConfig:
-    """Whether images are looked at in tiles as well, and what becomes of objects that are seen twice."""
+class TilingConfig(Bounded):
+    """Whether images are labelled in tiles as well, and how duplicates are removed."""
 
-    tile: int | None = None
-    """Look at square tiles of this many pixels a side, too, of images that are larger. Default: no tiles."""
-    overlap: float = 0.25
-    """Share of a tile's side by which neighbouring tiles overlap, at least. What is larger than the overlap
+    tile: Annotated[int, Bounds(32, what="a number of pixels")] | None = None
+    """Also label square tiles of this many pixels a side, in images that are larger. Default: no tiles."""
+    overlap: Annotated[float, Bounds(0, 0.9, "a share of a tile's side")] = 0.25
+    """Minimum overlap of neighbouring tiles, as a share of a tile's side. An object larger than the overlap
     may be cut by every tile; then only the whole image shows it."""
-    tile_min_patches: int = 3
-    """Masks of fewer patches in a tile are dropped: most of them are noise."""
-    duplicate_iou: float = 0.5
-    """Of two masks of a tiled image with a larger IoU, the one with the higher score stays."""
-    duplicate_ioa: float = 0.8
-    """The same where more than this share of the mask with the lower score lies in the other."""
-
-    def __post_init__(self) -> None:
-        if self.tile is not None and self.tile < 32:
-            raise ConfigurationError(f"a tile is at least 32 pixels wide, got {self.tile}")
-        if not 0 <= self.overlap <= 0.9:
-            raise ConfigurationError(f"overlap is a share of a tile's side, 0 to 0.9, got {self.overlap}")
-        if self.tile_min_patches < 1:
-            raise ConfigurationError(f"tile_min_patches is at least 1, got {self.tile_min_patches}")
-        for name in ("duplicate_iou", "duplicate_ioa"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigurationError(f"{name} is above 0 and at most 1, got {getattr(self, name)}")
+    tile_min_patches: Count = 3
+    """Drop masks of fewer patches in a tile: most of them are noise."""
+    duplicate_iou: PositiveShare = 0.5
+    """Of two masks of a tiled image with a larger IoU than this, keep the one with the higher score."""
+    duplicate_ioa: PositiveShare = 0.8
+    """Drop the mask with the lower score if more than this share of it lies in the other."""
 
 
 def tile_boxes(size: tuple[int, int], config: TilingConfig) -> list[Box]:
-    """The tiles of an image of `size` = (height, width), row by row; none where it is no larger than a tile.
+    """Tiles of an image of `size` = (height, width), row by row; none if the image is no larger than a tile.
 
-    They lie at equal distances, cover the image, overlap by `config.overlap` at least and end at its edges.
-    Where a side of the image is shorter than a tile, so are the tiles.
+    They are evenly spaced, cover the image, overlap by at least `config.overlap` and end at its edges. If a
+    side of the image is shorter than a tile, so are the tiles.
 
     >>> tile_boxes((300, 500), TilingConfig(tile=300, overlap=0.25))
     [(0, 0, 300, 300), (200, 0, 500, 300)]
@@ -62,10 +54,10 @@ def tile_boxes(size: tuple[int, int], config: TilingConfig) -> list[Box]:
 
 
 def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int]]:
-    """First and last pixel (excluded) of the tiles along one side."""
+    """Half-open ranges of the tiles along one side."""
     if length <= tile:
         return [(0, length)]
-    # Rounded, so that an overlap such as 0.1 does not cost a tile for its last binary digit.
+    # Rounded, so that an overlap such as 0.1 does not add a tile through its binary representation.
     steps = math.ceil(round((length - tile) / (tile * (1 - overlap)), 9))
     starts = [round(i * (length - tile) / steps) for i in range(steps + 1)]
     return [(start, start + tile) for start in starts]
@@ -74,9 +66,9 @@ def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int]]:
 def cut_mask(
     mask: NDArray[np.bool_], box_xyxy: Box, size: tuple[int, int], grid: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """What a mask (h, w) of a whole image of `size` is in the tile `box_xyxy`, at the tile's `grid`.
+    """Cut the tile `box_xyxy` out of a mask (h, w) of an image of `size`, resampled to the tile's `grid`.
 
-    Each patch of the tile takes the patch of the image that holds its centre.
+    Each patch of the tile takes the patch of the image that contains its centre.
 
     >>> cut_mask(np.array([[0, 1]], dtype=bool), (20, 0, 60, 10), (10, 80), (1, 4)).tolist()
     [[False, False, True, True]]
@@ -91,7 +83,7 @@ def cut_mask(
 def boxes_touch_tile_edge(
     boxes_xyxy: NDArray[np.int32], tile_xyxy: Box, size: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """As `touches_tile_edge`, of masks of which the boxes (N, 4) in the image are known.
+    """`touches_tile_edge` for masks given by their boxes (N, 4) in the image.
 
     >>> boxes_touch_tile_edge(np.int32([[0, 0, 10, 5], [20, 0, 30, 5]]), (0, 0, 30, 10), (10, 90))
     array([False,  True])
@@ -108,9 +100,9 @@ def boxes_touch_tile_edge(
 
 
 def touches_tile_edge(masks: NDArray[np.bool_], box_xyxy: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which masks (N, h, w) of the tile `box_xyxy` touch a side of it that is not the image's; bool (N,).
+    """Which masks (N, h, w) of the tile `box_xyxy` touch one of its inner edges, not the image's; bool (N,).
 
-    Such a mask is cut off, or may be: another tile or the whole image shows the object itself.
+    Such a mask may be truncated: another tile or the whole image shows the complete object.
 
     >>> left = np.array([[[1, 0, 0]]], dtype=bool)
     >>> touches_tile_edge(left, (0, 0, 30, 10), (10, 90)), touches_tile_edge(left, (30, 0, 60, 10), (10, 90))

@@ -7,37 +7,56 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
+from engine.bounds import Bounded, Count, Share
 from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
+from engine.images.crops import PreparationConfig
 from engine.images.decoding import DecodingConfig
 from engine.images.tiling import TilingConfig
 from engine.proposals.config import MaskFilterConfig, MultiCutConfig, ProMergeConfig
 from engine.refine import CrfConfig
 from engine.solo.config import DetectionConfig
+from engine.types import Precision
 
 PatchMethod = Literal["promerge", "multicut"]
-"""The methods that group the patches of an encoder."""
+"""The methods that find masks among the patches of an encoder."""
+
+# Methods whose masks follow the borders of patches, not of objects, unless a CRF refines them.
+_COARSE_METHODS = ("promerge", "multicut")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabellingConfig:
+class NetworkConfig(Bounded):
+    """The trained network of method solo."""
+
+    weights: str | None = None
+    """The network that labels: network.safetensors of jobs/train_solo.py, or one of its
+    network-STEP.safetensors; a file or s3://bucket/key."""
+    earlier_weights: tuple[str, ...] = ()
+    """Earlier networks of the same training (network-STEP.safetensors). How far they agree on an instance is
+    its stability. Each costs as much time as the network itself."""
+    batch_size: Count = 8
+    """Images in one forward pass; smaller batches are padded."""
+    precision: Precision = "float32"
+    """Autocast dtype of the forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabellingConfig(Bounded):
     """Everything that decides which labels an image gets."""
 
     method: Literal[PatchMethod, "solo"] = "promerge"
-    """How instances are found: what stands out from a common background (promerge), the parts of a partition
-    (multicut), or what a trained network sees (solo), which --weights names: network.safetensors of
-    jobs/train_solo.py, or one of its network-STEP.safetensors."""
+    """How instances are found: by what stands out from a common background (promerge), as parts of a
+    partition of the patches (multicut), or by a trained network (solo), which --network.weights names."""
     refine: Literal["auto", "crf", "none"] = "auto"
-    """How masks are brought to the image's edges: a dense CRF, or not at all. auto: crf for masks of patches,
-    none for solo."""
-    min_refined_iou: float = 0.5
-    """A mask that the CRF changes to an IoU below this is dropped."""
-    component_fraction: float = 0.5
-    """After the CRF, components of at least this share of a mask's largest stay."""
-    earlier_weights: tuple[str, ...] = ()
-    """With method solo: earlier networks of the same training (network-STEP.safetensors), to measure each
-    instance's stability by how far they agree on it. Each costs as much time as --weights."""
+    """How masks are fitted to the edges in the image: by a dense CRF, or not at all. auto is crf for promerge
+    and multicut, none for solo."""
+    min_refined_iou: Share = 0.5
+    """Drop a mask if its IoU with what the CRF makes of it is below this."""
+    component_fraction: Share = 0.5
+    """After the CRF, keep the components of at least this share of a mask's largest one."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     promerge: ProMergeConfig = field(default_factory=ProMergeConfig)
     multicut: MultiCutConfig = field(default_factory=MultiCutConfig)
     mask_filter: MaskFilterConfig = field(default_factory=MaskFilterConfig)
@@ -47,35 +66,46 @@ class LabellingConfig:
     tiling: Annotated[TilingConfig, tyro.conf.arg(name="")] = field(default_factory=TilingConfig)
 
     def __post_init__(self) -> None:
-        for name in ("min_refined_iou", "component_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigurationError(f"{name} is a share, 0 to 1, got {getattr(self, name)}")
-        if self.method == "solo":
-            self._check_network()
-        elif self.earlier_weights:
-            raise ConfigurationError("earlier_weights are those of trained networks: give --method solo")
+        super().__post_init__()
+        if self.uses_network and not self.network.weights:
+            raise ConfigurationError(
+                f"method {self.method} needs a trained network: give --network.weights FILE or "
+                "s3://bucket/key, the network.safetensors that jobs/train_solo.py writes"
+            )
+        if not self.uses_network and self.network != NetworkConfig():
+            raise ConfigurationError(
+                f"method {self.method} uses no trained network: leave network out, or give --method solo"
+            )
+
+    @property
+    def uses_network(self) -> bool:
+        """Whether a trained network finds the instances, and no encoder is used."""
+        return self.method not in get_args(PatchMethod)
 
     @property
     def uses_crf(self) -> bool:
         """Whether masks are refined."""
-        return self.refine == "crf" or (self.refine == "auto" and self.method != "solo")
+        return self.refine == "crf" or (self.refine == "auto" and self.method in _COARSE_METHODS)
+
+    @property
+    def batch_size(self) -> int:
+        """Crops in one forward pass."""
+        return self.network.batch_size if self.uses_network else self.encoder.batch_size
+
+    def preparation(self, image_size: tuple[int, int]) -> PreparationConfig:
+        """How images become crops for an encoder or network that takes `image_size` = (height, width)."""
+        return PreparationConfig(
+            image_size=image_size,
+            keeps_aspect=self.uses_network,
+            decoding=self.decoding,
+            tiling=self.tiling,
+        )
 
     def check_has_features(self) -> None:
-        """Raise ConfigurationError for a method that does without an encoder's features."""
-        if self.method == "solo":
+        """Raise ConfigurationError for a method that uses no encoder features."""
+        if self.uses_network:
             methods = " or ".join(get_args(PatchMethod))
             raise ConfigurationError(
-                f"this job takes --method {methods}: to measure solo, label with it and evaluate the store"
-            )
-
-    def _check_network(self) -> None:
-        if self.encoder.weights in ("hub", "random"):
-            raise ConfigurationError(
-                "method solo needs a trained network: give --weights FILE or s3://bucket/key, the "
-                "network.safetensors that jobs/train_solo.py writes"
-            )
-        if self.encoder.name != EncoderConfig.name:
-            raise ConfigurationError(
-                f"method solo sees images by the network of --weights, not by the encoder "
-                f"{self.encoder.name!r}: leave --encoder out"
+                f"this job takes --method {methods}: to measure {self.method}, label with it and evaluate "
+                "the store"
             )

@@ -1,18 +1,32 @@
-"""A labelling's identity: the network and the settings that a version records."""
+"""A version's identity: the network and the settings that decide its labels.
+
+Two runs whose descriptions are equal give equal labels, and share a version of the store.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from engine.encoders import load_encoder
+from engine import __version__
+from engine.corpora import CorpusKind
+from engine.encoders import EncoderConfig
 from engine.labelling.config import LabellingConfig
+from engine.store.version_info import VersionInfo
+
+# Stores exist whose versions describe these fields of the encoder. A later field is described only if it is
+# not at its default, so that such a version stays the same configuration.
+_FIRST_ENCODER_FIELDS = ("name", "weights", "image_size", "batch_size", "precision", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkDescription:
-    """What sees the images, an encoder or a trained network: the (height, width) that it takes, the digest of
-    its weights, and what a trained network says of itself."""
+    """The encoder or trained network of a labelling.
+
+    `image_size` is the (height, width) that it takes, `weights_digest` the digest of its weights, `settings`
+    the architecture of a trained network.
+    """
 
     image_size: tuple[int, int]
     weights_digest: str
@@ -20,16 +34,11 @@ class NetworkDescription:
 
 
 def describe_network(config: LabellingConfig) -> NetworkDescription:
-    """Load what workers will load, so that mistakes answer at once. Raises WeightsError,
-    ConfigurationError."""
-    if config.method != "solo":
-        encoder = load_encoder(config.encoder, device="cpu")
-        return NetworkDescription(
-            image_size=encoder.image_size, weights_digest=encoder.weights_digest, settings={}
-        )
-    from engine.labelling.network_labeller import CheckpointLabeller
+    """Load what workers will load, so that mistakes show at once. Raises WeightsError, ConfigurationError."""
+    # torch takes seconds to import.
+    from engine.labelling.labeller import load_labeller
 
-    labeller = CheckpointLabeller(config, device="cpu")
+    labeller = load_labeller(config, device="cpu")
     return NetworkDescription(
         image_size=labeller.image_size,
         weights_digest=labeller.weights_digest,
@@ -38,10 +47,69 @@ def describe_network(config: LabellingConfig) -> NetworkDescription:
 
 
 def describe_labelling(config: LabellingConfig, network: NetworkDescription) -> dict[str, Any]:
-    """All that decides the labels of an image but the weights, as a version's configuration holds it."""
-    configuration: dict[str, Any] = asdict(config) | network.settings
-    # Weights are known by their content, wherever they lie.
-    configuration["encoder"].pop("weights")
-    configuration.pop("earlier_weights")
+    """Everything that decides an image's labels except the weights, as a version's configuration holds it."""
+    configuration: dict[str, Any] = asdict(config)
+    configuration["encoder"] = _describe_encoder(config.encoder)
+    if config.uses_network:
+        # Versions have always held the batch size and precision of a network here.
+        configuration["encoder"] |= {
+            "batch_size": config.network.batch_size,
+            "precision": config.network.precision,
+        }
+    # Weights are identified by their digests, wherever they are.
+    del configuration["network"]
     configuration["refine"] = "crf" if config.uses_crf else "none"
-    return configuration
+    return configuration | network.settings
+
+
+def describe_first_round(
+    config: LabellingConfig,
+    network: NetworkDescription,
+    corpus_kind: CorpusKind,
+    *,
+    shard_size: int,
+    chunk_size: int,
+    limit: int | None,
+) -> VersionInfo:
+    """The identity of round 0, labelled from a corpus; the device is filled in when it is known."""
+    run = {"shard_size": shard_size, "chunk_size": chunk_size, "limit": limit}
+    return VersionInfo(
+        round=0,
+        configuration=describe_labelling(config, network) | run,
+        weights_digest=network.weights_digest,
+        parent=None,
+        code_version=__version__,
+        device="",
+        corpus_kind=corpus_kind,
+    )
+
+
+def describe_next_round(
+    config: LabellingConfig,
+    network: NetworkDescription,
+    parent: VersionInfo,
+    *,
+    chunk_size: int,
+    training: Mapping[str, Any],
+) -> VersionInfo:
+    """The identity of the round after `parent`, labelled by a network whose `training` is described."""
+    configuration = describe_labelling(config, network) | {"chunk_size": chunk_size} | dict(training)
+    return replace(
+        parent,
+        round=parent.round + 1,
+        configuration=configuration,
+        weights_digest=network.weights_digest,
+        parent=parent.name,
+        code_version=__version__,
+        device="",
+    )
+
+
+def _describe_encoder(config: EncoderConfig) -> dict[str, Any]:
+    defaults = asdict(EncoderConfig())
+    settings = asdict(config)
+    return {
+        name: value
+        for name, value in settings.items()
+        if name != "weights" and (name in _FIRST_ENCODER_FIELDS or value != defaults[name])
+    }

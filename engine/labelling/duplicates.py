@@ -1,49 +1,60 @@
-"""One object, seen in the whole image and in several tiles: one mask of it stays."""
+"""Merge the labels of an image's crops: of an object seen in several of them, one mask is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from engine.images.crops import Crop, group_by_image
 from engine.images.tiling import TilingConfig
+from engine.labelling.outcomes import Labels
 from engine.masks.instances import Instances
 from engine.masks.rle import overlaps
-from engine.types import Outcome, Reason, Status
+from engine.types import Reason
 
 
-def merge_outcomes(outcomes: Sequence[Outcome], config: TilingConfig) -> Outcome:
-    """The row of an image whose crops have the rows `outcomes`, at least one, the whole image's first.
+def merge_crops(
+    labels: Iterable[tuple[Crop, Labels | Exception]], config: TilingConfig
+) -> Iterator[Labels | Exception]:
+    """Labels of each image from those of its crops, the whole image's first, or the first error.
 
-    An image that was rejected anywhere is rejected.
+    Raises torch.OutOfMemoryError, for which no image is to blame.
     """
-    for outcome in outcomes:
-        if outcome.status is Status.REJECTED:
-            return outcome
-    found = (outcome.instances or outcome.reason for outcome in outcomes)
-    result = merge_results([result for result in found if result is not None], config)
-    if not isinstance(result, Instances):
-        return outcomes[0]
-    return replace(outcomes[0], status=Status.LABELLED, reason=None, instances=result)
+    for crops in group_by_image(labels):
+        found = []
+        for _, item in crops:
+            if isinstance(item, torch.OutOfMemoryError):
+                raise item
+            found.append(item)
+        yield merge_labels(found, config)
 
 
-def merge_results(results: Sequence[Instances | Reason], config: TilingConfig) -> Instances | Reason:
-    """Instances of all crops of an image, the whole first; or the whole's reason where no crop has any."""
-    if len(results) == 1:
-        return results[0]
-    if Reason.NON_FINITE in results:
-        return Reason.NON_FINITE
-    labelled = [result for result in results if isinstance(result, Instances)]
-    return merge_instances(labelled, config) if labelled else results[0]
+def merge_labels(crops: Sequence[Labels | Exception], config: TilingConfig) -> Labels | Exception:
+    """Labels of one image from those of its crops, at least one, the whole image's first.
+
+    Without any instances they are those of the whole. A crop with an error or with features that are not
+    finite decides for the whole image.
+    """
+    labels: list[Labels] = []
+    for crop in crops:
+        if isinstance(crop, Exception) or crop.reason is Reason.NON_FINITE:
+            return crop
+        labels.append(crop)
+    parts = [crop.instances for crop in labels if crop.instances is not None]
+    if not parts or len(labels) == 1:
+        return labels[0]
+    return replace(labels[0], reason=None, instances=merge_instances(parts, config))
 
 
 def merge_instances(parts: Sequence[Instances], config: TilingConfig) -> Instances:
-    """All instances of the crops of one image, without those that another with a higher score shows.
+    """Instances of all crops of one image, without duplicates (greedy non-maximum suppression).
 
-    Of two masks the one with the lower score goes where their IoU is above `duplicate_iou`, or where more
-    than `duplicate_ioa` of it lies in the other: a part goes for the object, never the object for a part.
+    Of two masks the one with the lower score is dropped if their IoU is above `duplicate_iou`, or if more
+    than `duplicate_ioa` of it lies in the other: a part is dropped for the object, never the reverse.
     Ordered by falling score, then falling area, then box.
     """
     rles = tuple(rle for part in parts for rle in part.rles)
@@ -65,7 +76,7 @@ def merge_instances(parts: Sequence[Instances], config: TilingConfig) -> Instanc
 
 
 def _keep_first(is_duplicate_of: NDArray[np.bool_]) -> list[int]:
-    """Positions of what stays when each, in order, goes if it is a duplicate of one that stayed before it.
+    """Positions that are kept if each, in order, is dropped as a duplicate of one kept before it.
 
     >>> _keep_first(np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]], dtype=bool))
     [0, 2]

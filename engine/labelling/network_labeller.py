@@ -1,10 +1,11 @@
-"""Label images by a trained network: rows as those of the other methods, without an encoder and proposals."""
+"""Labels from a trained network, and their stability over earlier networks of the same training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,53 +13,47 @@ from numpy.typing import NDArray
 
 from engine.device import autocast, reproducible, upload_images
 from engine.errors import WeightsError
-from engine.images.crops import Crop
+from engine.images.crops import Crop, split_batches
 from engine.images.resizing import fit_size
 from engine.images.tiling import boxes_touch_tile_edge
-from engine.labelling.candidates import (
-    postprocess_masks,
-)
+from engine.labelling.candidates import postprocess_masks
 from engine.labelling.config import LabellingConfig
-from engine.labelling.labeller import attempt
-from engine.labelling.outcomes import Labels
-from engine.masks.boxes import Box
-from engine.masks.instances import Instances
+from engine.labelling.duplicates import merge_crops
+from engine.labelling.outcomes import Labels, attempt
 from engine.masks.packing import make_instances
 from engine.refine import refine_masks
-from engine.solo.inference import METHOD, detect, fitted_masks, full_masks, to_inputs
+from engine.solo.inference import METHOD, Detections, detect, fitted_masks, full_masks, to_inputs
 from engine.solo.network import SoloOutputs
 from engine.solo.stability import with_stability
 from engine.solo.weights import load_network
 from engine.stopwatch import stage
 from engine.types import Reason
 
-if TYPE_CHECKING:
-    from engine.solo.network import SoloOutputs
 
+class TrainedNetwork:
+    """A trained network that finds the instances of single crops, whole images or tiles.
 
-class SoloLabeller:
-    """A trained network, and how its answers become the labels of whole images and of tiles.
-
-    Batches are filled up with black images to the encoder's `batch_size`, so that an image's labels do not
-    depend on how many others there are.
+    Batches are padded with black images to `config.network.batch_size`, so that a crop's labels do not depend
+    on how many others there are.
     """
 
-    def __init__(self, config: LabellingConfig, device: str) -> None:
-        """Loads the network of `config.encoder.weights`; detection is as `config` says, whatever the network
-        was measured with. Raises WeightsError."""
+    def __init__(self, weights: str, config: LabellingConfig, device: str) -> None:
+        """Load the network of the file `weights`; it detects by `config.detection`, whatever it was trained
+        with. Raises WeightsError."""
+        self.weights = weights
         self._device = torch.device(device)
-        self._network, solo, self.weights_digest = load_network(config.encoder.weights, self._device)
+        self._network, solo, self.weights_digest = load_network(weights, self._device)
         self._solo = replace(solo, detection=config.detection)
         self._config = config
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the square that images should be fitted into."""
+        """(height, width) of the square that crops are fitted into."""
         return self._solo.image_size, self._solo.image_size
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the network is, as JSON can hold it; of what it was trained from, its file knows no more."""
+        """The network's architecture, as JSON can hold it."""
         settings = asdict(self._solo)
         for name in ("detection", "backbone_weights", "seed"):
             settings.pop(name)
@@ -66,71 +61,77 @@ class SoloLabeller:
 
     @torch.inference_mode()
     def forward(self, squares_bhwc: NDArray[np.uint8]) -> SoloOutputs:
-        """What the network says of images uint8 (B, S, S, 3), at most a batch of them."""
-        inputs = to_inputs(upload_images(squares_bhwc, self._config.encoder.batch_size, self._device))
-        with reproducible(self._device), autocast(self._device, self._config.encoder.precision):
+        """The network's outputs for images uint8 (B, S, S, 3), at most a batch of them."""
+        network = self._config.network
+        inputs = to_inputs(upload_images(squares_bhwc, network.batch_size, self._device))
+        with reproducible(self._device), autocast(self._device, network.precision):
             outputs: SoloOutputs = self._network(inputs)
         return outputs
 
     @torch.inference_mode()
-    def label(
-        self,
-        outputs: SoloOutputs,
-        number: int,
-        square_hwc: NDArray[np.uint8],
-        size: tuple[int, int],
-        box_xyxy: Box | None = None,
-    ) -> Labels:
-        """Labels of the image `number` of a batch, which `square_hwc` (S, S, 3) shows: an image of `size` =
-        (height, width), or its tile `box_xyxy`, which leaves out what its inner edges cut."""
+    def process_crop(self, outputs: SoloOutputs, number: int, crop: Crop) -> Labels:
+        """Labels of the crop that is image `number` of the batch; those cut by a tile's inner edges are left
+        out."""
         answers = (outputs.objectness, outputs.kernels, outputs.mask_features)
         if not all(bool(answer[number].isfinite().all()) for answer in answers):
-            return Labels(found=Reason.NON_FINITE)
+            return Labels(reason=Reason.NON_FINITE)
         with stage("detect"):
             detections = detect(outputs, number, self._solo.detection)
+        if len(detections.scores) == 0:
+            return Labels(reason=Reason.NO_FOREGROUND)
+        x0, y0, x1, y1 = crop.box_xyxy
+        masks: Iterable[NDArray[np.bool_]] = full_masks(detections, (y1 - y0, x1 - x0), self._solo)
         scores = detections.scores.cpu().numpy()
-        if len(scores) == 0:
-            return Labels(found=Reason.NO_FOREGROUND)
-        x0, y0, x1, y1 = box_xyxy or (0, 0, size[1], size[0])
-        seen_size = (y1 - y0, x1 - x0)
-        masks: Iterable[NDArray[np.bool_]] = full_masks(detections, seen_size, self._solo)
         if self._config.uses_crf:
-            height, width = fit_size(seen_size, self._solo.image_size)
-            part_hwc = np.ascontiguousarray(square_hwc[:height, :width])
-            fitted = fitted_masks(detections, (height, width), self._solo)
-            with stage("refine"):
-                refined = refine_masks(part_hwc, fitted, self._config.crf, device=str(self._device))
-                masks, scores = postprocess_masks(fitted, refined, scores, self._config)
+            masks, scores = self._refine(detections, scores, crop)
         with stage("resize masks, run lengths"):
-            instances = make_instances(masks, scores, size, METHOD, box_xyxy)
-        if box_xyxy is not None:
-            instances = instances.keep(~boxes_touch_tile_edge(instances.boxes_xyxy, box_xyxy, size))
-        return Labels(found=instances if len(instances) > 0 else Reason.REFINED_AWAY)
+            instances = make_instances(masks, scores, crop.size, METHOD, crop.box_xyxy)
+        if not crop.is_whole:
+            is_cut = boxes_touch_tile_edge(instances.boxes_xyxy, crop.box_xyxy, crop.size)
+            instances = instances.keep(~is_cut)
+        return Labels(instances=instances) if len(instances) > 0 else Labels(reason=Reason.REFINED_AWAY)
+
+    def _refine(
+        self, detections: Detections, scores: NDArray[np.float32], crop: Crop
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Refined masks at the size of the image within its square, and the scores of those that are kept."""
+        x0, y0, x1, y1 = crop.box_xyxy
+        height, width = fit_size((y1 - y0, x1 - x0), self._solo.image_size)
+        image_hwc = np.ascontiguousarray(crop.resized_hwc[:height, :width])
+        coarse = fitted_masks(detections, (height, width), self._solo)
+        with stage("refine"):
+            refined = refine_masks(image_hwc, coarse, self._config.crf, device=str(self._device))
+            return postprocess_masks(coarse, refined, scores, self._config)
 
 
-class CheckpointLabeller:
-    """The networks along one training: the last one labels, those before it tell how stable that is.
+def load_networks(config: LabellingConfig, device: str) -> list[TrainedNetwork]:
+    """The networks of `config.network`, earlier ones first, the one that labels last. Raises WeightsError."""
+    if config.network.weights is None:
+        raise WeightsError("no trained network is given: set network.weights")
+    weights = (*config.network.earlier_weights, config.network.weights)
+    return [TrainedNetwork(uri, config, device) for uri in weights]
 
-    Without `config.earlier_weights` it labels as the last one by itself, and stabilities stay unknown.
+
+class NetworkLabeller:
+    """The networks along one training: the last one labels, the earlier ones measure stability.
+
+    Without earlier networks, stabilities are unknown (NaN). A `Labeller`.
     """
 
-    def __init__(self, config: LabellingConfig, device: str) -> None:
-        """Raises WeightsError, also where the networks do not take images of one size."""
-        self._earlier = [
-            SoloLabeller(replace(config, encoder=replace(config.encoder, weights=weights)), device)
-            for weights in config.earlier_weights
-        ]
-        self._last = SoloLabeller(config, device)
-        for labeller, weights in zip(self._earlier, config.earlier_weights, strict=True):
-            if labeller.image_size != self._last.image_size:
+    def __init__(self, config: LabellingConfig, networks: Sequence[TrainedNetwork]) -> None:
+        """Raises WeightsError if the networks take images of different sizes."""
+        *self._earlier, self._last = networks
+        for network in self._earlier:
+            if network.image_size != self._last.image_size:
                 raise WeightsError(
-                    f"the network {weights!r} takes images of {labeller.image_size}, the last one of "
+                    f"the network {network.weights!r} takes images of {network.image_size}, the last one of "
                     f"{self._last.image_size}: give networks of one training"
                 )
+        self._config = config
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the square that images should be fitted into."""
+        """(height, width) of the square that crops are fitted into."""
         return self._last.image_size
 
     @property
@@ -140,49 +141,32 @@ class CheckpointLabeller:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the last network is, and the digests of those before it, as JSON can hold them."""
-        earlier = [labeller.weights_digest for labeller in self._earlier]
+        """The last network's architecture and the digests of the earlier ones, as JSON can hold them."""
+        earlier = [network.weights_digest for network in self._earlier]
         return {"network": self._last.settings} | ({"earlier_networks": earlier} if earlier else {})
 
-    def forward(self, squares_bhwc: NDArray[np.uint8]) -> list[SoloOutputs]:
-        """What each network says of images uint8 (B, S, S, 3), at most a batch of them; the last one last."""
-        return [labeller.forward(squares_bhwc) for labeller in (*self._earlier, self._last)]
+    def generate(self, crops: Iterable[Crop]) -> Iterator[Labels | Exception]:
+        """Labels of each image, or the error that it raised; see `Labeller.generate`."""
+        batches = split_batches(crops, self._config.batch_size)
+        labels = chain.from_iterable(map(self._process_batch, batches))
+        return merge_crops(labels, self._config.tiling)
 
-    def label(
-        self,
-        outputs: Sequence[SoloOutputs],
-        number: int,
-        square_hwc: NDArray[np.uint8],
-        size: tuple[int, int],
-        box_xyxy: Box | None = None,
-    ) -> Labels:
-        """Labels as `SoloLabeller.label` gives them, with their stability."""
-        *before, last = outputs
-        labels = self._last.label(last, number, square_hwc, size, box_xyxy)
-        if not before or not isinstance(labels.found, Instances):
-            return labels
-        found = (
-            labeller.label(output, number, square_hwc, size, box_xyxy).found
-            for labeller, output in zip(self._earlier, before, strict=True)
-        )
-        earlier = [instances for instances in found if isinstance(instances, Instances)]
-        return replace(labels, found=with_stability(labels.found, earlier))
-
-
-class NetworkLabeller:
-    """Finds instances by a trained network, and by those before it where stability is asked for."""
-
-    def __init__(self, config: LabellingConfig, device: str) -> None:
-        # timm, of which networks are made, takes seconds to import.
-        from engine.labelling.network_labeller import CheckpointLabeller
-
-        self._labeller = CheckpointLabeller(config, device)
-
-    def label(self, crops: Sequence[Crop]) -> list[Labels | Exception]:
+    def _process_batch(self, crops: Sequence[Crop]) -> Iterator[tuple[Crop, Labels | Exception]]:
+        squares_bhwc = np.stack([crop.resized_hwc for crop in crops])
         with stage("network"):
-            outputs = self._labeller.forward(np.stack([crop.resized_hwc for crop in crops]))
-        return [attempt(self._label, outputs, number, crop) for number, crop in enumerate(crops)]
+            outputs = [network.forward(squares_bhwc) for network in (*self._earlier, self._last)]
+        for number, crop in enumerate(crops):
+            yield crop, attempt(self._process_crop, outputs, number, crop)
 
-    def _label(self, outputs: Sequence[SoloOutputs], number: int, crop: Crop) -> Labels:
-        box_xyxy = None if crop.is_whole else crop.box_xyxy
-        return self._labeller.label(outputs, number, crop.resized_hwc, crop.size, box_xyxy)
+    def _process_crop(self, outputs: Sequence[SoloOutputs], number: int, crop: Crop) -> Labels:
+        """Labels of a crop by the last network, with their stability over the earlier ones."""
+        *before, last = outputs
+        labels = self._last.process_crop(last, number, crop)
+        if not before or labels.instances is None:
+            return labels
+        seen_before = (
+            network.process_crop(output, number, crop).instances
+            for network, output in zip(self._earlier, before, strict=True)
+        )
+        earlier = [instances for instances in seen_before if instances is not None]
+        return replace(labels, instances=with_stability(labels.instances, earlier))

@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
 from engine.images.tiling import TilingConfig
-from engine.labelling.config import LabellingConfig
+from engine.labelling.config import LabellingConfig, NetworkConfig
 from engine.solo.training import TrainingConfig
 from engine.store.selection import SelectionConfig
 
@@ -119,10 +118,12 @@ class SelfTrainingConfig:
         *earlier, last = networks
         return LabellingConfig(
             method="solo",
-            encoder=EncoderConfig(
-                weights=last, batch_size=self.predict.batch_size, precision=self.predict.precision
+            network=NetworkConfig(
+                weights=last,
+                earlier_weights=tuple(earlier),
+                batch_size=self.predict.batch_size,
+                precision=self.predict.precision,
             ),
-            earlier_weights=tuple(earlier),
             detection=self.training.solo.detection,
             decoding=self.training.samples.decoding,
             tiling=self.predict.tiling,

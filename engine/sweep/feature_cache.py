@@ -34,7 +34,7 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedImage:
-    """An image as labelling takes it; see `engine.labelling.patch_labeller.label_features`."""
+    """An image of `size` = (height, width), resized to what the encoder takes, and its features."""
 
     features_hwc: NDArray[np.float16]
     resized_hwc: NDArray[np.uint8]

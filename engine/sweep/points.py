@@ -16,8 +16,10 @@ from engine.errors import ConfigurationError
 from engine.evaluation.average_precision import Metrics
 from engine.evaluation.ground_truth import AnnotatedImage
 from engine.evaluation.protocol import EvaluatedImage, EvaluationProtocol, evaluate
+from engine.images.crops import Crop
 from engine.labelling.config import LabellingConfig
-from engine.labelling.patch_labeller import label_features, warm_up
+from engine.labelling.labeller import warm_up
+from engine.labelling.patch_labeller import label_encoded
 from engine.masks.instances import Instances
 from engine.store.selection import Selection, score_cut, select_instances
 from engine.sweep.feature_cache import FeatureCache
@@ -130,9 +132,12 @@ def _label(cache: FeatureCache, key: str | None, config: LabellingConfig) -> _La
         return _Labels(instances=None, cpu_s=0.0)
     image = cache.read(key)
     start = time.process_time()
-    found = label_features(image.features_hwc, image.resized_hwc, image.size, config).found
+    crop = Crop.whole(image.resized_hwc, image.size)
+    (labels,) = label_encoded([(crop, image.features_hwc)], config)
     seconds = time.process_time() - start
-    return _Labels(instances=found if isinstance(found, Instances) else None, cpu_s=seconds)
+    if isinstance(labels, Exception):
+        raise labels
+    return _Labels(instances=labels.instances, cpu_s=seconds)
 
 
 def _measure(point: SweepPoint, labels: Sequence[_Labels], protocol: EvaluationProtocol) -> PointResult:

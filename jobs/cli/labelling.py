@@ -1,4 +1,4 @@
-"""The label jobs, but for where their images come from."""
+"""What all label jobs share: flags, the run on the cluster, and what is printed at its end."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from engine import __version__
-from engine.corpora import Corpus, CorpusKind
+from engine.bounds import Bounded, Count
+from engine.corpora import Corpus
 from engine.errors import ConfigurationError, ImageError, TransientError
 from engine.images.decoding import DecodingConfig, decode_image
 from engine.labelling.config import LabellingConfig
-from engine.labelling.description import NetworkDescription, describe_labelling, describe_network
+from engine.labelling.description import describe_first_round, describe_network
 from engine.objects.object_store import ObjectStore, open_objects
 from engine.store.planning import check_has_images, check_same_corpus, count_remaining
 from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version
 from engine.store.schema import ShardSummary
-from engine.store.version_info import VersionInfo
 from engine.types import Status
 from jobs.cli.flags import ClusterFlags
 from jobs.cli.progress import ProgressDisplay
@@ -37,70 +36,75 @@ _PREVIEW_TILE_HEIGHT = 240
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelArguments:
-    """Label a corpus: images in, a store of instance masks out. Run it again to go on after a stop.
+class LabelArguments(Bounded):
+    """Label a corpus: images in, a store of instance masks out. Run it again to resume after a stop.
 
     Exit codes: 0 done (images that could not be read are rows with a reason), 1 failed, 2 wrong use.
     """
 
     corpus: str
-    """Where the images are: a folder, s3://bucket/prefix, or skimage: for a few photographs to try with."""
+    """The images: a folder, s3://bucket/prefix, or skimage: for a few photographs to try it on."""
     store: str
-    """Where the labels go: a folder or s3://bucket/prefix."""
+    """The store to write: a folder or s3://bucket/prefix."""
     labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(default_factory=LabellingConfig)
-    limit: int | None = None
-    """Label the first so many images only."""
-    shard_size: int = 1000
-    """Images in a shard; a run that is stopped loses at most the shards it was at."""
-    chunk_size: int = 8
-    """Images that travel and are computed together."""
+    limit: Count | None = None
+    """Label only the first N images."""
+    shard_size: Count = 1000
+    """Images in a shard. A run that is stopped loses at most the shards it is working on."""
+    chunk_size: Count = 8
+    """Images that are sent to a worker together."""
     extend: bool = False
-    """Add shards for images that have come to the corpus since it was labelled."""
+    """Add shards for images that were added to the corpus since it was labelled."""
     overwrite: bool = False
-    """Replace the store's labels of another configuration, once the new ones are whole."""
+    """Replace labels that the store holds from another configuration, once the new ones are complete."""
     preview: str | None = None
-    """Also write pictures of the first labelled images into this folder, or to s3://bucket/prefix."""
+    """Also write pictures of the first labelled images to this folder or s3://bucket/prefix."""
     cluster: Annotated[ClusterFlags, tyro.conf.arg(name="")] = field(default_factory=ClusterFlags)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.extend and self.overwrite:
             raise ConfigurationError(
                 "--extend adds to labels and --overwrite replaces them: give one of the two"
             )
         if self.preview is not None and Path(self.preview).is_file():
             raise ConfigurationError(f"--preview {self.preview} is a file: give a folder")
-        for name in ("limit", "shard_size", "chunk_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigurationError(f"--{name.replace('_', '-')} is at least 1 image, got {value}")
 
     @property
     def mode(self) -> Mode:
+        """What to do with labels that the store holds already."""
         return "overwrite" if self.overwrite else "extend" if self.extend else "resume"
 
 
 def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
-    """Label `corpus` into the store. Raises UsageError where that cannot begin, RunError where it fails."""
-    # Imported once the flags are known to be right, so that --help and mistakes answer at once.
+    """Label `corpus` into the store. Raises UsageError if it cannot start, RunError if it fails."""
+    # Ray takes seconds to import: --help and wrong flags answer without it.
     from jobs.cli.cluster import connect
 
     store = PseudoLabelStore(open_objects(arguments.store))
     previews = open_objects(arguments.preview) if arguments.preview is not None else None
     check_has_images(corpus)
     network = describe_network(arguments.labelling)
-    info = _version_info(arguments, corpus.kind, network)
+    info = describe_first_round(
+        arguments.labelling,
+        network,
+        corpus.kind,
+        shard_size=arguments.shard_size,
+        chunk_size=arguments.chunk_size,
+        limit=arguments.limit,
+    )
     console = Console()
-    # Refusals, and that nothing is to do, need no Ray.
+    # Neither a refusal nor a run that is complete already needs Ray.
     version = store.find_begun(info, arguments.mode)
     if version is not None and version.is_finished() and not arguments.extend:
         check_same_corpus(corpus, version)
-        print(f"nothing to do: {store.uri} holds these labels already (--extend adds images that are new)")
+        print(f"nothing to do: {store.uri} holds these labels already (--extend adds new images)")
         summaries = version.summaries()
     else:
-        joined = connect(arguments.cluster)
-        version = store.begin(replace(info, device=joined.device), arguments.mode)
+        cluster = connect(arguments.cluster)
+        version = store.begin(replace(info, device=cluster.device), arguments.mode)
         check_same_corpus(corpus, version)
-        summaries = _label(corpus, version, network.image_size, joined, arguments, console)
+        summaries = _label(corpus, version, network.image_size, cluster, arguments, console)
     console.print(_summary_table(summaries))
     for line in _rejected_lines(version, summaries):
         print(line)
@@ -113,11 +117,11 @@ def _label(
     corpus: Corpus,
     version: Version,
     image_size: tuple[int, int],
-    joined: ClusterResources,
+    cluster: ClusterResources,
     arguments: LabelArguments,
     console: Console,
 ) -> list[ShardSummary]:
-    """Do what is left to do, in view of a person."""
+    """Label the remaining images on the cluster, with a progress display."""
     from actors.pipeline import LabellingRun, run_labelling
     from actors.pool import size_pool
     from actors.storage import Work
@@ -130,8 +134,8 @@ def _label(
         limit=arguments.limit,
         extend=arguments.extend,
     )
-    run = LabellingRun(work=work, config=arguments.labelling, image_size=image_size, device=joined.device)
-    size = size_pool(joined.cpus, joined.gpus)
+    run = LabellingRun(work=work, config=arguments.labelling, image_size=image_size, device=cluster.device)
+    size = size_pool(cluster.cpus, cluster.gpus)
 
     def count() -> int:
         return count_remaining(corpus, version, limit=arguments.limit, extend=arguments.extend)
@@ -140,28 +144,8 @@ def _label(
         return run_labelling(run, size, display.show)
 
 
-def _version_info(
-    arguments: LabelArguments, corpus_kind: CorpusKind, network: NetworkDescription
-) -> VersionInfo:
-    """What the labels are made from; which device, Ray will say."""
-    configuration = describe_labelling(arguments.labelling, network) | {
-        "shard_size": arguments.shard_size,
-        "chunk_size": arguments.chunk_size,
-        "limit": arguments.limit,
-    }
-    return VersionInfo(
-        round=0,
-        configuration=configuration,
-        weights_digest=network.weights_digest,
-        parent=None,
-        code_version=__version__,
-        device="",
-        corpus_kind=corpus_kind,
-    )
-
-
 def _summary_table(summaries: list[ShardSummary]) -> Table:
-    """What the version holds, in a short table."""
+    """Counts of images and masks in a version."""
     images = sum(summary.images for summary in summaries)
     instances = sum(summary.instances for summary in summaries)
     reasons: Counter[str] = Counter()
@@ -174,14 +158,14 @@ def _summary_table(summaries: list[ShardSummary]) -> Table:
     table.add_row("rejected", str(sum(summary.rejected for summary in summaries)), end_section=not reasons)
     for i, (reason, count) in enumerate(sorted(reasons.items())):
         table.add_row(f"  {reason}", str(count), end_section=i == len(reasons) - 1)
-    table.add_row("in all", str(images))
+    table.add_row("total", str(images))
     table.add_row("masks", str(instances))
     table.add_row("masks per image", f"{instances / max(images, 1):.2f}")
     return table
 
 
 def _rejected_lines(version: Version, summaries: list[ShardSummary]) -> list[str]:
-    """The first rejected images, a line each; only shards that have some are read."""
+    """A line for each of the first rejected images; only shards with rejected images are read."""
     shards = (summary.shard for summary in summaries if summary.rejected)
     rejected = (
         outcome for shard in shards for outcome in version.shard(shard) if outcome.status == Status.REJECTED
@@ -195,7 +179,7 @@ def _rejected_lines(version: Version, summaries: list[ShardSummary]) -> list[str
 
 
 def _write_previews(corpus: Corpus, version: Version, previews: ObjectStore, config: DecodingConfig) -> None:
-    """Pictures of the first labelled images, one each and all on one sheet."""
+    """Draw the first labelled images, one picture each, and all of them on one sheet."""
     from engine.report.drawing import contact_sheet, draw_instances, encode_jpeg
 
     labelled = (outcome for outcome in version.outcomes() if outcome.status == Status.LABELLED)
@@ -207,7 +191,7 @@ def _write_previews(corpus: Corpus, version: Version, previews: ObjectStore, con
             print(f"no preview of {outcome.record.image_id!r}: {error}")
             continue
         pictures.append(draw_instances(image, outcome.instances))
-        # Short enough for any file system, whose names end at 255 bytes.
+        # File systems limit names to 255 bytes.
         name = PurePosixPath(outcome.record.path).stem[:60]
         previews.write(f"{number:03d}-{name}.jpg", encode_jpeg(pictures[-1]))
     if pictures:

@@ -128,7 +128,7 @@ def store_predictions(
         image = decode_image(corpus.read(record_of(truth)), config.samples.decoding)
         *earlier, last = (find_instances(network, [image], solo)[0] for network, solo, _ in loaded)
         found = with_stability(last, earlier)
-        labels = Labels(found=found if len(found) > 0 else Reason.NO_FOREGROUND)
+        labels = Labels(instances=found) if len(found) > 0 else Labels(reason=Reason.NO_FOREGROUND)
         outcomes.append(make_outcome(record_of(truth), truth.size, "", labels))
     settings = {"training": asdict(config), "networks": [digest for *_, digest in loaded]}
     return store_version(objects, outcomes, settings, parent)

@@ -1,4 +1,4 @@
-"""Reading from a server that goes away, refuses, or lacks an image."""
+"""Reading from a server that is killed, refuses access, or lacks an image."""
 
 import io
 import tarfile
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors import reader
 from actors.reader import ReadCrop, Reader
 from engine.corpora import Corpus, Sa1bCorpus, open_coco, open_corpus, open_hrsid
 from engine.errors import CorpusError
@@ -22,7 +21,7 @@ from engine.types import Chunk, ImageRecord, Outcome, Reason
 
 
 def read_chunk(corpus: Corpus, records: list[ImageRecord]) -> list[ReadCrop | Outcome]:
-    reader = Reader(corpus, PreparationConfig(image_size=(16, 16)))
+    reader = Reader(corpus, PreparationConfig(image_size=(16, 16)), retry_waits_s=(0.5,) * 20)
     return list(reader.crops(Chunk(shard=0, records=tuple(records))))
 
 
@@ -34,11 +33,10 @@ def photographs(
 
 
 @pytest.mark.parametrize("is_tar", [True, False])
-def test_a_server_that_is_killed_in_mid_run_costs_time_alone(
+def test_a_server_that_is_killed_and_restarted_loses_no_image(
     s3_server: Any, photographs: dict[str, bytes], is_tar: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "_ATTEMPTS", 2)
-    monkeypatch.setattr(reader, "_RETRY_WAITS_S", (0.5,) * 20)
     folder = s3_server.root / "bucket/sa1b"
     folder.mkdir()
     if is_tar:
@@ -55,24 +53,24 @@ def test_a_server_that_is_killed_in_mid_run_costs_time_alone(
     assert len(records) == 5
 
     class Killer(Sa1bCorpus):
-        """Takes the server away for a second before the third image."""
+        """Kills the server for a second before the third image."""
 
         def read(self, record: ImageRecord) -> bytes:
             if record == records[2] and not deaths:
                 deaths.append(time.monotonic())
                 s3_server.kill()
-                revival.start()
+                restart.start()
             return super().read(record)
 
     deaths: list[float] = []
-    revival = threading.Timer(1, s3_server.start)
+    restart = threading.Timer(1, s3_server.start)
     crops = read_chunk(Killer.open("s3://bucket/sa1b"), records)
     assert time.monotonic() - deaths[0] > 1
-    revival.join()
+    restart.join()
     assert [crop.crop.size for crop in crops if isinstance(crop, ReadCrop)] == [(48, 64)] * 5
 
 
-def test_an_image_that_is_not_there_is_a_row(s3_server: Any, photographs: dict[str, bytes]) -> None:
+def test_a_missing_image_is_a_row(s3_server: Any, photographs: dict[str, bytes]) -> None:
     (s3_server.root / "bucket/sa_1.jpg").write_bytes(photographs["sa_1.jpg"])
     records = [ImageRecord(image_id=name, path=name) for name in ("sa_1.jpg", "sa_2.jpg", "no.tar/sa_3.jpg")]
     found, *rejected = read_chunk(open_corpus("s3://bucket", "sa1b"), records)
@@ -89,7 +87,7 @@ def open_with_list(uri: str) -> Corpus:
 
 
 @pytest.mark.parametrize("open_kind", [open_coco, open_with_list, open_hrsid, Sa1bCorpus.open])
-def test_a_bucket_that_cannot_be_used_is_one_line(
+def test_an_unusable_bucket_is_refused_in_one_line(
     s3_server: Any, monkeypatch: pytest.MonkeyPatch, open_kind: Callable[[str], Corpus]
 ) -> None:
     with pytest.raises(CorpusError, match="no such bucket") as caught:

@@ -11,18 +11,21 @@ import pytest
 import torch
 from torch import nn
 
-from actors import reader, workers
 from actors.ledger import MAX_IN_FLIGHT
+from actors.reader import Reader
 from actors.workers import Worker
 from engine.corpora import Corpus, FolderCorpus
 from engine.encoders import EncoderConfig, load_encoder
 from engine.errors import DeviceMemoryError, TransientError
+from engine.images.crops import Crop, PreparationConfig
 from engine.images.decoding import decode_image
 from engine.images.resizing import resize_image
 from engine.images.tiling import TilingConfig
-from engine.labelling.config import LabellingConfig
-from engine.labelling.patch_labeller import label_images
-from engine.masks.instances import Instances
+from engine.labelling.config import LabellingConfig, NetworkConfig
+from engine.labelling.labeller import Labeller, label_images, load_labeller
+from engine.labelling.network_labeller import NetworkLabeller, TrainedNetwork
+from engine.labelling.outcomes import Labels
+from engine.labelling.patch_labeller import PatchLabeller
 from engine.masks.rle import cross_ious
 from engine.objects.memory import MemoryObjects
 from engine.refine import CrfConfig, refine_images
@@ -30,9 +33,10 @@ from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
 from engine.solo.inference import find_instances
 from engine.solo.network import build_network
 from engine.solo.weights import load_network, pack_network
-from engine.types import ImageRecord, Outcome, Reason, ShardPlan, Status
+from engine.types import Chunk, ImageRecord, Outcome, Reason, ShardPlan, Status
 from tests.fake_cuda import fake_cuda, in_fake_cuda
 
+Load = Callable[[LabellingConfig, str], Labeller]
 CONFIG = LabellingConfig(refine="none", encoder=EncoderConfig(image_size=96, batch_size=2))
 SIZE = (96, 96)
 
@@ -61,11 +65,15 @@ def corpus(photograph: Callable[[int], np.ndarray], encode_image: Callable[..., 
 
 
 def label(
-    corpus: Corpus, config: LabellingConfig = CONFIG, chunk_size: int = 5, device: str = "cpu"
+    corpus: Corpus,
+    config: LabellingConfig = CONFIG,
+    chunk_size: int = 5,
+    device: str = "cpu",
+    load: Load = load_labeller,
 ) -> list[Outcome]:
-    """Every image of the corpus, in chunks through one worker, two of them at a time."""
+    """The rows of every image of the corpus, in chunks through one worker, two of them at a time."""
     plan = ShardPlan(index=7, records=tuple(corpus.records()), is_last=True)
-    worker = Worker(corpus, config, SIZE, device)
+    worker = Worker(corpus, config, SIZE, device, load)
     worker.start()
     rows: dict[ImageRecord, Outcome] = {}
     with ThreadPoolExecutor(MAX_IN_FLIGHT) as threads:
@@ -133,34 +141,67 @@ def test_an_images_row_does_not_depend_on_its_neighbours(corpus: FolderCorpus) -
     assert alone.instances.scores.tobytes() == together[3].instances.scores.tobytes()
 
 
-def test_a_server_that_stumbles_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(reader.time, "sleep", waits.append)
+def test_a_server_that_does_not_answer_is_asked_again() -> None:
     objects = FlakyObjects(failures=2)
     objects.write("a.png", b"")
-    (outcome,) = label(FolderCorpus(objects))
-    assert outcome.reason == Reason.EMPTY_FILE
-    assert waits == list(reader._RETRY_WAITS_S[:2])
-    objects.failures = 100
-    (outcome,) = label(FolderCorpus(objects))
+    corpus = FolderCorpus(objects)
+    reader = Reader(corpus, PreparationConfig(image_size=SIZE), retry_waits_s=(0, 0))
+    chunk = Chunk(shard=0, records=tuple(corpus.records()))
+    (outcome,) = reader.crops(chunk)
+    assert isinstance(outcome, Outcome)
+    assert (outcome.reason, objects.failures) == (Reason.EMPTY_FILE, 0)
+    objects.failures = 3
+    (outcome,) = reader.crops(chunk)
+    assert isinstance(outcome, Outcome)
     assert (outcome.status, outcome.reason) == (Status.REJECTED, Reason.UNREACHABLE)
 
 
-def test_what_nobody_foresaw_is_a_row_too(corpus: FolderCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+class FaultyEncoder:
+    """Fails, or gives features without channels, of which no mask can be made."""
+
+    name, feature_size, image_size, grid, weights_digest = "faulty", 0, SIZE, (12, 12), "fixed"
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.batches: list[int] = []
+
+    def encode(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        self.batches.append(len(images))
+        if self.error is not None:
+            raise self.error
+        return torch.zeros(len(images), 12, 12, 0)
+
+
+class BrokenCorpus(FolderCorpus):
+    def read(self, record: ImageRecord) -> bytes:
         raise RuntimeError("surprise")
 
-    monkeypatch.setattr(workers, "find_candidates", fail)
-    outcomes = label(corpus)
-    assert [o.reason for o in outcomes] == [Reason.FAILED, Reason.FAILED, Reason.NOT_AN_IMAGE, Reason.FAILED]
-    assert "RuntimeError: surprise" in outcomes[0].detail
-    monkeypatch.setattr(reader.DecodingProcess, "crops", fail)
-    assert {outcome.reason for outcome in label(corpus)} == {Reason.FAILED}
+
+def test_an_unforeseen_error_becomes_a_row_too(corpus: FolderCorpus) -> None:
+    rows = label(corpus, load=lambda config, _: PatchLabeller(config, FaultyEncoder()))
+    assert [o.reason for o in rows] == [Reason.FAILED, Reason.FAILED, Reason.NOT_AN_IMAGE, Reason.FAILED]
+    assert rows[0].detail.startswith("while labelling: ValueError: ")
+    unreadable = label(BrokenCorpus(corpus._objects))
+    assert {row.reason for row in unreadable} == {Reason.FAILED}
+    assert unreadable[0].detail == "while reading: RuntimeError: surprise"
+
+
+def test_an_image_that_fails_after_some_of_its_crops_is_one_row(corpus: FolderCorpus) -> None:
+    worker = Worker(corpus, CONFIG, SIZE, "cpu")
+    worker.start()
+    records = tuple(corpus.records())
+    read = list(worker.read(Chunk(shard=0, records=records[:2])))
+    failed = Outcome(record=records[0], status=Status.REJECTED, reason=Reason.TIMED_OUT)
+    rows = {row.record: row for row in worker.label_crops([read[0], failed, read[1]])}
+    assert rows.keys() == set(records[:2])
+    assert rows[records[0]] is failed
+    assert rows[records[1]].sha256 is not None
+    assert worker.label_crops([]) == []
 
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])
-def test_an_image_that_refinement_fails_at_does_not_take_its_batch_along(
-    corpus: FolderCorpus, backend: Literal["numba", "torch"], monkeypatch: pytest.MonkeyPatch
+def test_an_image_that_refinement_fails_for_does_not_affect_its_batch(
+    corpus: FolderCorpus, backend: Literal["numba", "torch"]
 ) -> None:
     config = replace(
         CONFIG, refine="crf", crf=CrfConfig(backend=backend), encoder=replace(CONFIG.encoder, batch_size=4)
@@ -175,8 +216,8 @@ def test_an_image_that_refinement_fails_at_does_not_take_its_batch_along(
             raise RuntimeError("surprise")
         return refine_images(images, *arguments, **keywords)
 
-    monkeypatch.setattr("engine.labelling.candidates.refine_images", refine_or_fail)
-    rows = label(corpus, config)
+    encoder = load_encoder(config.encoder, "cpu", 1)
+    rows = label(corpus, config, load=lambda config, _: PatchLabeller(config, encoder, refine_or_fail))
     assert (rows[1].reason, rows[1].detail) == (Reason.FAILED, "while labelling: RuntimeError: surprise")
     for i in (0, 2, 3):
         assert rows[i].reason == expected[i].reason
@@ -186,33 +227,29 @@ def test_an_image_that_refinement_fails_at_does_not_take_its_batch_along(
     assert sizes == [3, 1, 1, 1]
 
 
-@pytest.mark.parametrize(
-    "where", ["engine.labelling.candidates.refine_images", "engine.encoders.vit.upload_images"]
-)
-def test_want_of_gpu_memory_is_no_images_fault(
-    corpus: FolderCorpus, where: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("part", ["encoder", "refinement"])
+def test_a_lack_of_gpu_memory_is_no_images_fault(
+    corpus: FolderCorpus, part: Literal["encoder", "refinement"]
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    encoder = FaultyEncoder(error) if part == "encoder" else load_encoder(CONFIG.encoder, "cpu", 1)
 
-    monkeypatch.setattr(where, fail)
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
     with pytest.raises(DeviceMemoryError, match="CUDA out of memory"):
-        label(corpus, replace(CONFIG, refine="crf"))
+        label(
+            corpus,
+            replace(CONFIG, refine="crf"),
+            load=lambda config, _: PatchLabeller(config, encoder, fail),
+        )
 
 
-def test_a_worker_that_a_gpu_has_no_room_for_says_so_when_it_starts(
-    corpus: FolderCorpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes = []
-
-    def fail(images: Sequence[np.ndarray], batch_size: int, device: torch.device) -> None:
-        sizes.append((len(images), batch_size))
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("engine.encoders.vit.upload_images", fail)
+def test_a_worker_without_room_on_its_gpu_raises_when_it_starts(corpus: FolderCorpus) -> None:
+    encoder = FaultyEncoder(torch.OutOfMemoryError("CUDA out of memory"))
     with fake_cuda(), pytest.raises(DeviceMemoryError):
-        Worker(corpus, CONFIG, SIZE, "cuda").start()
-    assert sizes == [(1, CONFIG.encoder.batch_size)]
+        Worker(corpus, CONFIG, SIZE, "cuda", lambda config, _: PatchLabeller(config, encoder)).start()
+    assert encoder.batches == [1]
 
 
 def test_a_chunk_without_a_readable_image(corpus: FolderCorpus) -> None:
@@ -229,8 +266,8 @@ def test_tiles_of_several_images_share_batches(corpus: FolderCorpus) -> None:
     other_rows = label(corpus, config, chunk_size=1)
     for i in (0, 1, 3):
         image = decode_image(corpus.read(rows[i].record), config.decoding)
-        expected = label_images([image], encoder, config)[0].found
-        assert isinstance(expected, Instances)
+        expected = label_images([image], PatchLabeller(config, encoder), config)[0].instances
+        assert expected is not None
         for found in (rows[i].instances, other_rows[i].instances):
             assert found is not None
             assert found.rles == expected.rles
@@ -239,7 +276,7 @@ def test_tiles_of_several_images_share_batches(corpus: FolderCorpus) -> None:
 
 @pytest.fixture
 def by_network(tmp_path: Path) -> LabellingConfig:
-    """Labelling by a network of random weights that sees objects everywhere."""
+    """Labelling by a network of random weights that finds objects everywhere."""
     solo = SoloConfig(
         backbone="test_resnet",
         image_size=SIZE[0],
@@ -253,12 +290,16 @@ def by_network(tmp_path: Path) -> LabellingConfig:
     nn.init.constant_(network.category_head.prediction.bias, 2.0)
     weights = tmp_path / "network.safetensors"
     weights.write_bytes(pack_network(network.state_dict(), solo))
-    encoder = EncoderConfig(weights=str(weights), batch_size=2)
-    return LabellingConfig(method="solo", encoder=encoder, detection=DetectionConfig(max_instances=7))
+    return LabellingConfig(
+        method="solo",
+        network=NetworkConfig(weights=str(weights), batch_size=2),
+        detection=DetectionConfig(max_instances=7),
+    )
 
 
 def test_a_network_labels_images_and_tiles(corpus: FolderCorpus, by_network: LabellingConfig) -> None:
-    network, solo, _ = load_network(by_network.encoder.weights, torch.device("cpu"))
+    assert by_network.network.weights is not None
+    network, solo, _ = load_network(by_network.network.weights, torch.device("cpu"))
     solo = replace(solo, detection=by_network.detection)
     rows = label(corpus, by_network)
     assert rows[2].reason == Reason.NOT_AN_IMAGE
@@ -271,22 +312,26 @@ def test_a_network_labels_images_and_tiles(corpus: FolderCorpus, by_network: Lab
         assert found is not None
         assert 0 < len(found) <= 7
         assert (found.rles, found.method) == (expected.rles, "solo")
-        # Sums differ in their last bits between a batch of one and a batch filled up.
+        # Sums differ in their last bits between a batch of one and a padded batch.
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
         assert rows[i].optimality is None
-        # Whole image and tiles together, whatever batches they are in.
+        # The whole image and its tiles, whatever batches they are in.
         assert first is not None
         assert second is not None
         assert first.rles == second.rles
         assert set(first.rles) > set(found.rles)
 
 
-def test_an_image_that_a_network_fails_at_is_a_row(
-    corpus: FolderCorpus, by_network: LabellingConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
+class FailingNetwork(TrainedNetwork):
+    def process_crop(self, outputs: object, number: int, crop: Crop) -> Labels:
         raise RuntimeError("surprise")
 
-    monkeypatch.setattr("engine.labelling.network_labeller.detect", fail)
-    rows = label(corpus, by_network)
+
+def test_an_image_that_a_network_fails_for_is_a_row(
+    corpus: FolderCorpus, by_network: LabellingConfig
+) -> None:
+    def load(config: LabellingConfig, device: str) -> Labeller:
+        return NetworkLabeller(config, [FailingNetwork(str(config.network.weights), config, device)])
+
+    rows = label(corpus, by_network, load=load)
     assert [row.reason for row in rows] == [Reason.FAILED] * 2 + [Reason.NOT_AN_IMAGE, Reason.FAILED]

@@ -168,9 +168,13 @@ def test_from_s3_to_s3(
         (("--encoder", "vit_tiny_patch16_224", "--weights", "/nonexistent.pth"), "/nonexistent.pth"),
         (("--encodr", "x"), "did you mean --encoder"),
         (("--method", "magic"), "promerge"),
-        (("--method", "solo"), "needs a trained network: give --weights"),
-        (("--method", "solo", "--weights", __file__), "no network that jobs/train_solo.py has written"),
-        (("--shard-size", "0"), "at least 1 image"),
+        (("--method", "solo"), "needs a trained network: give --network.weights"),
+        (("--method", "solo", "--weights", __file__), "needs a trained network: give --network.weights"),
+        (
+            ("--method", "solo", "--network.weights", __file__),
+            "no network that jobs/train_solo.py has",
+        ),
+        (("--shard-size", "0"), "shard_size is a whole number >= 1"),
         (("--promerge.tau-b", "7"), "tau_b"),
         (("--extend", "--overwrite"), "one of the two"),
         (("--store", "s3:///x"), "names no bucket"),
@@ -200,8 +204,8 @@ def test_help_explains_every_flag(run_here: RunJob, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("COLUMNS", "200")
     output = succeeded(run_here("label_folder", "--help"))
     for flag in (
-        "--corpus", "--store", "--method", "--encoder", "--weights", "--refine", "--limit", "--shard-size",
-        "--device", "--address", "--extend", "--overwrite", "--preview", "--promerge.tau-b",
+        "--corpus", "--store", "--method", "--encoder", "--weights", "--network.weights", "--refine",
+        "--limit", "--shard-size", "--device", "--address", "--extend", "--overwrite", "--preview", "--promerge.tau-b",
         "--multicut.biases", "--tile", "--overlap", "--detection.min-score",
     ):  # fmt: skip
         assert flag in output

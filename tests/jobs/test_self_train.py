@@ -18,8 +18,7 @@ import torch
 from engine.corpora import FolderCorpus
 from engine.errors import UsageError
 from engine.images.decoding import decode_image
-from engine.images.resizing import fit_image
-from engine.labelling.network_labeller import CheckpointLabeller
+from engine.labelling.labeller import label_images, load_labeller
 from engine.labelling.outcomes import make_outcome
 from engine.objects.local import LocalObjects
 from engine.solo.run import Run, train_solo
@@ -116,13 +115,13 @@ def train_and_predict_here(root: Path, given: list[str]) -> list[Outcome]:
     torch.set_num_threads(1)
     networks = [f"{output.uri}/{key}" for key in output.keys("network-")]
     assert len(networks) == 3
-    labeller = CheckpointLabeller(arguments.config.labelling(networks), "cpu")
+    labelling = arguments.config.labelling(networks)
+    labeller = load_labeller(labelling, "cpu")
     rows = []
     for outcome in version_in(root, 0).outcomes():
         if outcome.status != Status.REJECTED:
             image = decode_image(corpus.read(outcome.record), config.samples.decoding)
-            square = fit_image(image, 64)
-            labels = labeller.label(labeller.forward(square[None]), 0, square, image.shape[:2])
+            (labels,) = label_images([image], labeller, labelling)
             rows.append(make_outcome(outcome.record, image.shape[:2], "", labels))
     return rows
 

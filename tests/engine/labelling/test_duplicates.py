@@ -1,15 +1,19 @@
 import numpy as np
+import pytest
+import torch
 
+from engine.images.crops import Crop
 from engine.images.tiling import TilingConfig
-from engine.labelling.duplicates import merge_instances, merge_outcomes, merge_results
+from engine.labelling.duplicates import merge_crops, merge_instances, merge_labels
+from engine.labelling.outcomes import Labels
 from engine.masks.boxes import mask_boxes_xyxy
 from engine.masks.instances import Instances
 from engine.masks.rle import decode_rles, encode_rles
-from engine.types import ImageRecord, Outcome, Reason, Status
+from engine.types import Optimality, Reason
 
 CONFIG = TilingConfig(tile=32)
 SIZE = (20, 30)
-RECORD = ImageRecord(image_id="a", path="a")
+BLACK = np.zeros((8, 8, 3), np.uint8)
 
 
 def square(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
@@ -39,7 +43,7 @@ OBJECT, SHIFTED, PART, OTHER = (
 )
 
 
-def test_of_two_views_the_higher_score_stays() -> None:
+def test_the_view_with_the_higher_score_is_kept() -> None:
     whole, tile = instances((0.5, OBJECT), (0.4, OTHER)), instances((0.6, SHIFTED))
     merged = merge_instances([whole, tile], CONFIG)
     assert np.array_equal(decode_rles(merged.rles, SIZE), [SHIFTED, OTHER])
@@ -50,13 +54,13 @@ def test_of_two_views_the_higher_score_stays() -> None:
     assert len(apart) == 3
 
 
-def test_a_part_goes_for_its_object_but_no_object_for_a_part() -> None:
+def test_a_part_is_dropped_for_its_object_but_not_the_object_for_a_part() -> None:
     assert len(merge_instances([instances((0.5, OBJECT)), instances((0.4, PART))], CONFIG)) == 1
     assert len(merge_instances([instances((0.4, OBJECT)), instances((0.5, PART))], CONFIG)) == 2
 
 
-def test_what_went_takes_nothing_along() -> None:
-    far = square(4, 0, 14, 10)  # like SHIFTED, which goes for OBJECT, but unlike OBJECT
+def test_a_dropped_mask_suppresses_no_other() -> None:
+    far = square(4, 0, 14, 10)  # overlaps SHIFTED, which is dropped for OBJECT, but not OBJECT
     merged = merge_instances([instances((0.9, OBJECT)), instances((0.8, SHIFTED), (0.7, far))], CONFIG)
     assert np.array_equal(decode_rles(merged.rles, SIZE), [OBJECT, far])
 
@@ -68,23 +72,36 @@ def test_order_does_not_depend_on_where_masks_come_from() -> None:
     assert merged.areas.tolist() == [100, 80, 9]
 
 
-def test_crops_without_objects() -> None:
-    found = instances((0.5, OBJECT))
-    assert merge_results([found], CONFIG) is found
-    assert merge_results([Reason.NO_FOREGROUND, Reason.REFINED_AWAY], CONFIG) == Reason.NO_FOREGROUND
-    assert merge_results([found, Reason.NON_FINITE], CONFIG) == Reason.NON_FINITE
-    merged = merge_results([Reason.NO_FOREGROUND, found], CONFIG)
-    assert isinstance(merged, Instances)
-    assert merged.rles == found.rles
+def test_labels_of_crops_become_those_of_the_image() -> None:
+    found = Labels(instances=instances((0.5, OBJECT)))
+    optimality = Optimality(objective=-1, gap=0)
+    whole = Labels(reason=Reason.NO_FOREGROUND, optimality=optimality)
+    assert merge_labels([found], CONFIG) is found
+    assert merge_labels([whole, Labels(reason=Reason.REFINED_AWAY)], CONFIG) is whole
+    merged = merge_labels([whole, found], CONFIG)
+    assert isinstance(merged, Labels)
+    assert merged.instances is not None
+    assert merged.instances.rles == instances((0.5, OBJECT)).rles
+    assert (merged.reason, merged.optimality) == (None, optimality)
 
 
-def test_rows_of_crops_become_one_row() -> None:
-    whole = Outcome(record=RECORD, status=Status.NO_OBJECT, height=20, width=30, reason=Reason.NO_FOREGROUND)
-    tile = Outcome(
-        record=RECORD, status=Status.LABELLED, height=20, width=30, instances=instances((0.5, OBJECT))
+def test_a_crop_that_fails_decides_for_its_image() -> None:
+    found, error = Labels(instances=instances((0.5, OBJECT))), RuntimeError("surprise")
+    broken = Labels(reason=Reason.NON_FINITE)
+    assert merge_labels([found, error, broken], CONFIG) is error
+    assert merge_labels([found, broken, error], CONFIG) is broken
+
+
+def test_crops_are_merged_image_by_image() -> None:
+    whole, tile = Crop.whole(BLACK, SIZE), Crop(resized_hwc=BLACK, box_xyxy=(0, 0, 9, 9), size=SIZE)
+    found, nothing = Labels(instances=instances((0.5, OBJECT))), Labels(reason=Reason.NO_FOREGROUND)
+    error = RuntimeError("surprise")
+    first, second, third = merge_crops(
+        [(whole, nothing), (tile, nothing), (tile, found), (whole, nothing), (whole, error)], CONFIG
     )
-    broken = Outcome(record=RECORD, status=Status.REJECTED, reason=Reason.FAILED)
-    merged = merge_outcomes([whole, tile], CONFIG)
-    assert (merged.status, merged.reason, merged.height) == (Status.LABELLED, None, 20)
-    assert merge_outcomes([whole, whole], CONFIG) is whole
-    assert merge_outcomes([whole, tile, broken], CONFIG) is broken
+    assert isinstance(first, Labels)
+    assert first.instances is not None
+    assert (second, third) == (nothing, error)
+    assert list(merge_crops([], CONFIG)) == []
+    with pytest.raises(torch.OutOfMemoryError):
+        list(merge_crops([(whole, found), (tile, torch.OutOfMemoryError())], CONFIG))
