@@ -61,7 +61,9 @@ def tell_panel(panel: str, arguments_type: type, args: Sequence[str]) -> str:
     message, similar = _read_panel(panel)
     if parsed := re.match(r"Error parsing (--[\w.-]+):", message):
         name = parsed.group(1)
-        expected = next((expected_of(flag.hint) for flag in flags_of(arguments_type) if flag.name == name), None)
+        expected = next(
+            (expected_of(flag.hint) for flag in flags_of(arguments_type) if flag.name == name), None
+        )
         values = _values_of(name, args)
         if expected is not None and values is not None:
             message = f"{name} takes {expected}, got {' '.join(values)!r}"

@@ -103,5 +103,5 @@ def test_a_bound_that_no_flag_broke_keeps_the_name_of_its_field() -> None:
         def __post_init__(self) -> None:
             Method(tau_b=2)
 
-    with pytest.raises(ConfigurationError, match="^tau_b is a cosine"):
+    with pytest.raises(ConfigurationError, match=r"^tau_b is a cosine"):
         parse_arguments(Outer, [])
