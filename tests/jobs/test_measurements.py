@@ -138,7 +138,7 @@ def test_superpixels_of_what_is_no_data_set(
         (("--coco", str(coco_folder)), "val/1.png: "),
         (("--data", str(tmp_path)), "groundTruth/val/1.mat as a ground truth of BSDS500"),
     ):
-        ended = run_here("evaluate_superpixels", *flags, "--counts", "6", "--methods", "slic")
+        ended = run_here("studies/evaluate_superpixels", *flags, "--counts", "6", "--methods", "slic")
         assert ended.returncode == 2
         assert said in ended.stderr.splitlines()[-1]
     (tmp_path / "groundTruth/val").mkdir(parents=True)

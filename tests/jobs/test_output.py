@@ -46,10 +46,10 @@ TRUTH = ("--ground-truth", "nowhere")
     ("job", "flags"),
     [
         ("benchmark", ()),
-        ("benchmark_refinement", ("--coco", "nowhere")),
+        ("studies/benchmark_refinement", ("--coco", "nowhere")),
         ("choose_bias", CORPUS),
         ("evaluate", ("--store", "nowhere", *TRUTH)),
-        ("evaluate_superpixels", ("--coco", "nowhere")),
+        ("studies/evaluate_superpixels", ("--coco", "nowhere")),
         ("evaluate_encoder", (*CORPUS, *TRUTH)),
         ("sweep", (*CORPUS, *TRUTH)),
         ("sweep --plot", (*CORPUS, *TRUTH, "--grid", "promerge.tau-b=0.1")),
