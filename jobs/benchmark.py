@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time labelling: its stages, the encoder alone, and the whole pipeline against what they allow."""
+"""Time labelling: its stages, the encoder alone, and the pipeline as a share of the ideal."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from engine import __version__
+from engine.bounds import Bounded, Count, Positive
 from engine.corpora import Corpus, CorpusKind, open_corpus
 from engine.corpora.repeated import RepeatedCorpus
 from engine.encoders import Encoder, load_encoder
@@ -38,15 +39,15 @@ from jobs.cli.console import run_job
 from jobs.cli.flags import ClusterFlags
 from jobs.cli.output import check_output, write_output
 
-# The steady part of a run leaves out so many chunks at either end, while the pipeline fills and empties.
+# Chunks at either end of a run, while the pipeline fills and drains, that the steady rate leaves out.
 _EDGE_CHUNKS = 5
 _READY_TIMEOUT_S = 300
-# The store that the pipeline writes is thrown away, so nobody asks what it was made from.
+# The store that the pipeline writes is temporary, so its version needs no description.
 _VERSION = VersionInfo(
     round=0, configuration={}, weights_digest="", parent=None, code_version=__version__, device=""
 )
 _BATCH_SIZES = {"cpu": (1, 2, 4, 8, 16), "cuda": (8, 16, 32, 64, 128)}
-# Seconds an image for pseudo-labels, as their authors or others published them, on their machines.
+# Published seconds per image for pseudo-labels, each on its authors' machine.
 _PUBLISHED = {
     "ProMerge": "1.85",
     "MaskCut": "4.7 to 13.5",
@@ -57,40 +58,41 @@ _PUBLISHED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkArguments:
-    """Time labelling: how long its stages take, the encoder alone, and the Ray pipeline end to end.
+class BenchmarkArguments(Bounded):
+    """Time labelling: its stages, the encoder alone, and the Ray pipeline from start to end.
 
-    Stages are timed in as many processes of one thread as there are cores, all at work at once, before and
-    after the pipeline, on images from all over those that pass it. Their sum over the cores is the ideal; on
-    a GPU the encoder alone, at its best batch size, is. The pipeline's rate is that of its steady part, from
-    the 5th to the last but 5th chunk, with start-up apart.
+    Stages are timed before and after the pipeline, in one single-threaded process per core, all running at
+    once, on a sample of the pipeline's images. The ideal is the sum of the stages divided by the cores; on a
+    GPU it is the rate of the encoder alone at its best batch size. The pipeline's rate is measured from its
+    5th chunk to its 5th last one; its start-up time is reported separately.
+
+    Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
     corpus: str = "skimage:"
-    """Images to time on: a folder, s3://bucket/prefix or skimage:."""
+    """Where the images are: a folder, s3://bucket/prefix, or skimage: for a few sample photographs."""
     corpus_kind: CorpusKind = "folder"
-    """How the corpus is laid out."""
-    num_images: int = 300
-    """Images that pass the pipeline; at least 11 chunks, so that it has a steady part."""
-    stage_images: int = 32
+    """Layout of the corpus."""
+    num_images: Count = 300
+    """Images to send through the pipeline; more than 10 chunks. A smaller corpus is repeated."""
+    stage_images: Count = 32
     """Images on which each process times the stages."""
-    encoder_seconds: float = 5.0
-    """How long the encoder alone is timed at each batch size."""
-    chunk_size: int = 8
-    """Images that travel and are computed together."""
+    encoder_seconds: Positive = 5.0
+    """Seconds for which the encoder alone is timed at each batch size."""
+    chunk_size: Count = 8
+    """Images that a worker gets and labels together."""
     parts: tuple[Literal["stages", "encoder", "pipeline"], ...] = ("stages", "encoder", "pipeline")
-    """What is measured."""
+    """Parts of labelling to time."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the encoder runs."""
+    """Device of the encoder."""
     output: str | None = None
-    """Where to write the figures as JSON: a file or s3://bucket/key."""
+    """JSON file of the results: a path or s3://bucket/key."""
     labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(default_factory=LabellingConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_output("--output", self.output)
         self.labelling.check_has_features()
-        if self.stage_images < 1 or self.chunk_size < 1:
-            raise ConfigurationError("--stage-images and --chunk-size are at least 1")
         if "pipeline" in self.parts and self.num_images <= 2 * _EDGE_CHUNKS * self.chunk_size:
             raise ConfigurationError(
                 f"--num-images {self.num_images} has no steady part at --chunk-size {self.chunk_size}: "
@@ -99,8 +101,8 @@ class BenchmarkArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageFigures:
-    """What one process measured: seconds by stage over `images`, and its peak memory."""
+class StageTimes:
+    """One process: seconds by stage, summed over `images`, and its peak memory in MiB."""
 
     seconds: dict[str, float]
     images: int
@@ -108,8 +110,8 @@ class StageFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineFigures:
-    """`start_up_s` ends with the first chunk; `images_per_s` is of the steady part."""
+class PipelineTimes:
+    """`start_up_s` ends with the first chunk; `images_per_s` is the steady rate."""
 
     images: int
     start_up_s: float
@@ -121,30 +123,30 @@ def main(arguments: BenchmarkArguments) -> None:
     check_has_images(open_corpus(arguments.corpus, arguments.corpus_kind))
     encoder = load_encoder(arguments.labelling.encoder, arguments.device)
     cores = len(os.sched_getaffinity(0))
-    figures: dict[str, Any] = {"cores": cores, "published_s_per_image": _PUBLISHED}
-    stages: list[StageFigures] = []
+    results: dict[str, Any] = {"cores": cores, "published_s_per_image": _PUBLISHED}
+    stages: list[StageTimes] = []
     if "stages" in arguments.parts:
         stages += time_stages_on_all_cores(encoder.image_size, cores, arguments)
     if "encoder" in arguments.parts:
-        figures["encoder_images_per_s"] = time_encoder(arguments)
+        results["encoder_images_per_s"] = time_encoder(arguments)
     if "pipeline" in arguments.parts:
-        figures["pipeline"] = asdict(time_pipeline(encoder, arguments))
-        # A machine does not stay equally fast: the pipeline is compared with what was before and after it.
+        results["pipeline"] = asdict(time_pipeline(encoder, arguments))
+        # The speed of a machine drifts: the pipeline is compared with the stages before and after it.
         if stages:
             stages += time_stages_on_all_cores(encoder.image_size, cores, arguments)
     if stages:
-        figures["stages"] = summarise_stages(stages)
-    figures["ratios"] = compare_with_ideal(figures, arguments.device)
-    print_figures(figures)
-    write_output(arguments.output, json.dumps(figures, indent=2) + "\n")
+        results["stages"] = summarise_stages(stages)
+    results["ratios"] = compare_with_ideal(results, arguments.device)
+    print_results(results)
+    write_output(arguments.output, json.dumps(results, indent=2) + "\n")
 
 
 def time_stages_on_all_cores(
     image_size: tuple[int, int], cores: int, arguments: BenchmarkArguments
-) -> list[StageFigures]:
-    """The stages in one process a core, all at work between the same two moments."""
+) -> list[StageTimes]:
+    """Time the stages in one process per core, all running at the same time."""
     context = multiprocessing.get_context("spawn")
-    # Ray gives its actors one thread of BLAS, too.
+    # One BLAS thread each, as in a Ray actor.
     with context.Manager() as manager, context.Pool(cores, threadpool_limits, (1,)) as pool:
         all_ready = manager.Barrier(cores)
         shares = [(arguments, image_size, slice(core, None, cores), all_ready) for core in range(cores)]
@@ -153,8 +155,8 @@ def time_stages_on_all_cores(
 
 def time_stages(
     arguments: BenchmarkArguments, image_size: tuple[int, int], share: slice, all_ready: Barrier
-) -> StageFigures:
-    """Label this share of the images as a worker of the pipeline does, but without reading ahead."""
+) -> StageTimes:
+    """Label this share of the images as a worker of the pipeline does, but without read-ahead."""
     from actors.workers import Worker
 
     corpus = _corpus(arguments, max(arguments.num_images, arguments.stage_images * share.step))
@@ -168,7 +170,7 @@ def time_stages(
     spread = islice(corpus.records(), 0, None, step)
     records = tuple(islice(spread, share.start, arguments.stage_images * share.step, share.step))
     chunks = list(ShardPlan(index=0, records=records, is_last=True).chunks(arguments.chunk_size))
-    # The first image pays for compiled code and memory that later ones find ready.
+    # Warm up: the first image loads compiled code and allocates memory.
     label(replace(chunks[0], records=records[:1]))
     all_ready.wait(_READY_TIMEOUT_S)
     with timed_stages() as seconds:
@@ -176,14 +178,14 @@ def time_stages(
         with stage("write"):
             encode_shard("benchmark", 0, outcomes)
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return StageFigures(seconds=seconds, images=len(outcomes), peak_mib=peak_kib / 1024)
+    return StageTimes(seconds=seconds, images=len(outcomes), peak_mib=peak_kib / 1024)
 
 
-def summarise_stages(processes: Sequence[StageFigures]) -> dict[str, Any]:
-    """Milliseconds an image and shares by stage, their sum, and the largest peak memory of a process."""
-    images = sum(figures.images for figures in processes)
+def summarise_stages(processes: Sequence[StageTimes]) -> dict[str, Any]:
+    """Milliseconds per image and shares by stage, their sum, and the largest peak memory of a process."""
+    images = sum(process.images for process in processes)
     seconds = {
-        name: sum(figures.seconds.get(name, 0.0) for figures in processes) / images
+        name: sum(process.seconds.get(name, 0.0) for process in processes) / images
         for name in processes[0].seconds
     }
     total = sum(seconds.values())
@@ -192,15 +194,15 @@ def summarise_stages(processes: Sequence[StageFigures]) -> dict[str, Any]:
         "ms_per_image": {name: 1e3 * value for name, value in seconds.items()},
         "share": {name: value / total for name, value in seconds.items()},
         "sum_ms": 1e3 * total,
-        "peak_mib": max(figures.peak_mib for figures in processes),
+        "peak_mib": max(process.peak_mib for process in processes),
     }
 
 
 def time_encoder(arguments: BenchmarkArguments) -> dict[str, float]:
-    """Images a second of the encoder alone, with all threads, by the number of images in a batch."""
+    """Images per second of the encoder alone, with all threads, by batch size."""
     rates = {}
     for batch_size in _BATCH_SIZES[arguments.device]:
-        # One for each size: an encoder fills its batches up.
+        # An encoder pads every batch to its configured size, so each size needs its own.
         config = replace(arguments.labelling.encoder, batch_size=batch_size)
         encoder = load_encoder(config, arguments.device)
         image = np.random.default_rng(0).integers(0, 256, (*encoder.image_size, 3), np.uint8)
@@ -214,8 +216,8 @@ def time_encoder(arguments: BenchmarkArguments) -> dict[str, float]:
     return rates
 
 
-def time_pipeline(encoder: Encoder, arguments: BenchmarkArguments) -> PipelineFigures:
-    """Label into a store that is thrown away, on a local Ray, noting when each chunk arrives."""
+def time_pipeline(encoder: Encoder, arguments: BenchmarkArguments) -> PipelineTimes:
+    """Label into a temporary store on a local Ray, and record when each chunk arrives."""
     from actors.pipeline import LabellingRun, Progress, run_labelling
     from actors.pool import size_pool
     from actors.storage import Work
@@ -225,7 +227,7 @@ def time_pipeline(encoder: Encoder, arguments: BenchmarkArguments) -> PipelineFi
     size = size_pool(joined.cpus, joined.gpus)
     arrivals: list[tuple[float, int]] = []
 
-    def note(progress: Progress) -> None:
+    def record(progress: Progress) -> None:
         if progress.images > (arrivals[-1][1] if arrivals else 0):
             arrivals.append((time.perf_counter() - start, progress.images))
 
@@ -240,21 +242,21 @@ def time_pipeline(encoder: Encoder, arguments: BenchmarkArguments) -> PipelineFi
             work=work, config=arguments.labelling, image_size=encoder.image_size, device=arguments.device
         )
         start = time.perf_counter()
-        run_labelling(run, size, note)
+        run_labelling(run, size, record)
         total_s = time.perf_counter() - start
     leave_cluster()
     return summarise_arrivals(arrivals, total_s)
 
 
-def summarise_arrivals(arrivals: Sequence[tuple[float, int]], total_s: float) -> PipelineFigures:
-    """The steady rate from (seconds, images so far) at the arrival of each chunk.
+def summarise_arrivals(arrivals: Sequence[tuple[float, int]], total_s: float) -> PipelineTimes:
+    """Start-up and steady rate from (seconds, images so far) at the arrival of each chunk.
 
-    >>> figures = summarise_arrivals([(10.0 + i, 2 * (i + 1)) for i in range(12)], 22.0)
-    >>> figures.start_up_s, figures.images_per_s
+    >>> times = summarise_arrivals([(10.0 + i, 2 * (i + 1)) for i in range(12)], 22.0)
+    >>> times.start_up_s, times.images_per_s
     (10.0, 2.0)
     """
     (first_s, first), (last_s, last) = arrivals[_EDGE_CHUNKS - 1], arrivals[-_EDGE_CHUNKS - 1]
-    return PipelineFigures(
+    return PipelineTimes(
         images=arrivals[-1][1],
         start_up_s=arrivals[0][0],
         total_s=total_s,
@@ -262,39 +264,39 @@ def summarise_arrivals(arrivals: Sequence[tuple[float, int]], total_s: float) ->
     )
 
 
-def compare_with_ideal(figures: dict[str, Any], device: str) -> dict[str, float]:
-    """The pipeline's steady rate over what its parts allow, where both were measured."""
-    if "pipeline" not in figures:
+def compare_with_ideal(results: dict[str, Any], device: str) -> dict[str, float]:
+    """The pipeline's steady rate as a share of the ideal, for the parts that were measured."""
+    if "pipeline" not in results:
         return {}
-    steady = figures["pipeline"]["images_per_s"]
+    steady = results["pipeline"]["images_per_s"]
     ratios = {}
-    if "stages" in figures and device == "cpu":
-        ratios["of ideal"] = steady * figures["stages"]["sum_ms"] / 1e3 / figures["cores"]
-    if "encoder_images_per_s" in figures:
-        ratios["of the encoder alone"] = steady / max(figures["encoder_images_per_s"].values())
+    if "stages" in results and device == "cpu":
+        ratios["of ideal"] = steady * results["stages"]["sum_ms"] / 1e3 / results["cores"]
+    if "encoder_images_per_s" in results:
+        ratios["of the encoder alone"] = steady / max(results["encoder_images_per_s"].values())
     return ratios
 
 
-def print_figures(figures: dict[str, Any]) -> None:
-    """Tables for people; --output has the same for machines."""
+def print_results(results: dict[str, Any]) -> None:
+    """Print the results as tables."""
     console = Console()
-    if "stages" in figures:
-        console.print(_stage_table(figures["stages"], figures["cores"]))
+    if "stages" in results:
+        console.print(_stage_table(results["stages"], results["cores"]))
     summary = Table("measured", "")
     summary.columns[1].justify = "right"
-    for batch_size, rate in figures.get("encoder_images_per_s", {}).items():
+    for batch_size, rate in results.get("encoder_images_per_s", {}).items():
         summary.add_row(f"encoder alone, batches of {batch_size}", f"{rate:.2f} images/s")
-    if "pipeline" in figures:
-        pipeline = figures["pipeline"]
+    if "pipeline" in results:
+        pipeline = results["pipeline"]
         summary.add_row("pipeline, start-up to the first chunk", f"{pipeline['start_up_s']:.1f} s")
-        summary.add_row(f"pipeline, {pipeline['images']} images in all", f"{pipeline['total_s']:.1f} s")
-        summary.add_row("pipeline, steady part", f"{pipeline['images_per_s']:.2f} images/s")
-    for name, ratio in figures["ratios"].items():
+        summary.add_row(f"pipeline, all {pipeline['images']} images", f"{pipeline['total_s']:.1f} s")
+        summary.add_row("pipeline, steady rate", f"{pipeline['images_per_s']:.2f} images/s")
+    for name, ratio in results["ratios"].items():
         summary.add_row(f"pipeline, share {name}", f"{ratio:.2f}")
     console.print(summary)
-    published = Table("published, on their machines", "s/image")
+    published = Table("published, on other machines", "s/image")
     published.columns[1].justify = "right"
-    for name, seconds in figures["published_s_per_image"].items():
+    for name, seconds in results["published_s_per_image"].items():
         published.add_row(name, seconds)
     console.print(published)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Judge an encoder without training on it: a linear probe, the labels it leads to, and its speed."""
+"""Evaluate an encoder without training a segmenter: a linear probe, its labels and its speed."""
 
 from __future__ import annotations
 
@@ -7,53 +7,52 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from rich.console import Console
 
-from engine.evaluation.linear_probe import (
-    ProbeConfig,
-    draw_patches,
-    foreground_auc,
-    foreground_patches,
-    pixel_features,
-)
+from engine.evaluation.linear_probe import ProbeConfig
 from engine.labelling.config import PatchMethod
 from engine.objects.object_store import open_objects
 from engine.sweep.feature_cache import EncodedImage, FeatureCache
-from engine.sweep.points import SweepPoint, SweptImage
 from jobs.cli.console import run_job
-from jobs.cli.measuring import MeasuringArguments, encode_images, figures_of
+from jobs.cli.measuring import MeasuringArguments, encode_images, metrics_of
 from jobs.cli.output import check_output, write_output
+
+if TYPE_CHECKING:
+    from engine.sweep.points import SweptImage
 
 METHODS = get_args(PatchMethod)
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeArguments(MeasuringArguments):
-    """Judge an encoder on annotated images, without training a segmenter.
+class EvaluateEncoderArguments(MeasuringArguments):
+    """Evaluate an encoder on annotated images, without training a segmenter.
 
-    Foreground AUC: how well a logistic regression on single patches, fitted on one part of the images, tells
-    foreground from background in the others; that of the patches' raw pixels stands beside it. AP and AR:
-    what the labels of each method are worth. Seconds: the encoder's own, per image.
+    Foreground AUC: a logistic regression on single patches, fitted on some of the images, tells foreground
+    from background in the others; the AUC of raw pixels is the baseline. AP and AR: accuracy of the labels
+    that each method makes from the encoder's features. Seconds: time of the encoder alone, per image.
 
     Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     output: str | None = None
-    """Where to write the figures as JSON: a file or s3://bucket/key."""
+    """JSON file of the results: a path or s3://bucket/key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_output("--output", self.output)
 
 
-def main(arguments: JudgeArguments) -> None:
+def main(arguments: EvaluateEncoderArguments) -> None:
+    # Imported late, so that --help answers at once.
+    from engine.sweep.points import SweepPoint
+
     corpus, matches = arguments.find_images()
     encoder = arguments.load_encoder(arguments.labelling.encoder)
-    # The first image of a process waits for more than its features.
+    # Warm up: the first image of a process takes longer.
     encoder.encode([np.zeros((*encoder.image_size, 3), np.uint8)])
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(open_objects(folder))
@@ -67,10 +66,10 @@ def main(arguments: JudgeArguments) -> None:
     )
     print(
         f"{encoder.name} on {len(images)} images: foreground AUC {aucs['foreground_auc']:.3f} "
-        f"(pixels {aucs['foreground_auc_of_pixels']:.3f}), {cpu_s:.3f} s of processor and {wall_s:.3f} s "
-        "of clock an image"
+        f"(pixels {aucs['foreground_auc_of_pixels']:.3f}), {cpu_s:.3f} s of CPU and {wall_s:.3f} s "
+        "of wall time per image"
     )
-    judgement = {
+    content = {
         "encoder": {
             "name": encoder.name,
             "weights_digest": encoder.weights_digest,
@@ -80,16 +79,23 @@ def main(arguments: JudgeArguments) -> None:
         **aucs,
         "encoder_cpu_s_per_image": cpu_s,
         "encoder_wall_s_per_image": wall_s,
-        "methods": {method: figures_of(result) for method, result in zip(METHODS, results, strict=True)},
+        "methods": {method: metrics_of(result) for method, result in zip(METHODS, results, strict=True)},
         "protocol": results[0].protocol,
         "probe": asdict(arguments.probe),
         "configuration": asdict(arguments.labelling),
     }
-    write_output(arguments.output, json.dumps(judgement, indent=1) + "\n")
+    write_output(arguments.output, json.dumps(content, indent=1) + "\n")
 
 
 def probe_images(images: Sequence[SweptImage], cache: FeatureCache, config: ProbeConfig) -> dict[str, float]:
-    """Foreground AUC of the encoder's features and of the same patches' pixels."""
+    """Foreground AUC of the encoder's features, and of the raw pixels of the same patches."""
+    from engine.evaluation.linear_probe import (
+        draw_patches,
+        foreground_auc,
+        foreground_patches,
+        pixel_features,
+    )
+
     features, pixels = [], []
     for number, image in enumerate(images):
         if image.key is not None:
@@ -105,4 +111,4 @@ def probe_images(images: Sequence[SweptImage], cache: FeatureCache, config: Prob
 
 
 if __name__ == "__main__":
-    run_job(JudgeArguments, main)
+    run_job(EvaluateEncoderArguments, main)

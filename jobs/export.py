@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,29 +17,29 @@ from engine.export.split import TRAIN, VAL
 from engine.objects.object_store import open_objects
 from engine.store.pseudo_labels import PseudoLabelStore
 from jobs.cli.console import run_job
+from jobs.cli.progress import ProgressDisplay
 
 _MAX_LISTED = 20
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportArguments:
     """Write a store's labels as a training set, in one process and in constant memory.
 
-    Exit codes: 0 done (images that cannot be had are counted and listed), 1 failed, 2 wrong use.
+    Exit codes: 0 done (missing images are counted and listed), 1 failed, 2 wrong use.
     """
 
     store: str
-    """Where the labels are: a folder or s3://bucket/prefix."""
+    """Label store: a folder or s3://bucket/prefix."""
     export: Annotated[ExportConfig, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
     output: str
-    """Where the training set goes: a new folder or s3://bucket/prefix."""
+    """Training set to write: a new folder or s3://bucket/prefix."""
     corpus: str | None = None
-    """Where the images are now; with it they are copied (YOLO and WebDataset hold images and need it)."""
+    """Where the images are now. If given, images are copied; yolo and webdataset need it."""
     round: int | None = None
-    """The round of labels; the latest by default."""
+    """Round of labels; the latest by default."""
     overwrite: bool = False
-    """Replace another export at --output."""
+    """Replace another export in --output."""
 
 
 def main(arguments: ExportArguments) -> None:
@@ -51,19 +50,21 @@ def main(arguments: ExportArguments) -> None:
     if arguments.corpus is not None:
         corpus = open_corpus(arguments.corpus, version.info.corpus_kind, kept_indexes=labels)
     if not version.is_finished():
-        print(f"version {version.name} is not finished: this exports the shards that it has")
-    report = export_version(
-        version,
-        arguments.export,
-        objects,
-        corpus=corpus,
-        overwrite=arguments.overwrite,
-        on_progress=ProgressLines().show,
-    )
+        print(f"version {version.name} is not finished: only its committed shards are exported")
+    num_images = sum(summary.labelled + summary.no_object for summary in version.summaries())
+    with ProgressDisplay(num_images) as display:
+        report = export_version(
+            version,
+            arguments.export,
+            objects,
+            corpus=corpus,
+            overwrite=arguments.overwrite,
+            on_progress=lambda report: display.show(report.images, [f"{report.instances} masks"]),
+        )
     if report is None:
         print(
-            f"nothing to do: {objects.uri} holds this export already, with all images that can be had "
-            "(--overwrite makes it anew)"
+            f"nothing to do: {objects.uri} holds this export already, with every image that is available "
+            "(--overwrite writes it again)"
         )
         return
     Console().print(summary_table(report))
@@ -76,21 +77,8 @@ def main(arguments: ExportArguments) -> None:
     print(f"export: {objects.uri} ({arguments.export.format}, version {version.name})")
 
 
-class ProgressLines:
-    """A line from time to time."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
-
-    def show(self, report: ExportReport) -> None:
-        now = time.monotonic()
-        if now - self._last >= _SECONDS_BETWEEN_LINES:
-            self._last = now
-            print(f"{report.images} images, {report.images / (now - self._start):.0f} images/s", flush=True)
-
-
 def summary_table(report: ExportReport) -> Table:
-    """What went in and what did not."""
+    """Counts of exported images and masks, and of images left out by reason."""
     table = Table("export", "count")
     table.columns[1].justify = "right"
     table.add_row("images", str(report.images))
@@ -107,7 +95,7 @@ def summary_table(report: ExportReport) -> Table:
 def empty_split_lines(report: ExportReport, config: ExportConfig) -> list[str]:
     """A line for each split without an image."""
     sizes = {TRAIN: report.images - report.val_images, VAL: report.val_images}
-    instead = ": data.yaml names the other one in its place" if config.format == "yolo" else ""
+    instead = ": data.yaml names the other split in its place" if config.format == "yolo" else ""
     return [
         f"the {split} split is empty (--val-fraction {config.split.val_fraction:g}){instead}"
         for split, size in sizes.items()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Show what a store of labels holds, on one page."""
+"""Summarise a label store on one HTML page."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from dataclasses import dataclass
 
 from engine.corpora import open_corpus
 from engine.objects.object_store import open_objects, write_uri
-from engine.report.page import build_report
 from engine.store.pseudo_labels import PseudoLabelStore
 from jobs.cli.console import run_job
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    """Show what a store of labels holds on one HTML page, which needs nothing else and no network.
+    """Summarise a label store on one HTML page, which needs no other file and no network.
 
     Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
     store: str
-    """Where the labels are: a folder or s3://bucket/prefix."""
+    """Label store: a folder or s3://bucket/prefix."""
     output: str
-    """The page: a file or s3://bucket/key, report.html say."""
+    """HTML file to write, such as report.html: a path or s3://bucket/key."""
     corpus: str | None = None
-    """Where the images are now; without, masks are drawn on a plain ground."""
+    """Where the images are now; without it, masks are drawn on a plain background."""
     round: int | None = None
-    """The round of labels; the latest by default."""
+    """Round of labels; the latest by default."""
 
 
 def main(arguments: ReportArguments) -> None:
+    # Imported late, so that --help answers at once.
+    from engine.report.page import build_report
+
     labels = open_objects(arguments.store)
     store = PseudoLabelStore(labels)
     version = store.version(arguments.round)

@@ -27,7 +27,7 @@ from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.version_info import describe_difference
 from jobs.cli.console import run_job
 from jobs.cli.flags import ClusterFlags, TrainingFlags
-from jobs.cli.progress import ProgressDisplay, TrainingDisplay
+from jobs.cli.progress import ProgressDisplay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,8 @@ class SelfTraining:
             validation=validation,
             init_from=init_from,
         )
-        run_training(job, sizes, TrainingDisplay(config.steps).show)
+        with ProgressDisplay(config.steps, "steps") as display:
+            run_training(job, sizes, display.show_metrics)
         return networks
 
     def _check_following(self, version: Version) -> None:
@@ -192,8 +193,8 @@ class SelfTraining:
             plans = following.plans()
             return sum(len(plan.records) for plan in plans if plan.index not in committed)
 
-        with ProgressDisplay(Console(), count_images_to_do) as display:
-            run_labelling(run, size, display.show)
+        with ProgressDisplay(count_images_to_do) as display:
+            run_labelling(run, size, display.show_labelling)
         return following
 
     def measure(self, version: Version, before: Version | None) -> RoundMetrics:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Label the same images under a grid of configurations, and measure each against what people drew."""
+"""Label the same images under a grid of configurations, and measure each against ground truth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from rich.console import Console
@@ -23,33 +23,36 @@ from engine.objects.object_store import open_objects
 from engine.sweep.axes import GridAxis, grid_points, parse_axis, with_settings
 from engine.sweep.feature_cache import FeatureCache
 from engine.sweep.line_plot import LinePlot, Series, draw_plot
-from engine.sweep.points import SweepPoint, SweptImage
 from jobs.cli.console import run_job
-from jobs.cli.measuring import MeasuringArguments, encode_images, figures_of
+from jobs.cli.measuring import MeasuringArguments, encode_images, metrics_of
 from jobs.cli.output import check_output, write_output
+
+if TYPE_CHECKING:
+    from engine.sweep.points import SweepPoint, SweptImage
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepArguments(MeasuringArguments):
-    """Label annotated images under every combination of some fields' values; print AP and AR, draw a plot.
+    """Label annotated images under every combination of configuration values; print AP and AR, draw a plot.
 
-    Each image is encoded once for each encoder, in this process; labelling and measuring fill the processor's
-    cores with processes of one thread each. Nothing is written to a label store.
+    Each encoder encodes each image once, in this process; labelling and measuring run in one process per
+    core. Nothing is written to a label store.
 
     Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
     grid: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A field and its values, such as promerge.tau-b=0.1,0.2,0.3; give it again for further fields. The first
-    is the horizontal axis of the plot."""
+    """A field and its values, such as promerge.tau-b=0.1,0.2,0.3; repeat the flag for more fields. The first
+    field is the horizontal axis of the plot."""
     cache: str | None = None
-    """Where features are kept for the next sweep: a folder or s3://bucket/prefix. By default they go."""
+    """Keep the features for the next sweep in this folder or s3://bucket/prefix; by default they are
+    discarded."""
     output: str | None = None
-    """Where to write all figures: a .json or a .csv file, or s3://bucket/key of one."""
+    """Results of all points: a .json or .csv file, or its s3://bucket/key."""
     plot: str | None = None
-    """Where to draw AP and AR of masks: an .svg file, or s3://bucket/key of one."""
+    """Plot of mask AP and AR: an .svg file, or its s3://bucket/key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +61,7 @@ class SweepArguments(MeasuringArguments):
         if self.plot is not None and PurePath(self.plot).suffix != ".svg":
             raise ConfigurationError(f"--plot is an .svg file, got {self.plot}")
         if self.plot is not None and not self.grid:
-            raise ConfigurationError("--plot draws over a field: give --grid FIELD=VALUE,VALUE")
+            raise ConfigurationError("--plot needs an axis: give --grid FIELD=VALUE,VALUE")
         check_output("--output", self.output)
         check_output("--plot", self.plot)
 
@@ -78,7 +81,7 @@ def main(arguments: SweepArguments) -> None:
     ]
     Console().print(arguments.table([name.rpartition(".")[2] for name in names], table_rows))
     print(f"{len(points[0].images)} images, {len(points)} points")
-    rows = [{"settings": v, **figures_of(result)} for v, result in zip(settings, results, strict=True)]
+    rows = [{"settings": v, **metrics_of(result)} for v, result in zip(settings, results, strict=True)]
     if arguments.output is not None and arguments.output.endswith(".csv"):
         write_output(arguments.output, rows_as_csv(rows))
     else:
@@ -92,7 +95,9 @@ def main(arguments: SweepArguments) -> None:
 def make_points(
     arguments: SweepArguments, configs: Sequence[LabellingConfig], cache: FeatureCache
 ) -> list[SweepPoint]:
-    """Each configuration with the images as its encoder sees them; every encoder runs once."""
+    """Each configuration with the images that its encoder has encoded; every encoder runs once."""
+    from engine.sweep.points import SweepPoint
+
     corpus, matches = arguments.find_images()
     encoded: dict[tuple[EncoderConfig, DecodingConfig], tuple[SweptImage, ...]] = {}
     points = []
@@ -106,7 +111,7 @@ def make_points(
 
 
 def rows_as_csv(rows: Sequence[Row]) -> str:
-    """Settings and figures of each point, flat."""
+    """CSV with a line for each point: its settings and its metrics."""
     flat = [
         {
             **row["settings"],
@@ -124,7 +129,7 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
 
 
 def plot_of(rows: Sequence[Row], axes: Sequence[GridAxis], max_detections: int) -> LinePlot:
-    """AP and AR of masks in percent over the first axis, a line for each combination of the others."""
+    """Mask AP and AR in percent over the first axis, a line for each combination of the other axes."""
     first, *others = axes
     recall = f"AR@{max_detections}"
     is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in first.values)

@@ -20,7 +20,7 @@ from engine.store.selection import check_stability
 from engine.training.distribution import WorkerContext
 from jobs.cli.console import run_job
 from jobs.cli.flags import ClusterFlags, TrainingFlags
-from jobs.cli.progress import TrainingDisplay
+from jobs.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     pass
@@ -95,7 +95,8 @@ def main(arguments: TrainArguments) -> None:
         validation=validation,
     )
     print(f"training on {version.name} with {sizes.workers} worker(s) of {sizes.cpus_each} CPUs", flush=True)
-    run_training(job, sizes, TrainingDisplay(arguments.training.steps).show)
+    with ProgressDisplay(arguments.training.steps, "steps") as display:
+        run_training(job, sizes, display.show_metrics)
     print(f"network: {output.uri}/{RESULT_KEY}")
 
 

@@ -1,1 +1,1 @@
-"""What the command lines of all jobs share."""
+"""Flags, errors, progress and outputs that the command lines of all jobs share."""

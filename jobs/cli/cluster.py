@@ -1,4 +1,4 @@
-"""Joining Ray: a cluster that is there, or a local one for this run."""
+"""Connect to Ray: to a running cluster, or to a local one that ends with this process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ _CONNECT_TIMEOUT_S = 10
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterResources:
-    """What a job has of the cluster that it joined: the device that networks run on, and the CPUs and GPUs
-    that no other job has taken; no GPUs where the device is the CPU."""
+    """The device that networks run on, and the CPUs and GPUs that are free for this job.
+
+    `gpus` is 0 if the device is the CPU.
+    """
 
     device: Literal["cpu", "cuda"]
     cpus: float
@@ -29,18 +31,18 @@ class ClusterResources:
 
 
 def connect(flags: ClusterFlags) -> ClusterResources:
-    """Connect this process to Ray and say to what.
+    """Connect this process to Ray and print to which cluster.
 
-    Without an address this is the cluster of the submitted job that this process is, elsewhere as `local`,
-    which starts a Ray of this machine's size on the loopback interface that ends with this process; `auto`
-    and HOST:PORT join a running cluster. Raises UsageError where there is no such cluster, ConfigurationError
-    where it has not the device.
+    `local` starts a Ray of this machine's size on the loopback interface, which ends with this process;
+    `auto` and HOST:PORT join a running cluster. Without an address, a submitted job joins its own cluster,
+    and any other process starts a local one. Raises UsageError if there is no such cluster, and
+    ConfigurationError if it lacks the device.
     """
     address = flags.address or os.environ.get("RAY_ADDRESS", "local")
     if ":" in address:
-        _check_that_someone_listens(address)
+        _check_reachable(address)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    # Of a worker that is given up, not every answer is looked at.
+    # Results of a worker that was dropped are never fetched; Ray would report their errors.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         if address == "local":
@@ -68,26 +70,32 @@ def connect(flags: ClusterFlags) -> ClusterResources:
 
 
 def leave_cluster() -> None:
-    """Disconnect from Ray, and end it where it is a local one."""
+    """Disconnect from Ray; a local one ends."""
     ray.shutdown()
 
 
 def choose_device(asked: str, num_gpus: float) -> Literal["cpu", "cuda"]:
-    """cpu or cuda, for what --device asked. Raises ConfigurationError where there is no GPU."""
+    """The device for --device `asked`; auto is cuda if there is a GPU.
+
+    Raises ConfigurationError for cuda without a GPU.
+
+    >>> choose_device("auto", 2), choose_device("auto", 0), choose_device("cpu", 2)
+    ('cuda', 'cpu', 'cpu')
+    """
     if asked == "cuda" and num_gpus < 1:
         raise ConfigurationError(
-            "--device cuda, but this Ray has no GPU: leave --device out, or join one that has"
+            "--device cuda, but this Ray has no GPU: leave --device out, or join a cluster with GPUs"
         )
     return "cuda" if asked != "cpu" and num_gpus >= 1 else "cpu"
 
 
 def largest_node_cpus() -> float:
-    """CPUs of the joined cluster's largest node, which bounds what one actor can get."""
+    """CPUs of the cluster's largest node: the most that one actor can have."""
     return max(float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
 
 
-def _check_that_someone_listens(address: str) -> None:
-    """Raise UsageError for a HOST:PORT without a server; Ray itself would try for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise UsageError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()

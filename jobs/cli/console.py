@@ -1,10 +1,9 @@
-"""What every job shares at its ends: flags to a dataclass, errors to one line and an exit code."""
+"""Start and end of every job: flags to a dataclass, errors to one line and an exit code."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -12,14 +11,15 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from engine.errors import MaskmillError, UsageError
+from engine.errors import ConfigurationError, MaskmillError, OutOfBoundsError, UsageError
+from jobs.cli.messages import name_flag, tell_panel
 
 Arguments = TypeVar("Arguments")
 DONE, FAILED, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 class Terminated(KeyboardInterrupt):
-    """Somebody has asked this process to end, as the end of a job's time does."""
+    """SIGTERM asked this process to end, as a scheduler does at the end of a job's time."""
 
 
 def run_job(arguments_type: type[Arguments], job: Callable[[Arguments], None]) -> NoReturn:
@@ -27,7 +27,7 @@ def run_job(arguments_type: type[Arguments], job: Callable[[Arguments], None]) -
     terminated."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Names of images hold what a terminal or a log may have no letters for.
+            # Image names may hold characters that the terminal's or log's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
         job(parse_arguments(arguments_type, sys.argv[1:]))
@@ -42,7 +42,10 @@ def run_job(arguments_type: type[Arguments], job: Callable[[Arguments], None]) -
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM end the job as Ctrl-C does. Once Ray has started: it would answer with a dump of stacks."""
+    """Let SIGTERM end the job as Ctrl-C does.
+
+    To be called after Ray has started, since Ray's own handler would print a dump of all stacks.
+    """
 
     def end(*_: object) -> NoReturn:
         raise Terminated
@@ -60,30 +63,16 @@ def parse_arguments(arguments_type: type[Arguments], args: list[str]) -> Argumen
                 args=args,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
             )
+    except OutOfBoundsError as error:
+        raise ConfigurationError(name_flag(error, arguments_type, args)) from error
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(_one_line(messages.getvalue())) from None
-
-
-def _one_line(panel: str) -> str:
-    """What a panel of the command line parser says, without its frame and its hints.
-
-    A panel is a title, the message, hints and where the help is, with rules between them. Where the terminal
-    cannot show frames, the title has a rule below it; elsewhere it is part of the frame.
-    """
-    lines = [line.strip("│ ") for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
-    text = " ".join("\n" if re.fullmatch("[─-]{5,}", line) else line for line in lines)
-    paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n")]
-    message, *hints = paragraphs if "╭" in panel else paragraphs[1:]
-    alike = dict.fromkeys(re.findall(r"(?<!\S)--[\w.-]+", " ".join(hints[:-1])))
-    if alike and message.startswith("Unrecognized"):
-        message += f"; did you mean {' or '.join(alike)}?"
-    return f"{message} (--help lists all flags)"
+        raise UsageError(tell_panel(messages.getvalue(), arguments_type, args)) from None
 
 
 def _exit_with(code: int, error: MaskmillError) -> NoReturn:
-    # An error out of a worker carries its traceback as text; what it was raised as is its cause.
+    # Ray's error of a worker holds a traceback as text; the error that the worker raised is its cause.
     original = getattr(error, "cause", None) or error
     print(f"error: {' '.join(str(original).split())}", file=sys.stderr)
     sys.exit(code)

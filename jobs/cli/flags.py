@@ -1,4 +1,4 @@
-"""Flags that several jobs have. This module does without Ray, so that --help and mistakes answer at once."""
+"""Flags that several jobs have. This module imports no Ray, so that --help and mistakes answer at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from engine.errors import ConfigurationError
+from engine.bounds import Bounded, Count
 from engine.training.settings import RunSettings
 
 
@@ -17,23 +17,18 @@ class ClusterFlags:
     """Where a job runs."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks run; auto takes the cluster's GPUs where it has some."""
+    """Where networks run; auto uses the cluster's GPUs if it has any."""
     address: str | None = None
-    """Which Ray: local, auto (the running cluster), or HOST:PORT. Default: the cluster of a submitted job,
-    otherwise local."""
+    """Ray to join: local (a new one on this machine), auto (the running cluster) or HOST:PORT. By default a
+    submitted job joins its own cluster, and any other run is local."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFlags:
-    """How a network is trained, beside all that decides what it becomes."""
+class TrainingFlags(Bounded):
+    """How a training runs; none of this changes the network that it gives."""
 
     run: Annotated[RunSettings, tyro.conf.arg(name="")] = field(default_factory=RunSettings)
-    workers: int | None = None
-    """Workers that train together; by default one for each GPU, without GPUs one."""
+    workers: Count | None = None
+    """Workers that train together; by default one for each GPU, or one without GPUs."""
     cache: Path = Path("~/.cache/maskmill/superpixels")
-    """Folder on each node for images at the network's size and their superpixels; safe to delete between
-    runs."""
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ConfigurationError(f"--workers is at least 1, got {self.workers}")
+    """Folder on each node for resized images and their superpixels; may be deleted between runs."""

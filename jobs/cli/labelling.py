@@ -140,8 +140,8 @@ def _label(
     def count() -> int:
         return count_remaining(corpus, version, limit=arguments.limit, extend=arguments.extend)
 
-    with ProgressDisplay(console, count) as display:
-        return run_labelling(run, size, display.show)
+    with ProgressDisplay(count, console=console) as display:
+        return run_labelling(run, size, display.show_labelling)
 
 
 def _summary_table(summaries: list[ShardSummary]) -> Table:

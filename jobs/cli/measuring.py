@@ -1,91 +1,97 @@
-"""What jobs that label annotated images share: finding them, encoding them, showing how far they are."""
+"""Label annotated images in this process and measure the labels: shared by sweep and evaluate_encoder."""
 
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from rich.console import Console
 from rich.table import Table
 
+from engine.bounds import Bounded, Count
 from engine.corpora import Corpus, CorpusKind, open_corpus
 from engine.encoders import Encoder, EncoderConfig, load_encoder
-from engine.errors import ConfigurationError, RunError
-from engine.evaluation.ground_truth import read_ground_truth, subsample
-from engine.evaluation.matching import Match, match_images
+from engine.errors import RunError
 from engine.evaluation.protocol import EvaluationProtocol
 from engine.labelling.config import LabellingConfig
 from engine.sweep.feature_cache import CachedImages, FeatureCache, cache_features
-from engine.sweep.points import PointResult, SweepPoint, SweptImage, evaluate_points, start_workers
 from engine.types import ImageRecord
+from jobs.cli.progress import ProgressDisplay
 
-_SECONDS_BETWEEN_LINES = 10.0
+if TYPE_CHECKING:
+    from engine.evaluation.matching import Match
+    from engine.sweep.points import PointResult, SweepPoint, SweptImage
+
 _MAX_LISTED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuringArguments:
-    """What is measured, on which images, and with what."""
+class MeasuringArguments(Bounded):
+    """Images, their ground truth, and how they are labelled and measured."""
 
     corpus: str
     """Where the images are: a folder or s3://bucket/prefix."""
     ground_truth: str
-    """What people drew in them, as for evaluate.py."""
+    """Their ground truth, in any form that jobs/evaluate.py takes."""
     labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(default_factory=LabellingConfig)
     protocol: Annotated[EvaluationProtocol, tyro.conf.arg(name="")] = field(
         default_factory=EvaluationProtocol
     )
     corpus_kind: CorpusKind = "folder"
-    """How the corpus is laid out."""
-    limit: int | None = None
-    """At most so many images, spread evenly over those that are annotated."""
-    workers: int | None = None
-    """Processes that label; by default as many as this process may use cores."""
+    """Layout of the corpus."""
+    limit: Count | None = None
+    """At most N images, spread evenly over the annotated ones."""
+    workers: Count | None = None
+    """Processes that label; by default one for each core that this process may use."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the encoder runs."""
+    """Device of the encoder."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.labelling.check_has_features()
-        for name in ("limit", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigurationError(f"--{name} is at least 1, got {value}")
 
     def find_images(self) -> tuple[Corpus, list[Match[ImageRecord]]]:
         """The corpus and its annotated images, at most `limit` of them, spread evenly."""
+        from engine.evaluation.ground_truth import read_ground_truth, subsample
+        from engine.evaluation.matching import match_images
+
         corpus = open_corpus(self.corpus, self.corpus_kind)
         records = ((record, record) for record in corpus.records())
         matches = match_images(records, list(read_ground_truth(self.ground_truth)))
         return corpus, subsample(matches, self.limit)
 
     def load_encoder(self, config: EncoderConfig) -> Encoder:
-        """An encoder on the device, with all cores of this process."""
+        """Load an encoder onto the device, with all cores of this process."""
         return load_encoder(config, self.device, count_cores())
 
     def evaluate(self, points: Sequence[SweepPoint], cache: FeatureCache) -> list[PointResult]:
-        """Label and measure the points in processes of one thread each, showing how far they are."""
-        progress = ProgressLine("labelling", sum(len(point.images) for point in points))
+        """Label and measure the points in processes of one thread each, and show the progress."""
+        from engine.sweep.points import evaluate_points, start_workers
+
+        total = sum(len(point.images) for point in points)
         try:
-            with start_workers(self.workers or count_cores(), points[0].config) as workers:
+            with (
+                start_workers(self.workers or count_cores(), points[0].config) as workers,
+                show_progress(total, "labelling") as progress,
+            ):
                 return list(evaluate_points(points, self.protocol, cache, workers, progress.show))
         except BrokenProcessPool as error:
             raise RunError(
-                "a process died while labelling, maybe for want of memory: use fewer --workers"
+                "a process died while labelling, perhaps out of memory: give fewer --workers"
             ) from error
 
     def table(self, settings: Sequence[str], rows: Sequence[tuple[Sequence[str], PointResult]]) -> Table:
-        """A row for each point: what it is, by columns named `settings`, and what it is worth."""
+        """A row for each point: its settings, under the headings `settings`, and its metrics."""
         table = Table(*settings, "box AP", "box AR", "mask AP", "mask AR", "masks", "ms")
         for column in table.columns[len(settings) :]:
             column.justify = "right"
         for cells, result in rows:
             shown = ("AP", f"AR@{self.protocol.max_detections}")
-            values = [figures[name] for figures in (result.boxes, result.masks) for name in shown]
+            values = [metrics[name] for metrics in (result.boxes, result.masks) for name in shown]
             table.add_row(
                 *cells,
                 *("-" if value is None else f"{100 * value:.2f}" for value in values),
@@ -93,14 +99,14 @@ class MeasuringArguments:
                 f"{1e3 * result.cpu_s:.0f}",
             )
         table.caption = (
-            f"AP and AR in percent, with {self.protocol.max_detections} instances an image; masks an image; "
-            "the processor's ms an image, from features to masks"
+            f"AP and AR in percent, at most {self.protocol.max_detections} instances per image; masks and "
+            "CPU ms (from features to masks) per image"
         )
         return table
 
 
-def figures_of(result: PointResult) -> dict[str, Any]:
-    """What a point is worth, as JSON can hold it."""
+def metrics_of(result: PointResult) -> dict[str, Any]:
+    """A point's metrics, ready for JSON."""
     return {
         "boxes": result.boxes,
         "masks": result.masks,
@@ -110,27 +116,13 @@ def figures_of(result: PointResult) -> dict[str, Any]:
 
 
 def count_cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class ProgressLine:
-    """So many of so many are done: one line that changes on a terminal, a line from time to time in a log."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self._what = what
-        self._total = total
-        self._start = self._last = time.monotonic()
-
-    def show(self, done: int) -> None:
-        now = time.monotonic()
-        left_s = (now - self._start) / max(done, 1) * (self._total - done)
-        line = f"{self._what}: {done} of {self._total}, about {left_s:.0f} s left"
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{line if done < self._total else ''}", end="", file=sys.stderr, flush=True)
-        elif now - self._last >= _SECONDS_BETWEEN_LINES:
-            self._last = now
-            print(line, file=sys.stderr, flush=True)
+def show_progress(total: int, label: str) -> ProgressDisplay:
+    """A display on stderr, so that tables on stdout can be kept in a file."""
+    return ProgressDisplay(total, label=label, console=Console(stderr=True))
 
 
 def encode_images(
@@ -140,10 +132,12 @@ def encode_images(
     config: LabellingConfig,
     cache: FeatureCache,
 ) -> tuple[tuple[SweptImage, ...], CachedImages]:
-    """The images with their features in the cache; those of another size than the truth's are left out."""
-    progress = ProgressLine(f"encoding with {encoder.name}", len(matches))
+    """Put the features of images into the cache; images whose size differs from the truth's are left out."""
+    from engine.sweep.points import SweptImage
+
     records = [match.item for match in matches]
-    cached = cache_features(corpus, records, encoder, config, cache, progress.show)
+    with show_progress(len(matches), f"encoding with {encoder.name}") as progress:
+        cached = cache_features(corpus, records, encoder, config, cache, progress.show)
     for image_id, reason in list(cached.rejected.items())[:_MAX_LISTED]:
         print(f"cannot read {image_id!r}: {reason}")
     images = []
@@ -153,6 +147,7 @@ def encode_images(
             images.append(SweptImage(truth=truth, key=cached.keys.get(image_id)))
         else:
             print(
-                f"left out {image_id!r}: it is {cached.sizes[image_id]}, the ground truth says {truth.size}"
+                f"left out {image_id!r}: its (height, width) is {cached.sizes[image_id]}, "
+                f"in the ground truth {truth.size}"
             )
     return tuple(images), cached

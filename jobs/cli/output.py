@@ -1,4 +1,4 @@
-"""Where a job writes its figures: a file or an S3 object, looked at before the work that they cost."""
+"""The file or S3 object that a job writes its results to, checked before the work begins."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from engine.objects.object_store import write_uri
 
 
 def check_output(flag: str, uri: str | None) -> None:
-    """Raises ConfigurationError where what `flag` names cannot become a file.
+    """Raise ConfigurationError if the path or S3 URI given with `flag` cannot become a file.
 
-    Folders above it may be missing. S3 is not asked. None is no output.
+    Missing parent folders are allowed, S3 is not contacted, and None passes.
     """
     if uri is None:
         return
@@ -22,16 +22,16 @@ def check_output(flag: str, uri: str | None) -> None:
             raise ConfigurationError(f"{flag} {uri!r} names no file: write a path or s3://bucket/key")
         return
     path = Path(os.path.abspath(Path(uri).expanduser()))
-    # Writing puts a new file in the place of what has the name: of a device that would be the end.
+    # Writing replaces whatever has this name, which would destroy a device.
     if not uri or uri.endswith("/") or (os.path.exists(path) and not os.path.isfile(path)):
         raise ConfigurationError(f"{flag} {uri!r} is a folder or a device: name a file")
     above = next(folder for folder in path.parents if os.path.exists(folder))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"{flag} {uri!r} cannot be written: {above} is no folder to write to")
+        raise ConfigurationError(f"{flag} {uri!r} cannot be written: {above} is not a writable folder")
 
 
 def write_output(uri: str | None, text: str) -> None:
-    """Make the file or S3 object hold the text, and make folders above it; None is no output.
+    """Write the text to a file, whose parent folders are made, or to an S3 object; nothing for None.
 
     Raises TransientError or StoreError.
     """

@@ -1,11 +1,11 @@
-"""How labelling and training look while they go on: live on a terminal, plain lines in a log."""
+"""Progress of a job: one live line on a terminal, a line every ten seconds in a log."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -21,25 +21,35 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressDisplay:
-    """Shows progress from the moment it is entered until it is left.
+    """Shows how many `unit` of `total` are done, from the moment it is entered until it is left.
 
-    `count_total` says how many images there are to do; it may take long, so it runs beside the work and the
-    total and the time left are shown once it has answered.
+    A callable `total` may take long: it runs in a thread, and the total and the time left appear once it has
+    answered. None is a total that nobody knows. `label` begins every line.
     """
 
-    def __init__(self, console: Console, count_total: Callable[[], int]) -> None:
-        self._console = console
-        self._total: int | None = None
-        self._count_total = count_total
+    def __init__(
+        self,
+        total: int | Callable[[], int] | None,
+        unit: str = "images",
+        *,
+        label: str = "",
+        console: Console | None = None,
+    ) -> None:
+        self._console = console or Console()
+        self._total = None if callable(total) else total
+        self._count_total = total if callable(total) else None
+        self._unit = unit
+        self._label = label
         self._first: tuple[float, int] | None = None
         self._last_line = time.monotonic()
-        self._live = Live(console=console, refresh_per_second=4, transient=True)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> ProgressDisplay:
-        threading.Thread(target=self._count, daemon=True).start()
+        if self._count_total is not None:
+            threading.Thread(target=self._count, args=(self._count_total,), daemon=True).start()
         if self._console.is_terminal:
             self._live.start()
-            self._live.update("starting the workers ...")
+            self._live.update("starting ...")
         return self
 
     def __exit__(
@@ -47,90 +57,54 @@ class ProgressDisplay:
     ) -> None:
         self._live.stop()
 
-    def show(self, progress: Progress) -> None:
-        """Take notice of new progress, or that there is none."""
-        if self._first is None and progress.images > 0:
-            self._first = (time.monotonic(), progress.images)
+    def show(self, done: int, details: Sequence[str] = (), *, keep: bool = False) -> None:
+        """Show that `done` are done; `keep` prints a line that stays, on a terminal too."""
+        if self._first is None and done > 0:
+            self._first = (time.monotonic(), done)
+        line = self._line(done, details)
         if self._console.is_terminal:
-            self._live.update(self._bar(progress))
-        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._live.update(self._bar(done, line))
+        if keep or (not self._console.is_terminal and self._is_line_due()):
             self._last_line = time.monotonic()
-            print(progress_line(progress, self._total, self._rate(progress)), flush=True)
+            self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
-    def _rate(self, progress: Progress) -> float:
-        """Images a second since the first ones came; starting the workers says nothing about the rest."""
-        if self._first is None:
-            return 0.0
-        seconds = time.monotonic() - self._first[0]
-        return (progress.images - self._first[1]) / seconds if seconds > 0 else 0.0
+    def show_labelling(self, progress: Progress) -> None:
+        """Show labelled images with their masks and rejects."""
+        masks = f"{progress.instances / progress.images:.1f} masks/image" if progress.images else "starting"
+        rejects = (f"{reason} {count}" for reason, count in sorted(progress.reasons.items()))
+        self.show(progress.images, [masks, *rejects])
 
-    def _bar(self, progress: Progress) -> Table:
-        line = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=self._total, completed=progress.images, width=16, pulse=self._total is None)
-        line.add_row(bar, progress_line(progress, self._total, self._rate(progress)))
-        return line
+    def show_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show a training step; the first and the last line stay, and every line with AP."""
+        details = [f"{name} {value:.4g}" for name, value in metrics.items()]
+        is_end = self._first is None or step == self._total
+        self.show(step, details, keep=is_end or "loss" not in metrics)
 
-    def _count(self) -> None:
+    def _is_line_due(self) -> bool:
+        return time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES
+
+    def _line(self, done: int, details: Sequence[str]) -> str:
+        """One line for people. The rate leaves out the start-up before the first images or steps."""
+        total = "?" if self._total is None else self._total
+        label = f"{self._label}: " if self._label else ""
+        parts = [f"{label}{done}/{total} {self._unit}", *details]
+        if self._first is not None and done > self._first[1]:
+            per_s = (done - self._first[1]) / (time.monotonic() - self._first[0])
+            parts.append(f"{per_s:.3g} {self._unit}/s")
+            if self._total is not None:
+                parts.append(f"{clock(max(self._total - done, 0) / per_s)} left")
+        return ", ".join(parts)
+
+    def _bar(self, done: int, line: str) -> Table:
+        row = Table.grid(padding=(0, 1))
+        row.add_row(ProgressBar(total=self._total, completed=done, width=16, pulse=self._total is None), line)
+        return row
+
+    def _count(self, count_total: Callable[[], int]) -> None:
         try:
-            self._total = self._count_total()
-        except Exception as error:  # the run itself reads the same listing and will report what is wrong
-            print(f"cannot count the images: {error}", file=sys.stderr)
-
-
-def progress_line(progress: Progress, total: int | None, images_per_s: float) -> str:
-    """One line for people; a speed of 0 is one that is not known yet.
-
-    >>> from actors.pipeline import Progress
-    >>> from engine.types import Reason
-    >>> done = Progress(images=40, instances=100)
-    >>> done.reasons[Reason.TRUNCATED] = 2
-    >>> progress_line(done, 100, 2.0)
-    '40/100 images, 2.0 images/s, 2.5 masks/image, truncated 2, 0:00:30 left'
-    >>> progress_line(Progress(), 100, 0.0)
-    '0/100 images, at the first'
-    """
-    parts = [
-        f"{progress.images}/{'?' if total is None else total} images",
-        *([f"{images_per_s:.1f} images/s"] if images_per_s > 0 else []),
-        f"{progress.instances / progress.images:.1f} masks/image" if progress.images else "at the first",
-        *(f"{reason} {count}" for reason, count in sorted(progress.reasons.items())),
-    ]
-    if total is not None and images_per_s > 0:
-        parts.append(f"{clock(max(total - progress.images, 0) / images_per_s)} left")
-    return ", ".join(parts)
-
-
-class TrainingDisplay:
-    """Figures as they come: every one on a terminal, one in ten seconds in a log, every AP."""
-
-    def __init__(self, num_steps: int) -> None:
-        self._num_steps = num_steps
-        self._last_line = 0.0
-        self._first: tuple[float, int] | None = None
-
-    def show(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take notice of a step's figures."""
-        now = time.monotonic()
-        is_due = now - self._last_line >= _SECONDS_BETWEEN_LINES
-        if is_due or sys.stdout.isatty() or "loss" not in figures or step == self._num_steps:
-            self._last_line = now
-            print(figures_line(step, self._num_steps, figures, self._seconds_left(now, step)), flush=True)
-
-    def _seconds_left(self, now: float, step: int) -> float | None:
-        if self._first is None:
-            self._first = (now, step)
-        start, first = self._first
-        return (now - start) / (step - first) * (self._num_steps - step) if step > first else None
-
-
-def figures_line(step: int, num_steps: int, figures: Mapping[str, float], seconds_left: float | None) -> str:
-    """One line for people.
-
-    >>> figures_line(20, 100, {"loss": 1.23456, "images_per_s": 8.0}, 40.0)
-    'step 20/100, loss 1.235, images_per_s 8, 0:00:40 left'
-    """
-    parts = [f"step {step}/{num_steps}", *(f"{name} {value:.4g}" for name, value in figures.items())]
-    return ", ".join([*parts, *([] if seconds_left is None else [f"{clock(seconds_left)} left"])])
+            self._total = count_total()
+        except Exception as error:  # the run reads the same listing and will report what is wrong
+            print(f"cannot count the {self._unit}: {error}", file=sys.stderr)
 
 
 def clock(seconds: float) -> str:

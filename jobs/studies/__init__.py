@@ -1,1 +1,1 @@
-"""Measurements behind the documentation's figures."""
+"""Studies behind the measurements in docs/measurements.md."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare the dense CRF's backends on coarse masks of real photographs."""
+"""Compare the backends of the dense CRF with pydensecrf on coarse masks of photographs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from engine.bounds import Bounded, Count
 from engine.errors import ConfigurationError, CorpusError
 from engine.evaluation.ground_truth import read_ground_truth, read_photograph
 from engine.masks.components import paired_ious, resize_masks
@@ -25,46 +26,49 @@ from engine.refine import CrfConfig, refine_masks
 from jobs.cli.console import run_job
 from jobs.cli.output import check_output, write_output
 
-PATCH = 8  # pixels: the grid of a ViT-B/8, on which proposals are made
+PATCH = 8  # pixels; the patch size of ViT-B/8, the grid of proposals
 SHAPES = ("coarse", "grown", "shrunk", "blob")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
-    """Compare the dense CRF's backends on coarse masks of real photographs: do they agree, how fast are they?
+class BenchmarkArguments(Bounded):
+    """Compare a backend of the dense CRF with pydensecrf on coarse masks of photographs: agreement and speed.
 
-    For each image a backend and the pydensecrf reference refine the same masks one after the other in this
-    process, so that a pair of times was taken under the same load.
+    For each image, the backend and the reference refine the same masks in turn in this process, so that both
+    are timed under the same load.
+
+    Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
     coco: Path
-    """A folder in COCO's layout: annotations/instances_<split>.json beside <split>/*.jpg."""
-    num_images: int = 20
-    """Images, in the order of their ids, those without instances left out."""
-    masks_per_image: int = 10
-    """Masks refined together; instances in turn coarse, grown and shrunk, and blobs of one colour."""
+    """Folder in COCO layout: annotations/instances_<split>.json beside <split>/*.jpg."""
+    num_images: Count = 20
+    """Images with instances, in the order of their ids."""
+    masks_per_image: Count = 10
+    """Masks refined together: coarse, grown and shrunk instances and blobs of one colour, in turn."""
     size: int = 480
-    """Height and width in pixels to which images are resized; a multiple of 8."""
+    """Height and width of the resized images in pixels; a multiple of 8."""
     backend: Literal["numba", "torch"] = "numba"
-    """What is compared with the reference."""
+    """Backend to compare with the reference."""
     device: str = "cpu"
-    """Where torch computes: cpu, cuda or cuda:N."""
-    threads: tuple[int, ...] = (1, 2)
-    """Thread counts of the numba backend; the reference always uses one."""
+    """Device of the torch backend: cpu, cuda or cuda:N."""
+    threads: tuple[Count, ...] = (1, 2)
+    """Thread counts of the numba backend; the reference always uses one thread."""
     output: str | None = None
-    """Where to write the figures as JSON: a file or s3://bucket/key."""
+    """JSON file of the results: a path or s3://bucket/key."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_output("--output", self.output)
-        if self.num_images < 1 or self.masks_per_image < 1 or not self.threads or min(self.threads) < 1:
-            raise ConfigurationError("num-images, masks-per-image and threads must be at least 1")
+        if not self.threads:
+            raise ConfigurationError("threads needs at least one value")
         if self.size < PATCH or self.size % PATCH:
-            raise ConfigurationError(f"size must be a multiple of {PATCH} pixels, got {self.size}")
+            raise ConfigurationError(f"size is a multiple of {PATCH} pixels, got {self.size}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One image: IoUs of the backends' masks, and seconds; those of the compared backend by thread count."""
+    """One image: IoUs between the masks of both, and seconds for one mask and for all, by thread count."""
 
     image: str
     ious: tuple[float, ...]
@@ -74,7 +78,7 @@ class Comparison:
     all_s: dict[int, float]
 
 
-def main(config: BenchmarkConfig) -> None:
+def main(config: BenchmarkArguments) -> None:
     comparisons = []
     warm_up(config)
     print_heading(config)
@@ -85,12 +89,12 @@ def main(config: BenchmarkConfig) -> None:
     print()
     for key, value in summary.items():
         print(f"{key:<42} {value:.4f}" if isinstance(value, float) else f"{key:<42} {value}")
-    figures = {"summary": summary, "images": [asdict(comparison) for comparison in comparisons]}
-    write_output(config.output, json.dumps(figures, indent=1) + "\n")
+    content = {"summary": summary, "images": [asdict(comparison) for comparison in comparisons]}
+    write_output(config.output, json.dumps(content, indent=1) + "\n")
 
 
-def read_images(config: BenchmarkConfig) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.bool_]]]:
-    """Names, images (size, size, 3) and coarse masks (masks_per_image, size, size)."""
+def read_images(config: BenchmarkArguments) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.bool_]]]:
+    """Yield names, images (size, size, 3) and coarse masks (masks_per_image, size, size)."""
     truths = (truth for truth in read_ground_truth(str(config.coco)) if truth.num_objects > 0)
     for annotated in islice(truths, config.num_images):
         image = read_image(config.coco / annotated.path, config.size)
@@ -102,13 +106,13 @@ def read_images(config: BenchmarkConfig) -> Iterator[tuple[str, NDArray[np.uint8
 
 
 def read_image(path: Path, size: int) -> NDArray[np.uint8]:
-    """The image as uint8 (size, size, 3)."""
+    """Read and resize an image: uint8 (size, size, 3)."""
     image = Image.fromarray(read_photograph(path))
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def patches_of(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Patches (N, H / 8, W / 8) more than half filled by masks (N, H, W), which must fill one."""
+    """Patches (N, H / 8, W / 8) that masks (N, H, W) fill by more than half; masks without a patch go."""
     count, height, width = masks.shape
     grid = masks.reshape(count, height // PATCH, PATCH, width // PATCH, PATCH).mean(axis=(2, 4)) > 0.5
     return grid[grid.any(axis=(1, 2))]
@@ -117,7 +121,7 @@ def patches_of(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def coarse_masks(
     instances: NDArray[np.bool_], image: NDArray[np.uint8], count: int, seed: int
 ) -> NDArray[np.bool_]:
-    """`count` masks on the patch grid, SHAPES in turn of the instances in turn; blobs if there are none."""
+    """Make `count` masks on the patch grid, cycling through shapes and instances; blobs without instances."""
     rng = np.random.default_rng(seed)
     masks = []
     for number in range(count):
@@ -136,7 +140,7 @@ def coarse_masks(
 
 
 def colour_blob(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """The connected patches around a random one that are about as bright and coloured as it is."""
+    """Connected patches around a random one, of about its colour."""
     height, width = image.shape[0] // PATCH, image.shape[1] // PATCH
     colours = image.reshape(height, PATCH, width, PATCH, 3).mean(axis=(1, 3))
     row, column = rng.integers(height), rng.integers(width)
@@ -145,8 +149,8 @@ def colour_blob(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
     return labels == labels[row, column]
 
 
-def warm_up(config: BenchmarkConfig) -> None:
-    """Compile the kernels for the widths that will be timed."""
+def warm_up(config: BenchmarkArguments) -> None:
+    """Compile the kernels for the mask counts that will be timed."""
     image = np.zeros((PATCH, PATCH, 3), np.uint8)
     crf = CrfConfig(backend=config.backend)
     for count in {1, config.masks_per_image}:
@@ -154,9 +158,9 @@ def warm_up(config: BenchmarkConfig) -> None:
 
 
 def compare(
-    name: str, image: NDArray[np.uint8], masks: NDArray[np.bool_], config: BenchmarkConfig
+    name: str, image: NDArray[np.uint8], masks: NDArray[np.bool_], config: BenchmarkArguments
 ) -> Comparison:
-    """Refine all masks, and the first alone, with both backends; ours before and after the reference."""
+    """Refine all masks, and the first alone, with both; the backend in turn with the reference."""
     crf, threads = CrfConfig(backend=config.backend), config.threads
     reference = replace(crf, backend="pydensecrf")
 
@@ -193,9 +197,9 @@ def timed(call: Callable[[], NDArray[np.bool_]]) -> tuple[NDArray[np.bool_], flo
 
 
 def summarise(comparisons: list[Comparison], threads: tuple[int, ...]) -> dict[str, float | int]:
-    """Agreement over all masks, and medians over the images of reference time / ours."""
+    """Agreement over all masks, and the speed-up over the reference: median and minimum over images."""
     if not comparisons:
-        raise CorpusError("no image with instances was found; give a folder with annotated images")
+        raise CorpusError("no image with instances found; give a folder with annotated images")
     ious = np.array([iou for comparison in comparisons for iou in comparison.ious])
     summary: dict[str, float | int] = {
         "masks": len(ious),
@@ -213,14 +217,14 @@ def summarise(comparisons: list[Comparison], threads: tuple[int, ...]) -> dict[s
     return summary
 
 
-def print_heading(config: BenchmarkConfig) -> None:
+def print_heading(config: BenchmarkArguments) -> None:
     columns = [f"{name} x{count}" for count in config.threads for name in ("all", "one")]
     print(
         f"{'image':<24}{'masks':>6}{'min IoU':>9}{'reference s':>13}" + "".join(f"{c:>16}" for c in columns)
     )
 
 
-def print_row(entry: Comparison, config: BenchmarkConfig) -> None:
+def print_row(entry: Comparison, config: BenchmarkArguments) -> None:
     cells = []
     for count in config.threads:
         cells.append(f"{entry.all_s[count]:.2f} s 1/{entry.reference_all_s / entry.all_s[count]:.1f}")
@@ -230,4 +234,4 @@ def print_row(entry: Comparison, config: BenchmarkConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_job(BenchmarkConfig, main)
+    run_job(BenchmarkArguments, main)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train with the superpixel-guided loss and with others on coarsened masks, and measure on clean ones."""
+"""Compare mask losses: train on coarse masks, measure on clean ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import tyro
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from engine.bounds import Bounded, Count, CountOrZero
 from engine.corpora import FolderCorpus
 from engine.errors import ConfigurationError, CorpusError
 from engine.evaluation.ground_truth import AnnotatedImage, read_ground_truth
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 Results = dict[str, list[dict[str, float]]]
 LossName = Literal["superpixel", "hard", "soft", "pixel"]
-# Names and what they mean; "soft" has pixels in the place of the hard loss, since it cannot stand alone.
+# The mask term and the weight of the soft loss; "soft" adds pixels, since it cannot stand alone.
 _OBJECTIVES: dict[LossName, tuple[Literal["superpixel", "pixel"], float]] = {
     "superpixel": ("superpixel", 1.0),
     "hard": ("superpixel", 0.0),
@@ -51,7 +52,7 @@ _OBJECTIVES: dict[LossName, tuple[Literal["superpixel", "pixel"], float]] = {
 
 
 def small_training() -> TrainingConfig:
-    """A network and a budget for a CPU: about ten minutes a run on two idle cores."""
+    """A network and a training for a CPU: about ten minutes a run on two idle cores."""
     grid = GridConfig(grids=(24, 16, 12, 8, 6), ranges_px=((1, 32), (16, 64), (32, 96), (64, 160), (96, 256)))
     solo = SoloConfig(
         backbone="resnet18", image_size=192, pyramid_channels=64, head_channels=64, mask_channels=64,
@@ -63,7 +64,7 @@ def small_training() -> TrainingConfig:
         snapshots=1,
         solo=solo,
         optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, warmup_steps=50, schedule="cosine"),
-        # So short a training has no time for objects of many sizes.
+        # A short training cannot learn objects of many sizes.
         samples=SampleConfig(
             augmentation=AugmentationConfig(scales=(0.8, 1.2), copy_paste=0.0),
             superpixels=SuperpixelConfig(num_segments=300),
@@ -72,56 +73,55 @@ def small_training() -> TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonArguments:
-    """What comparisons on coarse masks have in common."""
+class ComparisonArguments(Bounded):
+    """Images, coarse masks and trainings of a comparison."""
 
     data: Path
-    """A folder of images/*.jpg and masks/*.png, whose values are instances and 0 background (PennFudan)."""
+    """Folder of images/*.jpg and masks/*.png, id masks in which 0 is background (PennFudan)."""
     output: Path
-    """Where the runs and results.json go."""
+    """Folder for the runs and results.json."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the split, the coarse masks, the first weights and the order; every loss runs with each."""
-    num_train: int = 130
-    """Images to train on; the others are measured on."""
-    block_px: int = 16
-    """Side of the blocks that training masks are brought to, in pixels of the image."""
-    max_shift_px: int = 8
-    """Training masks are grown or shrunk by up to so many pixels, as often the one as the other."""
+    """Seeds of the split, the coarse masks, the initial weights and the order; every loss runs with each."""
+    num_train: Count = 130
+    """Images to train on; the metrics are measured on the others."""
+    block_px: Count = 16
+    """Side in image pixels of the blocks that training masks are quantised to."""
+    max_shift_px: CountOrZero = 8
+    """Largest growth or shrinkage of a training mask in pixels, drawn evenly in both directions."""
     growth_px: int = 0
-    """Beside that, all are grown by so many pixels, or shrunk where it is negative: an error that does not
+    """Growth in pixels of all training masks in addition, negative to shrink them: an error that does not
     average out."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=small_training)
-    """Everything else about the runs."""
+    """All other settings of the trainings."""
     run: Annotated[RunSettings, tyro.conf.arg(name="")] = field(
         default_factory=lambda: RunSettings(processes=0, checkpoint_every=200)
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.seeds:
-            raise ConfigurationError("--seeds needs at least one value")
-        for name in ("num_train", "block_px"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.max_shift_px < 0:
-            raise ConfigurationError(f"max_shift_px must not be negative, got {self.max_shift_px}")
+            raise ConfigurationError("seeds needs at least one value")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareArguments(ComparisonArguments):
-    """Compare mask losses: equal images, coarse masks, first weights and steps; clean masks to measure on.
+    """Compare mask losses on equal images, coarse masks, initial weights and steps.
 
-    Training masks are brought to blocks and grown or shrunk at random. A run that an output holds whole is
-    not repeated, and one that was stopped goes on from its last checkpoint. jobs/studies/compare_rounds.py
-    compares what comes after it. Exit codes: 0 done, 1 failed, 2 wrong use.
+    Training masks are grown or shrunk at random and quantised to blocks; metrics are measured on clean masks.
+    A run that --output holds complete is not repeated, and one that was stopped continues from its last
+    checkpoint. jobs/studies/compare_rounds.py compares losses of the next round.
+
+    Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
     losses: tuple[LossName, ...] = ("superpixel", "pixel")
-    """What is compared: the whole loss, its hard part alone, its soft part beside pixels, pixels alone."""
+    """Losses to compare: superpixel (hard and soft part), hard (the hard part alone), soft (pixels and the
+    soft part), pixel (pixels alone)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.losses:
-            raise ConfigurationError("--losses needs at least one value")
+            raise ConfigurationError("losses needs at least one value")
 
 
 def main(arguments: CompareArguments) -> None:
@@ -135,9 +135,9 @@ def main(arguments: CompareArguments) -> None:
             config = seeded(arguments.training, seed)
             objective = replace(config.objective, mask_term=mask_term, soft_weight=soft_weight)
             run = make_run(f"seed-{seed}-{name}", replace(config, objective=objective), held_out, arguments)
-            figures = train_and_measure(run, version, arguments)
-            results[name].append(figures)
-            print(f"seed {seed}, {name}: {_shown(figures)}", flush=True)
+            metrics = train_and_measure(run, version, arguments)
+            results[name].append(metrics)
+            print(f"seed {seed}, {name}: {_formatted(metrics)}", flush=True)
     write_results(results, arguments)
     print_means(results)
 
@@ -145,7 +145,7 @@ def main(arguments: CompareArguments) -> None:
 def split_images(
     truths: Sequence[AnnotatedImage], seed: int, arguments: ComparisonArguments
 ) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
-    """Images to train on, and those to measure on."""
+    """Images to train on and images to measure on, drawn at random."""
     if len(truths) <= arguments.num_train:
         raise CorpusError(f"{arguments.data} has {len(truths)} images: give a lower --num-train")
     order = np.random.default_rng(seed).permutation(len(truths))
@@ -154,7 +154,7 @@ def split_images(
 
 
 def write_results(results: Results, arguments: ComparisonArguments) -> None:
-    """What was measured with what, as JSON."""
+    """Write arguments and metrics to results.json."""
     content = json.dumps({"arguments": asdict(arguments), "results": results}, indent=1, default=str)
     LocalObjects(arguments.output).write("results.json", content.encode())
 
@@ -162,7 +162,7 @@ def write_results(results: Results, arguments: ComparisonArguments) -> None:
 def store_coarse_masks(
     objects: ObjectStore, truths: Sequence[AnnotatedImage], arguments: ComparisonArguments, seed: int
 ) -> Version:
-    """A version of labels whose masks are the truth's, made coarse."""
+    """Store the ground truth's masks, made coarse, as a version of labels."""
     outcomes = []
     for number, truth in enumerate(truths):
         rng = np.random.default_rng([seed, number])
@@ -187,7 +187,7 @@ def store_coarse_masks(
 def store_version(
     objects: ObjectStore, outcomes: Sequence[Outcome], settings: dict[str, Any], parent: Version | None
 ) -> Version:
-    """A finished version of one shard, in the round after its parent's."""
+    """Store a finished version of one shard, in the round after its parent's."""
     info = VersionInfo(
         round=0 if parent is None else parent.info.round + 1,
         configuration=settings,
@@ -205,42 +205,42 @@ def store_version(
 
 
 def record_of(truth: AnnotatedImage) -> ImageRecord:
-    """The photograph of an id mask."""
+    """The record of the photograph that belongs to an id mask."""
     return ImageRecord(image_id=truth.path, path=str(Path(truth.path).with_suffix(".jpg")))
 
 
 def coarsen(
     mask: NDArray[np.bool_], arguments: ComparisonArguments, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """A mask (H, W) grown or shrunk at random, then in blocks: those that it covers by half.
+    """Grow or shrink a mask (H, W) at random, then quantise it to the blocks that it covers at least by half.
 
     >>> blocks = ComparisonArguments(data=Path("data"), output=Path("out"), block_px=2, max_shift_px=0)
     >>> coarse = coarsen(np.tri(4, dtype=bool), blocks, np.random.default_rng(0))
     >>> coarse.astype(int).tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
     """
-    block_px, most = arguments.block_px, arguments.max_shift_px
-    shift_px = arguments.growth_px + int(rng.integers(-most, most + 1))
+    block_px, max_shift_px = arguments.block_px, arguments.max_shift_px
+    shift_px = arguments.growth_px + int(rng.integers(-max_shift_px, max_shift_px + 1))
     inside = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     outside = ndimage.distance_transform_edt(~mask)
     moved = inside > -shift_px if shift_px < 0 else outside <= shift_px
     height, width = mask.shape
     padded = np.pad(moved, ((0, -height % block_px), (0, -width % block_px)))
     blocks = padded.reshape(padded.shape[0] // block_px, block_px, padded.shape[1] // block_px, block_px)
-    by_half = blocks.mean(axis=(1, 3)) >= 0.5
-    coarse: NDArray[np.bool_] = by_half.repeat(block_px, axis=0).repeat(block_px, axis=1)[:height, :width]
+    covered = blocks.mean(axis=(1, 3)) >= 0.5
+    coarse: NDArray[np.bool_] = covered.repeat(block_px, axis=0).repeat(block_px, axis=1)[:height, :width]
     return coarse
 
 
 def seeded(training: TrainingConfig, seed: int) -> TrainingConfig:
-    """The training with another seed of everything."""
+    """The training with this seed for order, augmentation and initial weights."""
     return replace(training, seed=seed, solo=replace(training.solo, seed=seed))
 
 
 def make_run(
     name: str, config: TrainingConfig, held_out: Sequence[AnnotatedImage], arguments: ComparisonArguments
 ) -> Run:
-    """A run below --output, which is measured on clean masks."""
+    """A run below --output that is validated on clean masks."""
     from engine.solo.run import Run
     from engine.solo.validation import plan_validation
 
@@ -250,18 +250,18 @@ def make_run(
         config=config,
         settings=arguments.run,
         place=WorkerContext(),
-        report=lambda step, figures: print(f"{name}, step {step}: {_shown(figures)}", flush=True),
+        report=lambda step, metrics: print(f"{name}, step {step}: {_formatted(metrics)}", flush=True),
         validation=plan_validation(open_images(arguments), records, held_out, config.samples.decoding),
     )
 
 
 def open_images(arguments: ComparisonArguments) -> FolderCorpus:
-    """The photographs."""
+    """The corpus of photographs."""
     return FolderCorpus.open(str(arguments.data / "images"))
 
 
 def train_and_measure(run: Run, version: Version, arguments: ComparisonArguments) -> dict[str, float]:
-    """AP and AP50 on clean masks after one run."""
+    """Train one run, unless it is complete; returns its last validation metrics."""
     from engine.solo.run import train_solo
 
     init_from = "nothing" if run.init_from is None else "the round before"
@@ -280,7 +280,7 @@ def train_and_measure(run: Run, version: Version, arguments: ComparisonArguments
 
 
 def print_means(results: Results) -> None:
-    """A Markdown table: mean, least and greatest over the seeds."""
+    """Print a Markdown table of the mean, minimum and maximum over the seeds, in percent."""
     names = list(next(iter(results.values()))[0])
     print("| loss | " + " | ".join(names) + " |")
     print("|" + "---|" * (len(names) + 1))
@@ -292,8 +292,8 @@ def print_means(results: Results) -> None:
         print(f"| {loss} | " + " | ".join(cells) + " |")
 
 
-def _shown(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+def _formatted(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 if __name__ == "__main__":

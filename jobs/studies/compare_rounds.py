@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train on coarsened masks, then on what the networks predict, by several losses; measure on clean masks."""
+"""Compare losses of a second self-training round, which learns the predictions of the first."""
 
 from __future__ import annotations
 
@@ -38,28 +38,31 @@ from jobs.studies.compare_mask_losses import (
     train_and_measure,
     write_results,
 )
-from jobs.studies.corrupt_labels import Fault, spoil
+from jobs.studies.corrupt_labels import Fault, add_label_noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareRoundsArguments(ComparisonArguments):
-    """Compare the losses of a second round: equal images, labels, first networks and steps.
+    """Compare losses of a second round on equal images, labels, first networks and steps.
 
-    Round 0 learns from coarse masks by the superpixel loss, as in jobs/studies/compare_mask_losses.py; what
-    its networks find in the same images is learned next. A run that was stopped goes on from its last
-    checkpoint. Exit codes: 0 done, 1 failed, 2 wrong use.
+    Round 0 learns coarse masks with the superpixel loss, as in jobs/studies/compare_mask_losses.py; round 1
+    learns what its networks predict in the same images. Metrics are measured on clean masks. A run that was
+    stopped continues from its last checkpoint.
+
+    Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
     losses: tuple[LaterLoss, ...] = ("pixel", "adaptive")
-    """What is compared: pixels, all alike; pixels by stability and boundary distance; superpixels again."""
+    """Losses to compare: pixel (all pixels alike), adaptive (weighted by stability and boundary distance),
+    superpixel (as in round 0)."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(
         default_factory=lambda: replace(small_training(), snapshots=4)
     )
-    """Everything else about the runs."""
+    """All other settings of the trainings."""
     later: LaterRoundsConfig = field(default_factory=LaterRoundsConfig)
-    """What else differs in the second round."""
+    """Settings of the second round."""
     fault: Literal[Fault, "none"] = "none"
-    """Spoil the labels of round 0 on purpose, as jobs/studies/corrupt_labels.py does."""
+    """Fault to add to the labels of round 0, as in jobs/studies/corrupt_labels.py."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +70,7 @@ class CompareRoundsArguments(ComparisonArguments):
             raise ConfigurationError("--losses needs at least one value")
 
     def config(self, seed: int, loss: LaterLoss) -> SelfTrainingConfig:
-        """Two rounds, of which the second has this loss."""
+        """The configuration of two rounds whose second has this loss."""
         return SelfTrainingConfig(training=seeded(self.training, seed), later=replace(self.later, loss=loss))
 
 
@@ -98,11 +101,11 @@ def main(arguments: CompareRoundsArguments) -> None:
 def store_labels(
     objects: ObjectStore, truths: Sequence[AnnotatedImage], arguments: CompareRoundsArguments, seed: int
 ) -> Version:
-    """The labels of round 0."""
+    """Store the labels of round 0: coarse masks, with a fault if one is asked for."""
     if arguments.fault == "none":
         return store_coarse_masks(objects, truths, arguments, seed)
     coarse = store_coarse_masks(MemoryObjects(), truths, arguments, seed)
-    noisy = [spoil(outcome, arguments.fault) for outcome in coarse.outcomes()]
+    noisy = [add_label_noise(outcome, arguments.fault) for outcome in coarse.outcomes()]
     return store_version(objects, noisy, {"fault": arguments.fault, "from": coarse.name}, None)
 
 
@@ -113,7 +116,7 @@ def store_predictions(
     parent: Version,
     arguments: CompareRoundsArguments,
 ) -> Version:
-    """What the networks of a training find in photographs, and its stability: the next round's labels."""
+    """Store the predictions of a training's networks, with their stability, as the next round's labels."""
     import torch
 
     from engine.solo.inference import find_instances
@@ -135,7 +138,7 @@ def store_predictions(
 
 
 def relate_stability(version: Version, truths: Sequence[AnnotatedImage]) -> None:
-    """Print and keep what scores and stabilities say of IoUs with the clean masks of the same photographs."""
+    """Print and record how scores and stabilities relate to IoU with the clean masks."""
     for by in ("score", "stability"):
         evaluation = evaluate_version(version, truths, EvaluationProtocol(score=by))
         version.record_evaluation(evaluation.digest, evaluation.to_json())

@@ -1,14 +1,15 @@
 #!/usr/bin/env python
-"""Make labels wrong on purpose, in a way that is known: what becomes of them in self-training?"""
+"""Copy a label store with known faults, to study what self-training makes of them."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from engine import __version__
+from engine.bounds import Bounded, Bounds
 from engine.errors import ConfigurationError
 from engine.masks.packing import make_instances
 from engine.masks.rle import decode_rles
@@ -20,41 +21,39 @@ from engine.types import Outcome
 from jobs.cli.console import run_job
 
 Fault = Literal["phantom", "half", "missing"]
-# Where the phantom is, in shares of the image's height and width: it is no object and in every image.
+# Rows and columns of the phantom, in shares of the image's height and width.
 _PHANTOM_ROWS, _PHANTOM_COLUMNS = (0.7, 0.9), (0.1, 0.3)
 _MISSING_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorruptArguments:
-    """Copy a store's labels with faults that a network can learn: its predictions are stable and wrong.
+class CorruptLabelsArguments(Bounded):
+    """Copy a store's labels with a systematic fault, which a network learns: stable and wrong predictions.
 
-    jobs/self_train.py on the copy, and jobs/evaluate.py --score stability on its rounds, then tell whether
-    stability shows which labels are right in images like these. Exit codes: 0 done, 1 failed, 2 wrong use.
+    Run jobs/self_train.py on the copy and jobs/evaluate.py --score stability on its rounds to learn whether
+    stability tells right labels from wrong ones in images like these.
+
+    Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
     store: str
-    """Where the labels are: a folder or s3://bucket/prefix."""
+    """Label store: a folder or s3://bucket/prefix."""
     output: str
-    """Where the store with the noisy ones goes."""
+    """Store to write the noisy labels to: a new folder or s3://bucket/prefix."""
     round: int | None = None
-    """The round of labels; the latest by default. The copy is round 0 of its store."""
+    """Round of labels to copy; the latest by default. The copy is round 0 of its store."""
     fault: Fault = "phantom"
-    """One more object in the same place of every image (phantom), all objects without their lower half, or
-    half of all objects missing, here and there, but for one in each image."""
-    share: float = 1.0
-    """Share of the images that are noisy, chosen by their names."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ConfigurationError(f"--share is above 0 and at most 1, got {self.share}")
+    """phantom: one more object, in the same place of every image; half: all objects lose their lower half;
+    missing: half of all objects, drawn by hash, are removed, but never the last one of an image."""
+    share: Annotated[float, Bounds(0, 1, "a share", above=True)] = 1.0
+    """Share of the images that are made noisy, chosen by a hash of their ids."""
 
 
-def main(arguments: CorruptArguments) -> None:
+def main(arguments: CorruptLabelsArguments) -> None:
     version = PseudoLabelStore(open_objects(arguments.store)).version(arguments.round)
     check_is_finished(version)
     if open_objects(arguments.output).uri == open_objects(arguments.store).uri:
-        raise ConfigurationError("--output is the store itself: the copy takes a place of its own")
+        raise ConfigurationError("--output is the store itself: give another folder or prefix for the copy")
     fault = {"fault": arguments.fault, "share": arguments.share}
     info = replace(
         version.info,
@@ -72,14 +71,14 @@ def main(arguments: CorruptArguments) -> None:
             is_chosen = is_held_out(f"noisy {outcome.record.image_id}", arguments.share)
             is_chosen = is_chosen and outcome.instances is not None
             num_images += is_chosen
-            outcomes.append(spoil(outcome, arguments.fault) if is_chosen else outcome)
+            outcomes.append(add_label_noise(outcome, arguments.fault) if is_chosen else outcome)
         noisy.commit(plan.index, outcomes)
     noisy.finish()
-    print(f"labels: {arguments.output} (version {noisy.name}), {num_images} images noisy")
+    print(f"labels: {arguments.output} (version {noisy.name}), {num_images} noisy images")
 
 
-def spoil(outcome: Outcome, fault: Fault) -> Outcome:
-    """A labelled image with the fault."""
+def add_label_noise(outcome: Outcome, fault: Fault) -> Outcome:
+    """Add the fault to a labelled image."""
     instances = outcome.instances
     assert instances is not None
     if fault == "missing":
@@ -100,11 +99,11 @@ def spoil(outcome: Outcome, fault: Fault) -> Outcome:
         )
         phantom[:, rows, columns] = True
         masks = np.concatenate([masks, phantom])
-        # As good as the best, so that no selection by score leaves it out.
+        # The best score of the image, so that no selection by score drops it.
         scores = np.append(scores, scores.max(initial=0))
     made = make_instances(masks, scores.astype(np.float32), instances.size, instances.method)
     return replace(outcome, instances=made)
 
 
 if __name__ == "__main__":
-    run_job(CorruptArguments, main)
+    run_job(CorruptLabelsArguments, main)

@@ -1,21 +1,23 @@
 #!/usr/bin/env python
-"""Measure superpixels against what people drew."""
+"""Measure superpixels against human segmentations."""
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
+from engine.bounds import Bounded, Count, NotNegative, Share
 from engine.errors import ConfigurationError, CorpusError
 from engine.evaluation.ground_truth import read_ground_truth, read_photograph, subsample
 from engine.superpixels import METHODS, SuperpixelConfig, SuperpixelMethod, segment
@@ -29,53 +31,54 @@ from engine.superpixels.quality import (
 )
 from jobs.cli.console import run_job
 from jobs.cli.output import check_output, write_output
+from jobs.cli.progress import ProgressDisplay
 
+Image = TypeVar("Image")
 HEADINGS = ("boundary recall", "undersegmentation", "accuracy", "contour density")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class SuperpixelsArguments(Bounded):
     """Measure superpixels against human segmentations of BSDS500 (--data) and object masks of COCO (--coco).
 
-    One process, one image after the other; times are the processor's. Every figure is a mean over images; on
-    BSDS500 the figure of an image is the mean over its annotators.
+    One process, one image after another; times are CPU times. Every metric is a mean over images; on BSDS500
+    the metric of an image is its mean over the annotators.
+
+    Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
     data: Path | None = None
-    """A BSDS500 folder: images/<split>/*.jpg beside groundTruth/<split>/*.mat."""
+    """BSDS500 folder: images/<split>/*.jpg beside groundTruth/<split>/*.mat."""
     split: str = "val"
-    """The split of BSDS500. The defaults of --superpixels were chosen on train."""
+    """Split of BSDS500. The defaults of --superpixels were chosen on train."""
     coco: Path | None = None
-    """A folder in COCO's layout: annotations/instances_<split>.json beside <split>/*.jpg."""
+    """Folder in COCO layout: annotations/instances_<split>.json beside <split>/*.jpg."""
     methods: tuple[SuperpixelMethod, ...] = METHODS
-    """What is compared."""
-    counts: tuple[int, ...] = (200, 600)
-    """Segments per image; they take the place of --superpixels.num-segments."""
-    limit: int | None = None
+    """Methods to compare."""
+    counts: tuple[Count, ...] = (200, 600)
+    """Segments per image, in place of --superpixels.num-segments."""
+    limit: Count | None = None
     """Images per data set, spread evenly over it; all by default."""
-    tolerance_px: float = 2.0
-    """How far a contour may lie from the truth's to recall it, and how far from an object's border pixels do
-    not count in the last column for COCO, in pixels."""
-    crossing_tolerance: float = 0.1
+    tolerance_px: NotNegative = 2.0
+    """Distance in pixels within which a contour recalls a true one; also the width of the border around
+    objects that the last column for COCO leaves out."""
+    crossing_tolerance: Share = 0.1
     """A superpixel crosses an object's border if more than this share of it lies on either side."""
     superpixels: SuperpixelConfig = field(default_factory=SuperpixelConfig)
     """Settings of the methods."""
     output: str | None = None
-    """Where to write the figures as JSON: a file or s3://bucket/key."""
+    """JSON file of the results: a path or s3://bucket/key."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_output("--output", self.output)
         if self.data is None and self.coco is None:
             raise ConfigurationError("nothing to measure on: give --data, --coco or both")
-        if not self.methods or not self.counts or min(self.counts) < 1:
-            raise ConfigurationError(
-                "--methods and --counts need at least one value each, counts of at least 1"
-            )
-        if self.limit is not None and self.limit < 1:
-            raise ConfigurationError(f"--limit is at least 1 image, got {self.limit}")
+        if not self.methods or not self.counts:
+            raise ConfigurationError("--methods and --counts need at least one value each")
 
 
-def main(config: EvaluationConfig) -> None:
+def main(config: SuperpixelsArguments) -> None:
     figures: dict[str, list[dict[str, float | int | str]]] = {}
     warm_up(config)
     if config.data is not None:
@@ -88,19 +91,18 @@ def main(config: EvaluationConfig) -> None:
     write_output(config.output, json.dumps(content, indent=1, default=str) + "\n")
 
 
-def warm_up(config: EvaluationConfig) -> None:
-    """Compile the kernels, so that no time contains that."""
+def warm_up(config: SuperpixelsArguments) -> None:
+    """Compile the kernels, so that this is not timed."""
     for method in config.methods:
         segment(np.zeros((16, 24, 3), np.uint8), replace(config.superpixels, method=method, num_segments=4))
 
 
-def measure_bsds(folder: Path, config: EvaluationConfig) -> list[dict[str, float | int | str]]:
-    """One row per method and count."""
+def measure_bsds(folder: Path, config: SuperpixelsArguments) -> list[dict[str, float | int | str]]:
+    """Measure on BSDS500: one row per method and count."""
     measured: dict[tuple[SuperpixelMethod, int], list[dict[str, float]]] = {
         (method, count): [] for count in config.counts for method in config.methods
     }
-    for done, (image, truths) in enumerate(read_bsds(folder, config)):
-        show_progress(done)
+    for image, truths in show_progress(read_bsds(folder, config)):
         for (method, count), rows in measured.items():
             labels, seconds = timed_segment(image, method, count, config)
             scores = {"segments": labels.max() + 1.0, "seconds": seconds}
@@ -109,9 +111,9 @@ def measure_bsds(folder: Path, config: EvaluationConfig) -> list[dict[str, float
 
 
 def read_bsds(
-    folder: Path, config: EvaluationConfig
+    folder: Path, config: SuperpixelsArguments
 ) -> Iterator[tuple[NDArray[np.uint8], list[NDArray[np.int32]]]]:
-    """Images (H, W, 3) and the segmentations (H, W) that their annotators drew."""
+    """Yield images (H, W, 3) and the segmentations (H, W) of their annotators."""
     paths = sorted((folder / "images" / config.split).glob("*.jpg"))
     if not paths:
         raise CorpusError(f"no images/{config.split}/*.jpg under {folder}; give a BSDS500 folder")
@@ -121,7 +123,7 @@ def read_bsds(
 
 
 def read_segmentations(path: Path) -> list[NDArray[np.int32]]:
-    """What each annotator of BSDS500 drew, labels (H, W). Raises CorpusError where there is no such file."""
+    """Labels (H, W) of each annotator in a .mat file of BSDS500. Raises CorpusError if it cannot be read."""
     try:
         annotators = loadmat(path)["groundTruth"][0]
         return [annotator["Segmentation"][0, 0].astype(np.int32) for annotator in annotators]
@@ -132,9 +134,9 @@ def read_segmentations(path: Path) -> list[NDArray[np.int32]]:
 
 
 def timed_segment(
-    image: NDArray[np.uint8], method: SuperpixelMethod, count: int, config: EvaluationConfig
+    image: NDArray[np.uint8], method: SuperpixelMethod, count: int, config: SuperpixelsArguments
 ) -> tuple[NDArray[np.int32], float]:
-    """Labels (H, W), and the processor's seconds; those of slic and felzenszwalb contain their search."""
+    """Labels (H, W) and CPU seconds, which for slic and felzenszwalb include the search for the count."""
     settings = replace(config.superpixels, method=method, num_segments=count)
     start = time.process_time()
     labels = segment(image, settings)
@@ -144,7 +146,7 @@ def timed_segment(
 def score_labels(
     labels: NDArray[np.int32], truths: list[NDArray[np.int32]], tolerance_px: float
 ) -> dict[str, float]:
-    """Means over the annotators, by heading."""
+    """Metrics by heading, means over the annotators."""
     scores = (
         statistics.fmean(boundary_recall(labels, truth, tolerance_px) for truth in truths),
         statistics.fmean(undersegmentation_error(labels, truth) for truth in truths),
@@ -157,7 +159,7 @@ def score_labels(
 def summarise_bsds(
     method: SuperpixelMethod, count: int, rows: list[dict[str, float]]
 ) -> dict[str, float | int | str]:
-    """Means over the images, the range of counts, and the median and the longest time."""
+    """Means over the images, the range of counts, and median and maximum of the times."""
     counts, seconds = [int(row["segments"]) for row in rows], [row["seconds"] for row in rows]
     return {
         "BSDS500": method,
@@ -172,8 +174,8 @@ def summarise_bsds(
     }
 
 
-def measure_coco(folder: Path, config: EvaluationConfig) -> list[dict[str, float | int | str]]:
-    """Crossings of the borders of all objects but crowds, summed: one row per method and count."""
+def measure_coco(folder: Path, config: SuperpixelsArguments) -> list[dict[str, float | int | str]]:
+    """Count crossings of object borders in COCO, crowds left out: one row per method and count."""
     totals = {
         (method, count): np.zeros((2, 2), np.int64) for count in config.counts for method in config.methods
     }
@@ -183,8 +185,7 @@ def measure_coco(folder: Path, config: EvaluationConfig) -> list[dict[str, float
     truths = [truth for truth in read_ground_truth(str(folder)) if truth.num_objects > 0]
     if not truths:
         raise CorpusError(f"no image with instances in {folder}; give a folder with annotated images")
-    for truth in subsample(truths, config.limit):
-        show_progress(num_images)
+    for truth in show_progress(subsample(truths, config.limit)):
         image, masks = read_photograph(folder / truth.path), truth.masks()
         num_images, num_objects = num_images + 1, num_objects + len(masks)
         sides = [[clear_sides(mask, border_px) for border_px in (0.0, config.tolerance_px)] for mask in masks]
@@ -207,13 +208,16 @@ def measure_coco(folder: Path, config: EvaluationConfig) -> list[dict[str, float
     ]
 
 
-def show_progress(done: int) -> None:
-    print(f"\r{done} images", end="", file=sys.stderr, flush=True)
+def show_progress(images: Iterable[Image]) -> Iterator[Image]:
+    """Yield the images, and show on stderr how many are done."""
+    with ProgressDisplay(None, console=Console(stderr=True)) as display:
+        for done, image in enumerate(images):
+            display.show(done)
+            yield image
 
 
 def print_table(rows: list[dict[str, float | int | str]]) -> None:
-    """A Markdown table; fractions with four digits."""
-    print("\r", end="", file=sys.stderr)
+    """Print a Markdown table; fractions have four digits."""
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + "---|" * len(rows[0]))
     for row in rows:
@@ -223,4 +227,4 @@ def print_table(rows: list[dict[str, float | int | str]]) -> None:
 
 
 if __name__ == "__main__":
-    run_job(EvaluationConfig, main)
+    run_job(SuperpixelsArguments, main)

@@ -143,7 +143,7 @@ def run_here(
     """`run_here("export", "--store", ...)` is `run_job` within this process, for what needs no Ray."""
 
     def run(job: str, *flags: str) -> subprocess.CompletedProcess[str]:
-        main = importlib.import_module(f"jobs.{job}").main
+        main = importlib.import_module(f"jobs.{job}".replace("/", ".")).main
         (arguments_type,) = (kind for name, kind in get_type_hints(main).items() if name != "return")
         command = [f"{job}.py", *flags]
         monkeypatch.setattr("sys.argv", command)

@@ -163,8 +163,8 @@ def test_a_grid_is_swept(annotated_folder: Path, tmp_path: Path, capsys: pytest.
         ({"output": "a.txt"}, "--output is a .json or a .csv file"),
         ({"plot": "a.png"}, "--plot is an .svg file"),
         ({"plot": "a.svg"}, "give --grid"),
-        ({"limit": 0}, "--limit is at least 1"),
-        ({"workers": 0}, "--workers is at least 1"),
+        ({"limit": 0}, "limit is a whole number >= 1, got 0"),
+        ({"workers": 0}, "workers is a whole number >= 1, got 0"),
     ],
 )
 def test_wrong_use_of_a_sweep(wrong: dict[str, object], said: str) -> None:
@@ -172,12 +172,12 @@ def test_wrong_use_of_a_sweep(wrong: dict[str, object], said: str) -> None:
         sweep.SweepArguments(corpus=".", ground_truth=".", **wrong)
 
 
-def test_an_encoder_is_judged(
+def test_an_encoder_is_evaluated(
     annotated_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "judgement.json"
+    output = tmp_path / "results.json"
     evaluate_encoder.main(
-        evaluate_encoder.JudgeArguments(
+        evaluate_encoder.EvaluateEncoderArguments(
             corpus=str(annotated_folder),
             ground_truth=str(annotated_folder / "masks"),
             labelling=SMALL,
@@ -186,12 +186,12 @@ def test_an_encoder_is_judged(
             output=str(output),
         )
     )
-    judgement = json.loads(output.read_text())
-    assert judgement["encoder"]["name"] == "embedded"
-    assert judgement["images"] == 4
-    assert judgement["methods"].keys() == set(evaluate_encoder.METHODS)
-    assert judgement["methods"]["promerge"]["masks"]["AR@100"] > 0
-    assert 0.8 < judgement["foreground_auc"] <= 1
-    assert 0.5 < judgement["foreground_auc_of_pixels"] <= 1
-    assert judgement["encoder_wall_s_per_image"] > 0
+    results = json.loads(output.read_text())
+    assert results["encoder"]["name"] == "embedded"
+    assert results["images"] == 4
+    assert results["methods"].keys() == set(evaluate_encoder.METHODS)
+    assert results["methods"]["promerge"]["masks"]["AR@100"] > 0
+    assert 0.8 < results["foreground_auc"] <= 1
+    assert 0.5 < results["foreground_auc_of_pixels"] <= 1
+    assert results["encoder_wall_s_per_image"] > 0
     assert "embedded on 4 images: foreground AUC" in capsys.readouterr().out

@@ -82,7 +82,7 @@ def test_a_bias_is_chosen_without_ground_truth(
     printed = capsys.readouterr().out
     assert "--multicut.biases {:g} {:g}".format(*best["biases"]) in printed
     assert len(figures["images"]) + printed.count("left out") == 3
-    with pytest.raises(ConfigurationError, match="--stride"):
+    with pytest.raises(ConfigurationError, match="stride is a whole number >= 1"):
         choose_bias.BiasArguments(corpus=str(folder), stride=0)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.png").write_bytes(b"broken")
@@ -106,7 +106,7 @@ def test_no_bias_is_best_where_all_images_are_flat(
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path, backend: Literal["numba", "torch"]) -> None:
     output = tmp_path / "refinement.json"
-    config = benchmark_refinement.BenchmarkConfig(
+    config = benchmark_refinement.BenchmarkArguments(
         coco=coco_folder, masks_per_image=4, size=96, backend=backend, threads=(1,), output=str(output)
     )
     benchmark_refinement.main(config)
@@ -118,13 +118,13 @@ def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path, backend: Liter
 def test_superpixels_are_measured_on_coco(coco_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "superpixels.json"
     evaluate_superpixels.main(
-        evaluate_superpixels.EvaluationConfig(coco=coco_folder, counts=(6,), output=str(output))
+        evaluate_superpixels.SuperpixelsArguments(coco=coco_folder, counts=(6,), output=str(output))
     )
     rows = json.loads(output.read_text())["figures"]["coco"]
     assert [row["COCO"] for row in rows] == ["hierarchy", "slic", "felzenszwalb"]
     assert all(row["objects"] == 2 and 0 <= row["of them crossing"] <= 1 for row in rows)
     with pytest.raises(CorpusError):
-        evaluate_superpixels.main(evaluate_superpixels.EvaluationConfig(coco=tmp_path))
+        evaluate_superpixels.main(evaluate_superpixels.SuperpixelsArguments(coco=tmp_path))
 
 
 def test_superpixels_of_what_is_no_data_set(
@@ -138,22 +138,22 @@ def test_superpixels_of_what_is_no_data_set(
         (("--coco", str(coco_folder)), "val/1.png: "),
         (("--data", str(tmp_path)), "groundTruth/val/1.mat as a ground truth of BSDS500"),
     ):
-        ended = run_here("evaluate_superpixels", *flags, "--counts", "6", "--methods", "slic")
+        ended = run_here("studies/evaluate_superpixels", *flags, "--counts", "6", "--methods", "slic")
         assert ended.returncode == 2
         assert said in ended.stderr.splitlines()[-1]
     (tmp_path / "groundTruth/val").mkdir(parents=True)
     (tmp_path / "groundTruth/val/1.mat").write_bytes(b"broken")
     with pytest.raises(CorpusError, match=r"1\.mat"):
-        evaluate_superpixels.main(evaluate_superpixels.EvaluationConfig(data=tmp_path, counts=(6,)))
+        evaluate_superpixels.main(evaluate_superpixels.SuperpixelsArguments(data=tmp_path, counts=(6,)))
     annotations.write_text(json.dumps({"images": [], "annotations": []}))
     with pytest.raises(CorpusError, match="no image with instances"):
-        evaluate_superpixels.main(evaluate_superpixels.EvaluationConfig(coco=coco_folder))
+        evaluate_superpixels.main(evaluate_superpixels.SuperpixelsArguments(coco=coco_folder))
 
 
 def test_superpixels_are_measured_on_bsds500(development_data: Callable[[str], Path], tmp_path: Path) -> None:
     output = tmp_path / "superpixels.json"
     evaluate_superpixels.main(
-        evaluate_superpixels.EvaluationConfig(
+        evaluate_superpixels.SuperpixelsArguments(
             data=development_data("data/bsds500"),
             counts=(100,),
             methods=("hierarchy",),

@@ -1,4 +1,4 @@
-"""Where jobs write their figures is looked at before they start."""
+"""Outputs of jobs are checked before the work begins."""
 
 import subprocess
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def test_outputs_that_are_no_file(uri: str) -> None:
 
 def test_an_output_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match="file is no folder to write to"):
+    with pytest.raises(ConfigurationError, match="file is not a writable folder"):
         check_output("--output", str(tmp_path / "file/new/a.json"))
 
 
@@ -46,10 +46,10 @@ TRUTH = ("--ground-truth", "nowhere")
     ("job", "flags"),
     [
         ("benchmark", ()),
-        ("benchmark_refinement", ("--coco", "nowhere")),
+        ("studies/benchmark_refinement", ("--coco", "nowhere")),
         ("choose_bias", CORPUS),
         ("evaluate", ("--store", "nowhere", *TRUTH)),
-        ("evaluate_superpixels", ("--coco", "nowhere")),
+        ("studies/evaluate_superpixels", ("--coco", "nowhere")),
         ("evaluate_encoder", (*CORPUS, *TRUTH)),
         ("sweep", (*CORPUS, *TRUTH)),
         ("sweep --plot", (*CORPUS, *TRUTH, "--grid", "promerge.tau-b=0.1")),

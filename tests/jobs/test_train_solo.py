@@ -68,7 +68,7 @@ def test_train_measure_and_label(
     given = flags(labelled_discs, output, *more, *to_cluster)
     done = run_job("train_solo", *given, **cluster.environment)
     assert done.returncode == 0, done.stderr
-    assert "step 8/8, loss" in done.stdout
+    assert "8/8 steps, loss" in done.stdout
     assert "mask_AP50" in done.stdout
     assert np.isfinite(losses(output)).all()
     assert len(losses(output)) == 8

@@ -1,4 +1,4 @@
-"""Losses of a second round, and labels that are wrong on purpose, as small as they come."""
+"""Losses of a second round, and labels with known faults, with a tiny network."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ TINY = TrainingConfig(
         mask_channels=16,
         head_depth=1,
         grid=GridConfig(grids=(8, 6, 4, 3, 2)),
-        # Networks that have learned nothing find something everywhere.
+        # Untrained networks must predict something.
         detection=DetectionConfig(
             min_score=0, min_score_after_nms=0, max_before_nms=20, max_instances=5, mask_threshold=0.3
         ),
@@ -99,11 +99,13 @@ def test_losses_of_a_second_round(discs: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("fault", "areas"), [("phantom", [452, 143]), ("half", [226]), ("missing", [452])])
-def test_labels_are_spoilt(
+def test_faults_are_added_to_labels(
     labelled_discs: tuple[Path, Path], tmp_path: Path, fault: str, areas: list[int]
 ) -> None:
     store = tmp_path / "noisy"
-    arguments = corrupt_labels.CorruptArguments(store=str(labelled_discs[1]), output=str(store), fault=fault)
+    arguments = corrupt_labels.CorruptLabelsArguments(
+        store=str(labelled_discs[1]), output=str(store), fault=fault
+    )
     corrupt_labels.main(arguments)
     corrupt_labels.main(arguments)
     version = PseudoLabelStore(LocalObjects(store)).version(0)
@@ -121,22 +123,20 @@ def test_labels_are_spoilt(
         if new.instances is not None:
             np.testing.assert_allclose(new.instances.areas, areas, rtol=0.15)
             assert (new.instances.scores == old.instances.scores[0]).all()
-    with pytest.raises(ConfigurationError, match="--share"):
+    with pytest.raises(ConfigurationError, match="share is a share > 0"):
         replace(arguments, share=0)
 
 
-def test_labels_that_are_not_complete_are_not_spoilt(
-    labelled_discs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_an_unfinished_version_is_refused(labelled_discs: tuple[Path, Path], tmp_path: Path) -> None:
     store, output = labelled_discs[1], tmp_path / "noisy"
     (manifest,) = store.rglob("manifest.parquet")
     manifest.unlink()
     with pytest.raises(StoreError, match="not complete: run the label job again first"):
-        corrupt_labels.main(corrupt_labels.CorruptArguments(store=str(store), output=str(output)))
+        corrupt_labels.main(corrupt_labels.CorruptLabelsArguments(store=str(store), output=str(output)))
     assert not output.exists()
 
 
-def test_half_of_all_objects_go_missing_but_never_all_of_an_image() -> None:
+def test_half_of_all_objects_go_missing_but_never_the_last_one() -> None:
     masks = np.eye(64, dtype=bool).reshape(64, 8, 8)
     kept = []
     for name in "abcdefgh":
@@ -145,15 +145,15 @@ def test_half_of_all_objects_go_missing_but_never_all_of_an_image() -> None:
             status=Status.LABELLED,
             instances=make_instances(masks, np.ones(64, np.float32), (8, 8), "promerge"),
         )
-        kept.append(corrupt_labels.spoil(outcome, "missing").instances.rles)
+        kept.append(corrupt_labels.add_label_noise(outcome, "missing").instances.rles)
         assert set(kept[-1]) < set(outcome.instances.rles)
         lone = replace(outcome, instances=outcome.instances.keep(np.arange(64) == 5))
-        assert len(corrupt_labels.spoil(lone, "missing").instances) == 1
+        assert len(corrupt_labels.add_label_noise(lone, "missing").instances) == 1
     assert 0.4 < sum(map(len, kept)) / 512 < 0.6
     assert len(set(kept)) == 8
 
 
-def test_spoilt_labels_are_compared_as_well(discs: Path, tmp_path: Path) -> None:
+def test_round_0_can_learn_from_noisy_labels(discs: Path, tmp_path: Path) -> None:
     arguments = compare_rounds.CompareRoundsArguments(
         data=discs, output=tmp_path / "out", num_train=4, training=TINY, run=SETTINGS, fault="phantom"
     )
