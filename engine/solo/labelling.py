@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engine.candidates import settle_masks
 from engine.decoding import fit_size
+from engine.encoders.precision import resolve_precision
 from engine.errors import WeightsError
 from engine.instances import Labels, make_instances
 from engine.labelling_config import LabellingConfig
@@ -41,6 +42,7 @@ class SoloLabeller:
         self._network, solo, self.weights_digest = load_network(config.encoder.weights, self._device)
         self._solo = replace(solo, detection=config.detection)
         self._config = config
+        self._precision = resolve_precision(config.encoder.precision, self._device)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -59,7 +61,7 @@ class SoloLabeller:
     def look_at(self, squares_bhwc: NDArray[np.uint8]) -> SoloOutputs:
         """What the network says of images uint8 (B, S, S, 3), at most a batch of them."""
         inputs = to_inputs(upload_images(squares_bhwc, self._config.encoder.batch_size, self._device))
-        with reproducible(self._device), autocast(self._device, self._config.encoder.precision):
+        with reproducible(self._device), autocast(self._device, self._precision):
             outputs: SoloOutputs = self._network(inputs)
         return outputs
 

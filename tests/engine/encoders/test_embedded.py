@@ -11,7 +11,7 @@ import torch
 
 from engine.decoding import DecodingConfig, decode_image, resize_image
 from engine.encoders import EncoderConfig, load_encoder
-from engine.encoders.vit import EMBEDDED_FILE
+from engine.encoders.backbone import EMBEDDED_FILE
 from engine.encoders.weights import read_weights
 from engine.ground_truth import read_ground_truth
 from engine.probing import ProbeConfig, draw_patches, foreground_auc, foreground_patches
