@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from engine.encoders.centring import FeatureStatistics, Normaliser
 from engine.encoders.encoder import EncoderConfig, check_images, patch_grid
 
 PATCH_SIZE = 8
@@ -45,20 +46,27 @@ Array = NDArray[np.float32]
 class DescriptorEncoder:
     """The descriptor as an encoder; see `engine.encoders.Encoder`. Computed on the CPU, in float32."""
 
-    def __init__(self, config: EncoderConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: EncoderConfig, device: torch.device, statistics: FeatureStatistics | None = None
+    ) -> None:
         self.name = config.name
         self.feature_size = FEATURE_SIZE
         self.grid = patch_grid(config.image_size, (PATCH_SIZE, PATCH_SIZE), config.name)
         self.image_size = (self.grid[0] * PATCH_SIZE, self.grid[1] * PATCH_SIZE)
         self.weights_digest = hashlib.sha256(_VERSION.encode()).hexdigest()
+        self._normalise = Normaliser(config, statistics, FEATURE_SIZE, device)
         self._device = device
         self._libraries = ThreadpoolController()
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """B images uint8 (H, W, 3) -> float16 (B, h, w, C) on the encoder's device; see `Encoder.encode`."""
+        return self._normalise(self.encode_raw(images))
+
+    def encode_raw(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """B images uint8 (H, W, 3) -> float32 (B, h, w, C); see `Encoder.encode_raw`."""
         check_images(images, (PATCH_SIZE, PATCH_SIZE))
         grid = (images[0].shape[0] // PATCH_SIZE, images[0].shape[1] // PATCH_SIZE) if images else self.grid
-        features = np.empty((len(images), *grid, FEATURE_SIZE), np.float16)
+        features = np.empty((len(images), *grid, FEATURE_SIZE), np.float32)
         # On matrices as small as these, further threads of BLAS cost twice the CPU time and gain none.
         with self._libraries.limit(limits=1, user_api="blas"):
             for index, image in enumerate(images):

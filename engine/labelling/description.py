@@ -11,13 +11,8 @@ from typing import Any
 
 from engine import __version__
 from engine.corpora import CorpusKind
-from engine.encoders import EncoderConfig
 from engine.labelling.config import LabellingConfig
 from engine.store.version_info import VersionInfo
-
-# Stores exist whose versions describe these fields of the encoder. A later field is described only if it is
-# not at its default, so that such a version stays the same configuration.
-_FIRST_ENCODER_FIELDS = ("name", "weights", "image_size", "batch_size", "precision", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +44,8 @@ def describe_network(config: LabellingConfig) -> NetworkDescription:
 def describe_labelling(config: LabellingConfig, network: NetworkDescription) -> dict[str, Any]:
     """Everything that decides an image's labels except the weights, as a version's configuration holds it."""
     configuration: dict[str, Any] = asdict(config)
-    configuration["encoder"] = _describe_encoder(config.encoder)
+    configuration["encoder"] = config.encoder.describe()
+    del configuration["encoder"]["weights"]
     if config.uses_network:
         # Versions have always held the batch size and precision of a network here.
         configuration["encoder"] |= {
@@ -103,13 +99,3 @@ def describe_next_round(
         code_version=__version__,
         device="",
     )
-
-
-def _describe_encoder(config: EncoderConfig) -> dict[str, Any]:
-    defaults = asdict(EncoderConfig())
-    settings = asdict(config)
-    return {
-        name: value
-        for name, value in settings.items()
-        if name != "weights" and (name in _FIRST_ENCODER_FIELDS or value != defaults[name])
-    }

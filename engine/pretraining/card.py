@@ -12,7 +12,7 @@ import torch
 from engine import __version__
 from engine.encoders.encoder import EMBEDDED
 from engine.encoders.layout import Layout, add_layout
-from engine.encoders.weights import State
+from engine.encoders.naming import State
 from engine.pretraining.config import PretrainingConfig
 
 ENCODER_KEY = "encoder.safetensors"

@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from engine.encoders.backbone import Backbone, create_transformer, describe_layout, load_backbone
 from engine.encoders.encoder import EncoderConfig
-from engine.encoders.keys import key_parameters, key_vectors
-from engine.encoders.vit import Backbone, create_transformer, describe_layout, load_backbone
-from engine.encoders.weights import State, drop_heads
+from engine.encoders.facets import key_parameters, key_vectors
+from engine.encoders.naming import State, drop_heads
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoHead
 

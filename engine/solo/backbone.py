@@ -11,11 +11,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn.functional import interpolate, max_pool2d
 
+from engine.encoders.backbone import load_backbone
 from engine.encoders.encoder import EncoderConfig
-from engine.encoders.keys import Transformer
+from engine.encoders.facets import Transformer
 from engine.encoders.layout import IMAGENET_MEAN, IMAGENET_STD
-from engine.encoders.vit import load_backbone
-from engine.encoders.weights import check_fit, read_weights
+from engine.encoders.weights import check_fit, read_weights, select_network
 from engine.errors import WeightsError
 from engine.solo.config import SoloConfig
 from engine.solo.layers import group_norm, with_frozen_batch_norm, with_group_norm
@@ -141,8 +141,8 @@ def _convolutional_backbone(config: SoloConfig, weights: str) -> Backbone:
 
 def _load_file(body: nn.Module, name: str, weights: str) -> None:
     """Load `body` from a checkpoint of the whole network; further entries are ignored."""
-    state = read_weights(weights).state
     expected = body.state_dict()
+    state = select_network(read_weights(weights).state, expected, weights)
     used = {name: state[name] for name in expected if name in state}
     counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
     check_fit(counters | used, expected, f"weights {weights!r} do not fit {name!r}")

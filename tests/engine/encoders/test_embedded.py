@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from engine.encoders import EncoderConfig, load_encoder
-from engine.encoders.vit import EMBEDDED_FILE
+from engine.encoders.backbone import EMBEDDED_FILE
 from engine.encoders.weights import read_weights
 from engine.evaluation.ground_truth import read_ground_truth
 from engine.evaluation.linear_probe import ProbeConfig, draw_patches, foreground_auc, foreground_patches

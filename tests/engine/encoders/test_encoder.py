@@ -20,7 +20,9 @@ SHARED_CONTRACT = [
         ({"weights": ""}, "weights are empty"),
         ({"image_size": 0}, "image_size"),
         ({"batch_size": 0}, "batch_size"),
-        ({"precision": "float64"}, "precision"),
+        ({"precision": "float64"}, "precision must be auto, float32, bfloat16 or float16"),
+        ({"facet": "keys"}, "facet must be key, query, value or token"),
+        ({"centring": "mean"}, "centring must be auto, none, image or corpus"),
         ({"seed": -1}, "seed"),
     ],
 )
@@ -35,11 +37,24 @@ def test_configuration_is_checked(fields, complaint):
         ({"weights": "dino.pth"}, "'embedded' takes no weights"),
         ({"name": "descriptor", "weights": "random"}, "'descriptor' takes no weights"),
         ({"name": "descriptor", "precision": "bfloat16"}, "float32 only"),
+        ({"name": "descriptor", "facet": "value"}, "no facets and no layers"),
+        ({"name": "descriptor", "layer": 0}, "no facets and no layers"),
     ],
 )
 def test_encoders_that_need_no_weights_take_none(fields, complaint):
     with pytest.raises(ConfigurationError, match=complaint):
         load_encoder(EncoderConfig(**fields), "cpu")
+
+
+def test_descriptions_of_raw_keys_have_no_newer_fields():
+    raw = EncoderConfig(centring="none").describe()
+    assert raw == {
+        "name": "embedded", "weights": "hub", "image_size": 480, "batch_size": 8, "precision": "float32",
+        "seed": 0,
+    }  # fmt: skip
+    other = EncoderConfig(facet="token", layer=9, centring="corpus").describe()
+    assert other == raw | {"facet": "token", "layer": 9, "centring": "corpus"}
+    assert EncoderConfig(layer=11).describe()["layer"] == 11
 
 
 def test_grid_is_rounded_down_to_whole_patches():

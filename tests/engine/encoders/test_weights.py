@@ -1,13 +1,15 @@
 import argparse
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 
 import pytest
 import safetensors.torch
 import torch
 
-from engine.encoders.weights import backbone_state, check_fit, digest_state, read_weights
+from engine.encoders.formats import check_network
+from engine.encoders.weights import check_fit, digest_state, read_weights, select_network
 from engine.errors import WeightsError
 
 STATE = {"cls_token": torch.arange(4.0), "blocks.0.norm1.weight": torch.ones(2, 3)}
@@ -29,28 +31,22 @@ def test_safetensors_and_torch_files_hold_the_same(tmp_path):
         assert same(read_weights(str(tmp_path / name)).state, STATE)
 
 
-def test_full_checkpoint_with_namespace_gives_its_teacher(tmp_path):
-    def network(offset, prefix):
-        backbone = {f"{prefix}backbone.{name}": tensor + offset for name, tensor in STATE.items()}
-        return {
-            **backbone,
-            f"{prefix}head.mlp.0.weight": torch.ones(5),
-            f"{prefix}head.last_layer.weight_v": torch.ones(5),
-        }
-
+def test_containers_are_flattened_and_namespaces_allowed(tmp_path):
     checkpoint = {
-        "student": network(1, "module."),
-        "teacher": network(0, ""),
-        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "teacher": {f"backbone.{name}": tensor for name, tensor in STATE.items()},
+        "student": {"module": {name: tensor + 1 for name, tensor in STATE.items()}},
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
         "epoch": 3,
         "args": argparse.Namespace(arch="vit_tiny", lr=0.1),
     }  # fmt: skip
-    torch.save(checkpoint, tmp_path / "full.pth")
-    assert same(read_weights(str(tmp_path / "full.pth")).state, STATE)
-    del checkpoint["teacher"]
-    torch.save(checkpoint, tmp_path / "student.pth")
-    student = read_weights(str(tmp_path / "student.pth")).state
-    assert torch.equal(student["cls_token"], STATE["cls_token"] + 1)
+    torch.save(checkpoint, tmp_path / "full.ckpt")
+    state = read_weights(str(tmp_path / "full.ckpt")).state
+    assert set(state) == {
+        *(f"teacher/backbone.{name}" for name in STATE),
+        *(f"student/module/{name}" for name in STATE),
+        "optimizer/state/0/exp_avg",
+    }
+    assert same(select_network(state, STATE, "full.ckpt"), STATE)
 
 
 class Malicious:
@@ -90,7 +86,7 @@ def test_truncated_file_is_one_line(tmp_path, suffix, keep):
     else:
         safetensors.torch.save_file(STATE, path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(WeightsError, match="no whole") as caught:
+    with pytest.raises(WeightsError, match="no complete") as caught:
         read_weights(str(path))
     assert one_line(caught)
 
@@ -99,7 +95,7 @@ def test_truncated_file_is_one_line(tmp_path, suffix, keep):
 def test_file_of_something_else_is_one_line(tmp_path, suffix):
     path = tmp_path / f"page{suffix}"
     path.write_text("<html>404 not found</html>")
-    with pytest.raises(WeightsError, match="no whole") as caught:
+    with pytest.raises(WeightsError, match="no complete") as caught:
         read_weights(str(path))
     assert one_line(caught)
 
@@ -109,7 +105,6 @@ def test_file_of_something_else_is_one_line(tmp_path, suffix):
     [
         ([torch.ones(1)], "hold a list"),
         ({"epoch": 3, "args": {}}, "no network: found epoch, args"),
-        ({"head.weight": torch.ones(1)}, "no network"),
         ({}, "found nothing"),
     ],
 )
@@ -119,24 +114,78 @@ def test_file_without_a_network_is_refused(tmp_path, content, complaint):
         read_weights(str(tmp_path / "a.pth"))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_values_that_are_not_finite_are_refused_with_the_tensors_name(value):
+    state = {f"model.{name}": tensor.clone() for name, tensor in STATE.items()}
+    state["model.blocks.0.norm1.weight"][1, 2] = value
+    with pytest.raises(
+        WeightsError, match=r"NaN or infinite values in blocks\.0\.norm1\.weight: give"
+    ) as caught:
+        select_network(state, STATE, "a.pth")
+    assert one_line(caught)
+    other = {f"optimizer/{name}": torch.full_like(tensor, value) for name, tensor in STATE.items()}
+    assert same(select_network({**other, **STATE}, STATE, "a.pth"), STATE)  # that of the network alone counts
+
+
+def test_other_networks_are_refused():
+    with pytest.raises(WeightsError, match=r"do not hold the network named: found fc\.weight") as caught:
+        select_network({"fc.weight": torch.ones(1)}, STATE, "a.pth")
+    assert one_line(caught)
+
+
 def test_missing_files_and_unknown_suffixes_say_what_to_do(tmp_path):
     with pytest.raises(WeightsError, match="no weights at"):
         read_weights(str(tmp_path / "none.pth"))
     with pytest.raises(WeightsError, match="cannot read the weights"):
         read_weights("ftp://host/a.pth")
-    (tmp_path / "a.npz").write_bytes(b"x")
-    with pytest.raises(WeightsError, match=r"unknown suffix '.npz': give a .safetensors"):
-        read_weights(str(tmp_path / "a.npz"))
+    (tmp_path / "a.txt").write_bytes(b"x")
+    with pytest.raises(WeightsError, match=r"unknown suffix '.txt': give a .safetensors"):
+        read_weights(str(tmp_path / "a.txt"))
 
 
-def test_prefixes_come_off_and_heads_are_left_out():
-    checkpoint = {
-        "module.backbone.cls_token": torch.zeros(1),
-        "module.backbone.fc_norm.weight": torch.zeros(1),
-        "module.dino_head.mlp.0.weight": torch.zeros(1),
-        "header": torch.zeros(1),
-    }
-    assert set(backbone_state(checkpoint, "a.pth")) == {"cls_token", "header"}
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("vit.onnx", "a model converted for inference"),
+        ("model.safetensors.index.json", "the index of a sharded checkpoint"),
+        ("model-00001-of-00003.safetensors", "one shard of a sharded checkpoint"),
+        ("ViT-B_16.npz", "a JAX or NumPy checkpoint"),
+        ("tf_model.h5", "a TensorFlow or Keras file"),
+        ("model_final.pkl", "a plain pickle"),
+        ("weights.zip", "an archive"),
+    ],
+)
+def test_other_file_formats_are_told_by_name(name, kind):
+    with pytest.raises(WeightsError, match=rf"are {kind}.*: (?:give|load|unpack)") as caught:
+        read_weights(f"folder/{name}")
+    assert one_line(caught)
+
+
+def test_torchscript_is_told_by_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "traced.pt", "w") as archive:
+        archive.writestr("traced/constants.pkl", pickle.dumps(()))
+        archive.writestr("traced/data.pkl", b"no pickle")
+    with pytest.raises(WeightsError, match="TorchScript") as caught:
+        read_weights(str(tmp_path / "traced.pt"))
+    assert one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        ("module.encoder_q.layer1.0.conv1.weight", "a ResNet"),
+        ("blocks.0.attn.relative_position_bias_table", "a BEiT or Swin"),
+        ("vision_model.encoder.layers.0.layer_norm1.weight", "a CLIP or SigLIP model of Hugging Face"),
+        ("visual.conv1.weight", "a CLIP checkpoint of open_clip"),
+        ("base_model.model.blocks.0.attn.qkv.lora_A.default.weight", "a LoRA adapter"),
+        ("mask_decoder.iou_token.weight", "a Segment Anything"),
+        ("downsample_layers.0.0.weight", "a ConvNeXt"),
+    ],
+)
+def test_other_networks_are_told_by_name(tensor, kind):
+    with pytest.raises(WeightsError, match=f"are {kind}"):
+        check_network(["epoch", tensor], "a.pth")
+    check_network(["model.blocks.0.attn.qkv.weight", "embeddings.cls_token", "head.mlp.0.weight"], "a.pth")
 
 
 def test_misfits_are_listed_by_name():

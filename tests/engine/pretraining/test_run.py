@@ -7,7 +7,7 @@ import torch
 
 from engine.corpora import FolderCorpus
 from engine.encoders import EncoderConfig, load_encoder
-from engine.encoders.vit import EMBEDDED_FILE
+from engine.encoders.backbone import EMBEDDED_FILE
 from engine.encoders.weights import digest_state, read_weights
 from engine.errors import ConfigurationError, CorpusError, RunError, StoreError, WeightsError
 from engine.objects.memory import MemoryObjects
