@@ -67,7 +67,7 @@ class AnnotatedImage:
 
 
 def read_ground_truth(uri: str) -> Iterator[AnnotatedImage]:
-    """Yield all images of a ground truth, including empty ones: COCO's by ascending id, others by name.
+    """Yield all annotated images, also those without instances: COCO's by ascending id, others by name.
 
     One file is in memory at a time. Raises CorpusError, with a one-line message, if there is no ground truth
     or it cannot be parsed.

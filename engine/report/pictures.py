@@ -54,7 +54,6 @@ class Picture:
 
     jpeg: bytes
     size: tuple[int, int]
-    has_photograph: bool
 
 
 class PicturePicker:
@@ -132,7 +131,7 @@ class PictureMaker:
             return None
         small = _resize_instances(instances, size) if instances is not None else None
         drawn = draw_instances(ground, small)
-        return Picture(jpeg=encode_jpeg(drawn), size=size, has_photograph=photograph is not None)
+        return Picture(jpeg=encode_jpeg(drawn), size=size)
 
     def colour_ratios(self, images: Sequence[Picked]) -> NDArray[np.float64]:
         """Colour ratios (see engine.report.colours) of the masks on readable photographs, float64 (M,)."""

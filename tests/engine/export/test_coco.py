@@ -22,7 +22,7 @@ def read(objects: MemoryObjects, split: str) -> dict[str, Any]:
     return json.loads(objects.read(f"annotations/instances_{split}.json"))
 
 
-def test_pycocotools_reads_the_masks_back(make_labelled: Callable[..., Any], tmp_path: Path) -> None:
+def test_pycocotools_reads_the_same_masks(make_labelled: Callable[..., Any], tmp_path: Path) -> None:
     labelled = make_labelled(12)
     export_version(labelled.version, CONFIG, open_objects(str(tmp_path / "out")))
     seen = []
@@ -47,7 +47,7 @@ def test_pycocotools_reads_the_masks_back(make_labelled: Callable[..., Any], tmp
     assert sorted(annotation_ids) == list(range(1, len(annotation_ids) + 1))
 
 
-def test_torchvision_reads_copies_with_their_polygons(labelled: Any, tmp_path: Path) -> None:
+def test_torchvision_reads_copied_images_and_polygons(labelled: Any, tmp_path: Path) -> None:
     config = replace(CONFIG, segmentation="polygon")
     export_version(labelled.version, config, open_objects(str(tmp_path / "out")), corpus=labelled.corpus)
     dataset = CocoDetection(

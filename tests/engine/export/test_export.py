@@ -223,7 +223,8 @@ def thunderscan_tiff(width: int, height: int, orientation: int) -> bytes:
     short, long = 3, 4
     tags = [
         (256, long, width), (257, long, height), (258, short, 4), (259, short, 32809), (262, short, 1),
-        (273, long, 8), (274, short, orientation), (277, short, 1), (278, long, height), (279, long, len(data)),
+        (273, long, 8), (274, short, orientation), (277, short, 1), (278, long, height),
+        (279, long, len(data)),
     ]  # fmt: skip
     header = struct.pack("<2sHI", b"II", 42, 8 + len(data))
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)

@@ -120,7 +120,7 @@ def test_a_picture_of_a_large_image_is_small() -> None:
     large = Instances(size=(3000, 1000), method="promerge")
     picture = maker.draw(picked.record, large)
     assert picture is not None
-    assert (picture.size, picture.has_photograph) == ((400, 133), False)
+    assert picture.size == (400, 133)
 
 
 def test_histograms_count_values_beyond_their_ends() -> None:
