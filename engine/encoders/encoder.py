@@ -29,10 +29,9 @@ class EncoderConfig:
     Vision Transformer of timm, with or without a tag: vit_base_patch8_224.dino."""
     weights: Annotated[str, tyro.conf.arg(aliases=("--weights",))] = DEFAULT_WEIGHTS
     """hub (what timm publishes), random (drawn from the seed), a .safetensors, .pth, .pt or .bin file, or its
-    s3://bucket/key. With method solo: of the trained network."""
+    s3://bucket/key."""
     image_size: int = 480
-    """Side in pixels of the square that images are brought to; used is the largest multiple of the patch.
-    With method solo: that of its training, whatever is given here."""
+    """Side in pixels of the square that images are brought to; used is the largest multiple of the patch."""
     batch_size: int = 8
     """Images in one forward pass of a network; short batches are filled up to it."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"

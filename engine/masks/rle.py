@@ -129,7 +129,7 @@ def overlaps(rles: Sequence[bytes], size: tuple[int, int]) -> tuple[NDArray[np.f
     if len(rles) == 0:
         return np.zeros((0, 0)), np.zeros((0, 0))
     masks = [{"size": list(size), "counts": counts} for counts in rles]
-    # For a crowd, pycocotools divides by the area of the first mask instead of that of the union.
+    # For a crowd, pycocotools divides by the area of the first mask, not of the union.
     ious, ioas = (coco_mask.iou(masks, masks, [is_crowd] * len(masks)) for is_crowd in (0, 1))
     return ious, ioas
 
