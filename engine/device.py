@@ -1,4 +1,4 @@
-"""Between the host and the device that computes: images on the way there, masks both ways."""
+"""Transfers between the host and a device, and how networks compute on it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from engine.types import Precision
 def upload_images(
     images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], batch_size: int, device: torch.device
 ) -> torch.Tensor:
-    """1 to B images uint8 (H, W, 3) of one size as uint8 (B, H, W, 3) on `device`, filled up with black.
+    """Upload images uint8 (H, W, 3) of one size as a batch uint8 (B, H, W, 3), padded with black images.
 
-    They go to a GPU from page-locked memory, by itself while the host prepares what comes next: torch keeps
-    such memory for the next batch, and hands it out again when the copy is over.
+    The copy to a GPU is asynchronous, from page-locked memory, which torch reuses when the copy is complete.
 
     >>> upload_images([np.ones((1, 1, 3), np.uint8)], 2, torch.device("cpu")).tolist()
     [[[[1, 1, 1]]], [[[0, 0, 0]]]]
@@ -32,7 +31,7 @@ def upload_images(
 
 
 def upload_masks(masks: NDArray[np.bool_], device: torch.device) -> torch.Tensor:
-    """Masks bool (N, H, W) on `device`, which they reach packed, eight pixels in a byte.
+    """Upload masks bool (N, H, W), packed for the transfer, eight pixels in a byte.
 
     >>> upload_masks(np.array([[[1, 0, 1]]], dtype=bool), torch.device("cpu")).tolist()
     [[[True, False, True]]]
@@ -45,7 +44,7 @@ def upload_masks(masks: NDArray[np.bool_], device: torch.device) -> torch.Tensor
 
 
 def download_masks(masks: torch.Tensor) -> NDArray[np.bool_]:
-    """Masks bool (N, H, W) on the host, which they reach packed, eight pixels in a byte.
+    """Download masks bool (N, H, W), packed for the transfer, eight pixels in a byte.
 
     >>> download_masks(torch.tensor([[[True, False, True]]])).tolist()
     [[[True, False, True]]]
@@ -57,7 +56,7 @@ def download_masks(masks: torch.Tensor) -> NDArray[np.bool_]:
 
 
 def _bit_values(device: torch.device) -> torch.Tensor:
-    """Of a byte's bits, in numpy's order."""
+    """The values of a byte's bits, in numpy's order."""
     return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
 
 
@@ -65,7 +64,7 @@ _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:
-    """While the block runs, what can be is computed in this precision."""
+    """Run the block under autocast to `precision`."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
@@ -73,7 +72,7 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
 
 @contextlib.contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """cuDNN with fixed algorithms and, where float32 is asked for, no silent TF32 in convolutions."""
+    """Run the block with deterministic cuDNN algorithms and without TF32 in convolutions."""
     if device.type != "cuda":
         yield
         return

@@ -1,4 +1,4 @@
-"""How long the stages of a computation take, for whoever asks; elsewhere a stage costs a microsecond."""
+"""Timing of the stages of a computation; a stage that nobody times costs a microsecond."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _running: ContextVar[Seconds | None] = ContextVar("running stopwatch", default=N
 
 @contextmanager
 def timed_stages() -> Iterator[Seconds]:
-    """Seconds of the stages that this thread passes inside, by name, in the order in which they first end.
+    """Time the stages that this thread runs in the block: seconds by name, in the order of their first end.
 
     >>> with timed_stages() as seconds, stage("decode"):
     ...     pass
@@ -31,7 +31,7 @@ def timed_stages() -> Iterator[Seconds]:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """What happens inside belongs to the stage `name`, on a GPU as well; stages do not hold others."""
+    """Time the block as the stage `name`, including work queued on a GPU; stages are not nested."""
     seconds = _running.get()
     if seconds is None:
         yield
@@ -44,8 +44,8 @@ def stage(name: str) -> Iterator[None]:
 
 
 def _wait_for_gpu() -> None:
-    """Kernels are only queued by the stage that starts them, and would be paid for by a later one."""
-    # A process that only decodes has no torch to wait for.
+    """Wait for queued kernels, whose time would otherwise be counted in a later stage."""
+    # The decoding process does not import torch.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""What travels between the parts: image records, chunks of work, instances and outcomes."""
+"""Value types shared by all rooms: image records, chunks of work and outcomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Status(StrEnum):
-    """What became of an image. Every image of a corpus ends as exactly one of these."""
+    """The result of labelling an image; every image of a corpus gets exactly one."""
 
     LABELLED = "labelled"
     NO_OBJECT = "no_object"
@@ -24,8 +24,8 @@ class Status(StrEnum):
 class Reason(StrEnum):
     """Why an image has no instances: a closed list, stored as the code itself.
 
-    The first group goes with `Status.NO_OBJECT` (the image was looked at, the method found nothing),
-    the second with `Status.REJECTED` (the image could not be looked at).
+    The first group goes with `Status.NO_OBJECT` (the image was labelled, and nothing was found), the second
+    with `Status.REJECTED` (the image could not be labelled).
     """
 
     NO_BACKGROUND = "no_background"
@@ -50,10 +50,10 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """One image of a corpus, by name.
+    """The name of an image in a corpus.
 
-    `image_id` is unique in its corpus and stable when the corpus moves; `path` is relative to the corpus
-    root; `coco_id` is the number that COCO-like corpora give the image.
+    `image_id` is unique in the corpus and does not change when the corpus moves; `path` is relative to the
+    root of the corpus; `coco_id` is the number that COCO-like corpora give the image.
     """
 
     image_id: str
@@ -63,7 +63,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A few images of a shard that are computed together."""
+    """A few images of a shard that are labelled together."""
 
     shard: int
     records: tuple[ImageRecord, ...]
@@ -71,22 +71,24 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """The images of one shard, in order. `is_last` marks the end of the corpus as it was listed."""
+    """The images of one shard, in order. `is_last` marks the end of the corpus at the time it was listed."""
 
     index: int
     records: tuple[ImageRecord, ...]
     is_last: bool
 
     def chunks(self, chunk_size: int) -> Iterator[Chunk]:
-        """Cut the shard into chunks of `chunk_size` images at fixed positions; the last may be shorter."""
+        """Split the shard into chunks of `chunk_size` images at fixed positions; the last may be shorter."""
         for start in range(0, len(self.records), chunk_size):
             yield Chunk(shard=self.index, records=self.records[start : start + chunk_size])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimality:
-    """How good a partition of an image is by its own measure: the objective, lower is better, and the gap, by
-    how much a better one could be below it at most, relative to the bound: 0 is optimal, 1 says nothing."""
+    """Quality of a partition: its objective (lower is better) and the gap to a lower bound.
+
+    The gap is relative to the bound: no partition is better by more than this share of it. 0 is optimal.
+    """
 
     objective: float
     gap: float
@@ -94,12 +96,11 @@ class Optimality:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """What became of one image; exactly one row of the store.
+    """The result for one image: exactly one row of the store.
 
-    `height`, `width` are the upright image's pixels and `sha256` the hex digest of the file's bytes; each is
-    None where the image was rejected before it was known. `reason` is None when `status` is LABELLED.
-    `detail` is a sentence for people and never affects anything. `optimality` is None where no partition of
-    the image was looked for.
+    `height`, `width` are those of the upright image in pixels, `sha256` is the file's in hex; each is None if
+    the image was rejected before it was known. `reason` is None if `status` is LABELLED. `detail` is a
+    sentence for people and has no effect. `optimality` is None if the method makes no partition.
     """
 
     record: ImageRecord

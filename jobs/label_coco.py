@@ -10,20 +10,20 @@ from jobs.cli.labelling import LabelArguments, run_label_job
 
 @dataclass(frozen=True, kw_only=True)
 class CocoArguments(LabelArguments):
-    """Label COCO: images in, a store of instance masks out. Run it again to go on after a stop.
+    """Label COCO: images in, a store of instance masks out. Run it again to resume after a stop.
 
-    Only the names and ids of an annotation file are used, never what people drew.
+    Only the file names and ids of an annotation file are used, never its annotations.
     Exit codes: 0 done (images that could not be read are rows with a reason), 1 failed, 2 wrong use.
     """
 
     corpus: str
-    """The folder of the data set, or s3://bucket/prefix."""
+    """The folder of the dataset, or s3://bucket/prefix."""
     annotations: str | None = None
-    """Label the images that this file lists (annotations/instances_val2017.json; relative to the corpus, or
-    an absolute path or S3 URI). Without it: all images of the corpus, with the id in their names."""
+    """Label the images listed in this file (annotations/instances_val2017.json; relative to the corpus, or an
+    absolute path or S3 URI). Default: all images of the corpus, with the ids in their names."""
     images: str | None = None
-    """Where the list's file names begin, relative to the corpus. Default: val2017 for
-    instances_val2017.json where there is such a folder, otherwise the corpus."""
+    """The folder that the listed file names are relative to, itself relative to the corpus. Default: val2017
+    for instances_val2017.json if there is such a folder, otherwise the corpus."""
 
 
 def main(arguments: CocoArguments) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Label HRSID, ships in radar images."""
+"""Label HRSID: ships in radar images."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -15,18 +15,18 @@ from jobs.cli.labelling import LabelArguments, run_label_job
 
 @dataclass(frozen=True, kw_only=True)
 class HrsidArguments(LabelArguments):
-    """Label HRSID: radar images in, a store of instance masks out. Run it again to go on after a stop.
+    """Label HRSID: radar images in, a store of instance masks out. Run it again to resume after a stop.
 
-    Ships are small, so images are looked at in tiles, too. Only the names and ids of an annotation file are
-    used, never what people drew.
+    Ships are small, so images are labelled in tiles as well. Only the file names and ids of an annotation
+    file are used, never its annotations.
     Exit codes: 0 done (images that could not be read are rows with a reason), 1 failed, 2 wrong use.
     """
 
     corpus: str
-    """The folder that holds JPEGImages and annotations, or s3://bucket/prefix."""
+    """The folder with JPEGImages and annotations, or s3://bucket/prefix."""
     annotations: str | None = None
     """The list of images (relative to the corpus, or an absolute path or S3 URI): train2017.json or
-    test2017.json. Default: the only one in annotations/."""
+    test2017.json. Default: the only file in annotations/."""
     labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(
         default_factory=lambda: LabellingConfig(tiling=TilingConfig(tile=400))
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Label SA-1B, from its tar files as they are published or from their unpacked images."""
+"""Label SA-1B, from its published tar files or from unpacked images."""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,14 @@ from jobs.cli.labelling import LabelArguments, run_label_job
 
 @dataclass(frozen=True, kw_only=True)
 class Sa1bArguments(LabelArguments):
-    """Label SA-1B: images in, a store of instance masks out. Run it again to go on after a stop.
+    """Label SA-1B: images in, a store of instance masks out. Run it again to resume after a stop.
 
-    Tars are read in place, member by member, and never unpacked; where their images lie is kept in the
-    store.
+    Tar files are read in place, member by member, and never unpacked; their indexes are kept in the store.
     Exit codes: 0 done (images that could not be read are rows with a reason), 1 failed, 2 wrong use.
     """
 
     corpus: str
-    """The folder of sa_*.tar, or of sa_*.jpg; or s3://bucket/prefix of the same."""
+    """The folder with sa_*.tar or sa_*.jpg, or its s3://bucket/prefix."""
 
 
 def main(arguments: Sa1bArguments) -> None:

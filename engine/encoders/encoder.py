@@ -39,10 +39,9 @@ class EncoderConfig(Bounded):
     vit_base_patch8_224.dino."""
     weights: Annotated[str, tyro.conf.arg(aliases=("--weights",))] = DEFAULT_WEIGHTS
     """hub (published by timm), random (drawn from the seed), a .safetensors, .pth, .pt, .ckpt or .bin file,
-    or its s3://bucket/key. With method solo: the trained network's file."""
+    or its s3://bucket/key."""
     image_size: Count = 480
-    """Side in pixels of the square to which images are resized, rounded down to a multiple of the patch size.
-    With method solo: ignored in favour of the size used in training."""
+    """Side in pixels of the square to which images are resized, rounded down to a multiple of the patch size."""
     batch_size: Count = 8
     """Images per forward pass; smaller batches are padded to it."""
     precision: EncoderPrecision = "float32"

@@ -49,7 +49,7 @@ class Crop:
 
     @property
     def is_whole(self) -> bool:
-        """Whether this is no tile."""
+        """Whether the crop is the whole image rather than a tile."""
         return self.box_xyxy == (0, 0, self.size[1], self.size[0])
 
 

@@ -41,10 +41,11 @@ class DecodingConfig(Bounded):
 
 
 def decode_image(data: bytes, config: DecodingConfig) -> NDArray[np.uint8]:
-    """Decode a JPEG, PNG, WebP, TIFF or BMP file to upright RGB, uint8 (H, W, 3); the first of several frames.
+    """Decode a JPEG, PNG, WebP, TIFF or BMP file to upright RGB, uint8 (H, W, 3).
 
-    EXIF orientation is applied; grey is repeated, palettes and CMYK are converted, transparency is composited
-    on white. More than 8 bits are reduced to 8 by `_to_8_bit`. Raises ImageError with the reason.
+    Of several frames the first is decoded. EXIF orientation is applied; grey is repeated, palettes and CMYK
+    are converted, transparency is composited on white. More than 8 bits are reduced to 8 by `_to_8_bit`.
+    Raises ImageError with the reason.
     """
     if not data:
         raise ImageError(Reason.EMPTY_FILE, "the file has 0 bytes")

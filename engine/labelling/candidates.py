@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engine.images.crops import Crop
 from engine.images.tiling import cut_mask, touches_tile_edge
 from engine.labelling.config import LabellingConfig
-from engine.labelling.methods import propose_masks
+from engine.labelling.methods import Proposals, propose_masks
 from engine.labelling.outcomes import Labels
 from engine.masks.components import fill_holes, keep_large_components, paired_ious, resize_masks
 from engine.masks.packing import make_instances
@@ -26,6 +26,10 @@ from engine.types import Optimality, Reason
 
 # Pixels of masks refined together: at 20 bytes each on a GPU, which is more than on the host, 1.3 GB.
 _MAX_MASK_PIXELS = 2**26
+
+
+Propose = Callable[[torch.Tensor, NDArray[np.uint8], LabellingConfig, NDArray[np.bool_] | None], Proposals]
+"""A method that proposes masks; see `engine.labelling.methods.propose_masks`."""
 
 
 class Refine(Protocol):
@@ -61,6 +65,7 @@ def find_candidates(
     features_hwc: NDArray[np.floating] | torch.Tensor,
     background: NDArray[np.bool_] | None,
     config: LabellingConfig,
+    propose: Propose = propose_masks,
 ) -> Candidates | Labels:
     """Propose masks from a crop's features (h, w, C) and score them; labels if there is nothing to refine.
 
@@ -73,7 +78,7 @@ def find_candidates(
     grid = (features.shape[0], features.shape[1])
     with stage("propose"):
         seen = cut_mask(background, crop.box_xyxy, crop.size, grid) if background is not None else None
-        proposals = propose_masks(features, crop.resized_hwc, config, seen)
+        proposals = propose(features, crop.resized_hwc, config, seen)
     if proposals.skipped is not None:
         return Labels(reason=proposals.skipped, optimality=proposals.optimality)
     if not crop.is_whole:

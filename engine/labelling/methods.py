@@ -1,4 +1,4 @@
-"""The methods that propose masks among the patches of a crop, told apart by name here and nowhere else."""
+"""Proposals of masks in a crop, and the one dispatch to the method that makes them."""
 
 from __future__ import annotations
 

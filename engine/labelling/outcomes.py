@@ -17,7 +17,7 @@ T = TypeVar("T")
 class Labels:
     """The instances found in a crop or an image, or the reason why there are none: exactly one of the two.
 
-    `optimality` is that of the partition, for methods that make one.
+    `optimality` is the partition's, for methods that make one.
     """
 
     instances: Instances | None = None

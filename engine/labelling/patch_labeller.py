@@ -6,7 +6,7 @@ Read from top to bottom:
     label_encoded             the same from features on
     process_image             an image's crops, its background handed from the whole to its tiles
     process_tile              find_candidates, with the whole image's background
-    process_batch             crops, maybe of several images, to features
+    _process_batch            crops, maybe of several images, to features
     refine_batches            candidates, maybe of several images, to labels
 """
 

@@ -1,1 +1,1 @@
-"""Masks, boxes, run lengths and the instances made of them."""
+"""Masks, boxes, run lengths and instances."""

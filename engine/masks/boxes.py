@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def mask_boxes_xyxy(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Tight boxes of masks (N, H, W), as int32 (N, 4) xyxy half-open; an empty mask has the box (0, 0, 0, 0).
+    """Tight boxes of masks (N, H, W), int32 (N, 4), xyxy, half-open; (0, 0, 0, 0) for an empty mask.
 
     >>> mask_boxes_xyxy(np.array([[[0, 0, 0], [0, 1, 1]]], dtype=bool)).tolist()
     [[1, 1, 3, 2]]
@@ -25,7 +25,7 @@ def mask_boxes_xyxy(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 def xyxy_to_xywh(boxes_xyxy: NDArray[np.int32]) -> NDArray[np.int32]:
-    """COCO's (x, y, width, height) for boxes (N, 4) in half-open xyxy.
+    """Convert boxes (N, 4) from half-open xyxy to COCO's (x, y, width, height).
 
     >>> xyxy_to_xywh(np.array([[1, 1, 3, 2]], dtype=np.int32)).tolist()
     [[1, 1, 2, 1]]

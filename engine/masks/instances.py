@@ -1,4 +1,4 @@
-"""Instance masks of one image; needs numpy alone."""
+"""Instance masks of one image; imports numpy only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Instances:
     """N instance masks of one image, best first.
 
     `rles` are COCO's compressed run lengths (column-major, as pycocotools writes them) for masks of `size`
-    (height, width); `boxes_xyxy` is int32 (N, 4) in half-open pixels; `areas` is int64 (N,) in pixels;
-    `scores` is float32 (N,); `stabilities` is float32 (N,), NaN where no round has measured it.
+    (height, width); `boxes_xyxy` is int32 (N, 4), half-open; `areas` is int64 (N,) in pixels; `scores` is
+    float32 (N,); `stabilities` is float32 (N,), NaN if no round has measured it.
     """
 
     size: tuple[int, int]
@@ -40,7 +40,7 @@ class Instances:
         return len(self.rles)
 
     def keep(self, is_kept: NDArray[np.bool_]) -> Instances:
-        """Those that `is_kept`, bool (N,), says, in their order."""
+        """The instances where `is_kept`, bool (N,), is true."""
         return replace(
             self,
             rles=tuple(rle for rle, kept in zip(self.rles, is_kept, strict=True) if kept),

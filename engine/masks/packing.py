@@ -1,4 +1,4 @@
-"""From masks and scores to what a store holds of an image."""
+"""Packing of masks and scores as instances."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def make_instances(
     method: str,
     box_xyxy: Box | None = None,
 ) -> Instances:
-    """Instances of N masks (h, w) of an image of `size` = (height, width), without what vanishes.
+    """Pack N masks (h, w) of an image of `size` = (height, width) as instances.
 
-    The masks are brought to the image's size, or to that of `box_xyxy` and to its place in the image.
-    Ordered by falling score, then falling area, then first pixel in reading order. One mask at a time is
-    held at full size, which for a large photograph is a hundred megabytes.
+    Masks are resized to the image, or to the part `box_xyxy` of it; those that vanish are left out. Ordered
+    by falling score, then falling area, then first pixel in reading order. One mask at a time is held at full
+    size, which for a large photograph is a hundred megabytes.
     """
     x0, y0, x1, y1 = box_xyxy or (0, 0, size[1], size[0])
     found: list[tuple[float, int, int, bytes, NDArray[np.int32]]] = []

@@ -1,6 +1,6 @@
-"""COCO's run lengths: how many pixels there are, column by column, outside a mask, inside, outside, ...
+"""COCO's run lengths: numbers of pixels outside a mask, inside, outside, ..., column by column.
 
-pycocotools trusts what it is given: on counts that are damaged it loops for ever or reads beyond its memory.
+pycocotools does not check its input: on damaged counts it loops forever or reads out of bounds.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-# A digit is five bits, a sixth that says whether more follow, and 48, so that it is printable.
+# A digit has five bits and a sixth that is set if more digits follow; 48 is added to make it printable.
 _DIGIT_BITS, _MORE, _FIRST_DIGIT = 5, 32, ord("0")
-# More than any number of 32 bits needs.
+# Enough for any 32-bit number.
 _MAX_DIGITS = 7
-# In pixels; pycocotools walks along a polygon's edges, and takes memory for each step.
+# In pixels; pycocotools walks along a polygon's edges and allocates memory for each step.
 _MAX_COORDINATE = 1e6
 
 
 def compress_segmentation(segmentation: list[list[float]] | dict[str, Any], size: tuple[int, int]) -> bytes:
-    """COCO's compressed run lengths of polygons or of run lengths, compressed or not, for (height, width).
+    """Convert a COCO segmentation, polygons or run lengths, to compressed run lengths for (height, width).
 
-    Raises ValueError for run lengths of another size and polygons of less than three points; that and
-    TypeError for what is neither.
+    Raises ValueError for run lengths of another size and polygons of fewer than three points, ValueError or
+    TypeError for anything else that is no segmentation.
     """
     if isinstance(segmentation, list):
         return _compress_polygons(segmentation, size)
@@ -41,10 +41,10 @@ def compress_segmentation(segmentation: list[list[float]] | dict[str, Any], size
 
 
 def decode_counts(counts: bytes) -> NDArray[np.int64]:
-    """The run lengths in compressed counts, int64 (R,); lengths may be wrong, even negative.
+    """Decode compressed counts to run lengths, int64 (R,), which are not checked and may be negative.
 
-    Numbers are signed, their lowest digits first; from the fourth on they are differences to the length two
-    before. Raises ValueError for what is no sequence of such numbers. Source: pycocotools, rleFrString.
+    Numbers are signed, lowest digits first; from the fourth on they are differences to the length two before.
+    Raises ValueError for anything but a sequence of such numbers. Source: pycocotools, rleFrString.
 
     >>> decode_counts(b"52203").tolist()
     [5, 2, 2, 2, 5]
@@ -67,7 +67,7 @@ def decode_counts(counts: bytes) -> NDArray[np.int64]:
 
 
 def check_lengths(lengths: NDArray[np.int64], size: tuple[int, int]) -> None:
-    """Raises ValueError for run lengths that are negative or do not add up to an image of (height, width)."""
+    """Raise ValueError if run lengths are negative or do not add up to an image of (height, width)."""
     if lengths.size and lengths.min() < 0:
         raise ValueError(f"a run length is negative: {lengths.min()}")
     if lengths.sum() != size[0] * size[1]:
@@ -96,7 +96,7 @@ def _shortened(counts: bytes) -> str:
 
 
 def encode_rles(masks: NDArray[np.bool_]) -> tuple[bytes, ...]:
-    """COCO's compressed run lengths of masks (N, H, W), one bytes object each."""
+    """Encode masks (N, H, W) as COCO's compressed run lengths, one bytes object each."""
     if len(masks) == 0:
         return ()
     column_major = np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)
@@ -104,9 +104,9 @@ def encode_rles(masks: NDArray[np.bool_]) -> tuple[bytes, ...]:
 
 
 def encode_rle_within(mask: NDArray[np.bool_], x0: int, y0: int, size: tuple[int, int]) -> bytes:
-    """`encode_rles` of an image of `size` = (height, width) that is empty but for `mask` (h, w) at (x0, y0).
+    """Encode `mask` (h, w) at (x0, y0) in an otherwise empty image of `size` = (height, width).
 
-    Takes time and memory for the mask alone, however large the image is.
+    Time and memory depend on the mask, not on the image.
     """
     height, width = size
     by_column = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
@@ -115,9 +115,9 @@ def encode_rle_within(mask: NDArray[np.bool_], x0: int, y0: int, size: tuple[int
     starts, stops = (
         (x0 + column) * height + y0 + row for column, row in map(np.nonzero, (steps > 0, steps < 0))
     )
-    # A run that fills a column of the image goes on in the next.
-    goes_on = np.flatnonzero(starts[1:] == stops[:-1])
-    edges = np.stack([np.delete(starts, goes_on + 1), np.delete(stops, goes_on)], axis=1).ravel()
+    # A run that reaches the end of a column of the image continues in the next.
+    continues = np.flatnonzero(starts[1:] == stops[:-1])
+    edges = np.stack([np.delete(starts, continues + 1), np.delete(stops, continues)], axis=1).ravel()
     counts = np.diff(edges, prepend=0, append=height * width)
     runs = counts[: -1 if counts[-1] == 0 else None].tolist()
     rle: bytes = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
@@ -125,17 +125,17 @@ def encode_rle_within(mask: NDArray[np.bool_], x0: int, y0: int, size: tuple[int
 
 
 def overlaps(rles: Sequence[bytes], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """IoU of every pair of run lengths, and IoA, the share of the first in the second; (N, N) each."""
+    """IoU and IoA of every pair of masks, (N, N) each; IoA is the share of the first in the second."""
     if len(rles) == 0:
         return np.zeros((0, 0)), np.zeros((0, 0))
     masks = [{"size": list(size), "counts": counts} for counts in rles]
-    # For a crowd, pycocotools divides by the first mask's area instead of the union's.
+    # For a crowd, pycocotools divides by the area of the first mask, not of the union.
     ious, ioas = (coco_mask.iou(masks, masks, [is_crowd] * len(masks)) for is_crowd in (0, 1))
     return ious, ioas
 
 
 def cross_ious(first: Sequence[bytes], second: Sequence[bytes], size: tuple[int, int]) -> NDArray[np.float64]:
-    """IoU of each of N run lengths with each of M others of images of one `size`: (N, M)."""
+    """IoU (N, M) of each of N masks with each of M others, in images of the same `size`."""
     if len(first) == 0 or len(second) == 0:
         return np.zeros((len(first), len(second)))
     one, other = ([{"size": list(size), "counts": counts} for counts in rles] for rles in (first, second))
@@ -144,7 +144,7 @@ def cross_ious(first: Sequence[bytes], second: Sequence[bytes], size: tuple[int,
 
 
 def decode_rles(rles: Sequence[bytes], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Masks (N, H, W) of compressed run lengths for images of `size` = (height, width)."""
+    """Decode compressed run lengths to masks (N, H, W) of `size` = (height, width)."""
     if len(rles) == 0:
         return np.zeros((0, *size), bool)
     stacked = coco_mask.decode([{"size": list(size), "counts": counts} for counts in rles])

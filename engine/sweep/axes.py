@@ -1,4 +1,4 @@
-"""Grids over the fields of a configuration: every combination of the values of some of its fields."""
+"""Hyper-parameter grids: every combination of values of some fields of a configuration."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Value = int | float | str | bool | None
 
 @dataclass(frozen=True, kw_only=True)
 class GridAxis:
-    """A field, as nested names with dots, and the values that it takes."""
+    """A field, named with dots (promerge.tau_b), and its values."""
 
     name: str
     values: tuple[Value, ...]
 
 
 def parse_axis(text: str, config_type: type[Any]) -> GridAxis:
-    """The axis that `promerge.tau-b=0.1,0.2` describes, its values of the field's type.
+    """Parse an axis such as `promerge.tau-b=0.1,0.2`; its values get the type of the field.
 
-    Raises ConfigurationError for a field that the configuration lacks or values that are not of its type.
+    Raises ConfigurationError for an unknown field and for values of another type.
     """
     name, equals, values = text.partition("=")
     name = name.strip().replace("-", "_")
@@ -38,9 +38,9 @@ def parse_axis(text: str, config_type: type[Any]) -> GridAxis:
 
 
 def grid_points(axes: Sequence[GridAxis]) -> list[dict[str, Value]]:
-    """Every combination of values, by the axes' names; the last axis changes fastest. Without axes, one: {}.
+    """Every combination of values, by the names of the axes; the last axis varies fastest.
 
-    Raises ConfigurationError where a field has two axes.
+    Without axes there is one point, {}. Raises ConfigurationError if a field has two axes.
 
     >>> grid_points([GridAxis(name="a", values=(1, 2)), GridAxis(name="b", values=("x",))])
     [{'a': 1, 'b': 'x'}, {'a': 2, 'b': 'x'}]
@@ -53,9 +53,9 @@ def grid_points(axes: Sequence[GridAxis]) -> list[dict[str, Value]]:
 
 
 def with_settings(config: Config, settings: Mapping[str, Value]) -> Config:
-    """The configuration with other values in fields named with dots; all of them are changed at once.
+    """Replace fields of a configuration, named with dots, all at once.
 
-    Raises ConfigurationError where the configuration does not allow them.
+    Raises ConfigurationError if the configuration does not allow the values.
     """
     direct: dict[str, Any] = {name: value for name, value in settings.items() if "." not in name}
     nested: dict[str, dict[str, Value]] = {}
@@ -69,7 +69,7 @@ def with_settings(config: Config, settings: Mapping[str, Value]) -> Config:
 
 
 def _field_type(name: str, config_type: type[Any]) -> Any:
-    """The type of a field of nested dataclasses."""
+    """The type of a field of nested dataclasses, named with dots."""
     hint: Any = config_type
     for i, part in enumerate(name.split(".")):
         known = [field.name for field in fields(hint)] if is_dataclass(hint) else []
@@ -85,7 +85,7 @@ def _field_type(name: str, config_type: type[Any]) -> Any:
 
 
 def _convert(text: str, hint: Any, name: str) -> Value:
-    """A value of a field's type."""
+    """Convert text to the type of a field."""
     if get_origin(hint) is Literal:
         if text in get_args(hint):
             return text

@@ -1,9 +1,9 @@
-"""Features kept as files, so that an image is encoded once however often it is labelled.
+"""A cache of features in files, so that an image is encoded once however often it is labelled.
 
     <digest of the encoder and of how images are read>/<sha256 of the image's file>.safetensors
 
-A file holds `features`, float16 (h, w, C), `resized`, uint8 RGB (H, W, 3) that they are of, and `size`, the
-upright image's (height, width).
+A file holds `features`, float16 (h, w, C), of the image `resized`, uint8 RGB (H, W, 3), and `size`, the
+(height, width) of the upright image.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class EncodedImage:
 
 
 class FeatureCache:
-    """Encoded images in a place, by key."""
+    """Encoded images in an object store, by key."""
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
 
     def read(self, key: str) -> EncodedImage:
-        """An image that was written. Raises ObjectMissing; StoreError for a file that is damaged."""
+        """Read an encoded image. Raises ObjectMissing, and StoreError if the file is damaged."""
         try:
             tensors = safetensors.numpy.load(self._objects.read(key))
             size = tensors["size"].tolist()
@@ -59,7 +59,7 @@ class FeatureCache:
             raise StoreError(f"{key} in {self._objects.uri} is damaged ({error}): remove it") from error
 
     def write(self, key: str, image: EncodedImage) -> None:
-        """Keep an image."""
+        """Write an encoded image."""
         tensors: dict[str, NDArray[Any]] = {
             "features": image.features_hwc,
             "resized": image.resized_hwc,
@@ -68,14 +68,17 @@ class FeatureCache:
         self._objects.write(key, safetensors.numpy.save(tensors))
 
     def keys(self, folder: str) -> frozenset[str]:
-        """The keys of what was written below a folder."""
+        """The keys of the images in a folder."""
         return frozenset(key for key in self._objects.keys(f"{folder}/") if key.endswith(_SUFFIX))
 
 
 @dataclass(kw_only=True)
 class CachedImages:
-    """What `cache_features` did: keys and (height, width) by image id, images that could not be read with the
-    reason, and how long the encoder took for those that were new, in seconds of processor and clock."""
+    """The result of `cache_features`.
+
+    `keys` and `sizes`, (height, width), are by image id; `rejected` holds the reasons of images that could
+    not be read; the encoder took `encoder_cpu_s` of CPU time for `num_encoded` new images.
+    """
 
     keys: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -93,10 +96,10 @@ def cache_features(
     cache: FeatureCache,
     on_progress: Callable[[int], None],
 ) -> CachedImages:
-    """Encode what the cache lacks of these images; a batch of them is in memory at a time.
+    """Encode the images that the cache lacks; one batch of them is in memory at a time.
 
-    `config` says how images are read and how many are encoded together; `on_progress` is told how many are
-    done. Raises TransientError while reading.
+    `config` decides how images are decoded and how many are encoded together; `on_progress` gets the number
+    of images done. Raises TransientError if an image cannot be read for now.
     """
     folder, cached = _folder(encoder, config), CachedImages()
     present = cache.keys(folder)
@@ -124,7 +127,7 @@ def cache_features(
 def _encode(
     images: Mapping[str, NDArray[np.uint8]], encoder: Encoder, cache: FeatureCache, cached: CachedImages
 ) -> None:
-    """Encode images by key, write them, and take the time of the former."""
+    """Encode images by key, which is timed, and write them."""
     if not images:
         return
     resized = [resize_image(image_hwc, encoder.image_size) for image_hwc in images.values()]
@@ -143,8 +146,8 @@ def _encode(
 
 
 def _folder(encoder: Encoder, config: LabellingConfig) -> str:
-    """Digest of all that decides an image's features."""
+    """Digest of everything that decides an image's features."""
     settings = asdict(config.encoder)
-    settings.pop("weights")  # known by their content
+    settings.pop("weights")  # identified by their digest
     decisive = [settings, encoder.weights_digest, asdict(config.decoding)]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

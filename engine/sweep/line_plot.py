@@ -1,4 +1,4 @@
-"""Line plots as SVG: a few panels side by side over the same horizontal axis, with one legend."""
+"""Line plots as SVG: panels side by side with the same horizontal axis, and one legend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-# Okabe and Ito's palette without yellow, which is lost on white; dashes tell apart what repeats a colour.
+# Okabe and Ito's palette without yellow, which is faint on white; dashes distinguish lines of one colour.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000000")
 _DASHES = ("", "6 3", "2 3")
 _PANEL_WIDTH, _PANEL_HEIGHT, _MARGIN_LEFT, _MARGIN_TOP, _MARGIN_BOTTOM = 320, 240, 60, 30, 48
@@ -16,7 +16,7 @@ _LEGEND_LINE, _CHARACTER_WIDTH = 18, 7
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line: its name, and in each panel a value for each position, None where there is none."""
+    """One line: its name and, for each panel, a value or None at each position."""
 
     name: str
     values: tuple[tuple[float | None, ...], ...]
@@ -24,8 +24,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class LinePlot:
-    """Panels with these titles over positions on the horizontal axis: numbers, which are placed to scale, or
-    names, which are placed evenly."""
+    """Panels with `titles` over `positions`, which are numbers, to scale, or names, evenly spaced."""
 
     x_title: str
     positions: tuple[float, ...] | tuple[str, ...]
@@ -34,7 +33,7 @@ class LinePlot:
 
 
 def draw_plot(plot: LinePlot) -> str:
-    """The plot as an SVG document; vertical axes begin at 0."""
+    """Draw the plot as an SVG document; vertical axes start at 0."""
     legend_width = 50 + _CHARACTER_WIDTH * max((len(series.name) for series in plot.series), default=0)
     width = len(plot.titles) * (_PANEL_WIDTH + _MARGIN_LEFT) + legend_width
     height = max(
@@ -88,7 +87,7 @@ def _draw_legend(plot: LinePlot, left: float) -> list[str]:
 
 
 def _draw_line(points: Sequence[tuple[float, float]], number: int) -> list[str]:
-    """A line with dots, in the style of the series of this number."""
+    """A line with dots, in the style of series `number`."""
     colour = _COLOURS[number % len(_COLOURS)]
     dash = _DASHES[number // len(_COLOURS) % len(_DASHES)]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -105,14 +104,14 @@ def _text(x: float, y: float, text: str, anchor: str, weight: str = "normal") ->
 
 
 def _shares(positions: tuple[float, ...] | tuple[str, ...]) -> list[float]:
-    """Where positions lie between the ends of the axis, 0 to 1."""
+    """Positions scaled to the ends of the axis, 0 to 1."""
     numbers = [float(p) if isinstance(p, float) else float(i) for i, p in enumerate(positions)]
     low, extent = min(numbers), max(numbers) - min(numbers)
     return [(number - low) / extent if extent > 0 else 0.5 for number in numbers]
 
 
 def _nice_scale(greatest: float) -> tuple[float, float]:
-    """Distance of ticks and end of an axis from 0 that holds `greatest`: 4 to 10 ticks of 1, 2 or 5.
+    """Tick distance and upper end of an axis from 0 to at least `greatest`: 4 to 10 ticks of 1, 2 or 5.
 
     >>> _nice_scale(0.37)
     (0.05, 0.4)

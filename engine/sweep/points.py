@@ -1,4 +1,4 @@
-"""Labels of the same images under many configurations, from cached features, and what each is worth."""
+"""Labels of the same images under many configurations, from cached features, and their evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from engine.sweep.feature_cache import FeatureCache
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SweptImage:
-    """An annotated image and the key of its features in the cache; None where it could not be read."""
+    """An annotated image and the key of its features in the cache, None if it could not be read."""
 
     truth: AnnotatedImage
     key: str | None
@@ -35,7 +35,7 @@ class SweptImage:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SweepPoint:
-    """A configuration, and images with the features of its encoder."""
+    """A configuration and images whose cached features are those of its encoder."""
 
     config: LabellingConfig
     images: tuple[SweptImage, ...]
@@ -43,14 +43,17 @@ class SweepPoint:
     def __post_init__(self) -> None:
         if self.config.tiling.tile is not None:
             raise ConfigurationError(
-                "features are kept of whole images: leave --tile out, or label with it and evaluate the store"
+                "features of whole images are cached: leave tile out, or label with it and evaluate the store"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointResult:
-    """What one configuration is worth: AP and AR of boxes and masks, the protocol as JSON can hold it, masks
-    per image, and the processor's seconds for an image from its features on."""
+    """The evaluation of one configuration.
+
+    AP and AR of boxes and masks, the protocol as JSON can hold it, masks per image, and CPU seconds per image
+    without the encoder.
+    """
 
     boxes: Metrics
     masks: Metrics
@@ -61,8 +64,8 @@ class PointResult:
 
 @contextmanager
 def start_workers(count: int, config: LabellingConfig) -> Iterator[Executor]:
-    """Processes that label and evaluate, `count` of them, one thread each."""
-    # Spawned: torch and numba have threads of their own, which do not survive a fork.
+    """Start `count` processes that label and evaluate, with one thread each."""
+    # Spawned: the threads of torch and numba do not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(config,))
     try:
@@ -78,16 +81,16 @@ def evaluate_points(
     workers: Executor,
     on_progress: Callable[[int], None],
 ) -> Iterator[PointResult]:
-    """Label and measure all points, in order; `on_progress` is told how many images of all points are done.
+    """Label and evaluate all points, in order; `on_progress` gets the number of images done, of all points.
 
     The labels of at most two points are in memory. An image that could not be read counts as one without
-    instances. Selection sees the instances of a point's images as those of a store.
+    instances. Instances are selected as in a store that holds the images of the point.
     """
     done, measured = 0, None
     for point in points:
         labels = _label_all(point, cache, workers, _offset(on_progress, done))
         done += len(point.images)
-        # While a point is measured, the next one is labelled.
+        # While a point is evaluated, the next one is labelled.
         if measured is not None:
             yield measured.result()
         measured = workers.submit(_measure, point, labels, protocol)
@@ -116,7 +119,7 @@ def _label_all(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Labels:
-    """What became of an image and the processor's seconds for it."""
+    """The instances of an image and the CPU seconds that they took."""
 
     instances: Instances | None
     cpu_s: float

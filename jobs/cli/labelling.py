@@ -1,4 +1,4 @@
-"""What all label jobs share: flags, the run on the cluster, and what is printed at its end."""
+"""Common part of the label jobs: flags, the run on the cluster, and the summary printed at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker without Ray: a plain class that is given chunks."""
+"""The worker as a plain class, without Ray."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +42,7 @@ SIZE = (96, 96)
 
 
 class FlakyObjects(MemoryObjects):
-    """Fails to answer the first `failures` reads."""
+    """Raises TransientError for the first `failures` reads."""
 
     def __init__(self, failures: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def test_rows_of_multicut_carry_objective_and_gap(corpus: FolderCorpus) -> None:
         assert outcome.optimality.objective <= 0 <= outcome.optimality.gap <= 1
 
 
-def test_masks_are_refined_by_torch_as_by_numba(corpus: FolderCorpus) -> None:
+def test_torch_refines_masks_like_numba(corpus: FolderCorpus) -> None:
     refining = replace(CONFIG, refine="crf")
     by_numba, by_torch = (
         label(corpus, replace(refining, crf=CrfConfig(backend=backend))) for backend in ("auto", "torch")
@@ -116,7 +116,7 @@ def test_masks_are_refined_by_torch_as_by_numba(corpus: FolderCorpus) -> None:
 
 
 @pytest.mark.parametrize("method", ["promerge", "multicut", "solo"])
-def test_a_worker_on_a_gpu_labels_as_one_without(
+def test_a_worker_on_a_gpu_labels_like_one_on_a_cpu(
     corpus: FolderCorpus, by_network: LabellingConfig, method: Literal["promerge", "multicut", "solo"]
 ) -> None:
     config = by_network if method == "solo" else replace(CONFIG, method=method)

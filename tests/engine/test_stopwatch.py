@@ -4,11 +4,11 @@ import torch
 from engine.stopwatch import stage, timed_stages
 
 
-def test_a_timed_stage_waits_for_what_it_queued_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timed_stage_waits_for_the_work_it_queued_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("wait"))
-    with stage("nobody asks"):
+    with stage("not timed"):
         events.append("work")
     assert events == ["work"]
     with timed_stages() as seconds, stage("encode"):
@@ -17,7 +17,7 @@ def test_a_timed_stage_waits_for_what_it_queued_on_a_gpu(monkeypatch: pytest.Mon
     assert set(seconds) == {"encode"}
 
 
-def test_stages_add_up_in_the_order_in_which_they_first_end() -> None:
+def test_seconds_of_a_stage_add_up() -> None:
     with timed_stages() as seconds:
         for name in ("read", "encode", "read"):
             with stage(name):

@@ -1,4 +1,4 @@
-"""Whoever dies, whenever: the same command finishes the store as if nobody had died, on whichever Ray."""
+"""Whichever process is killed, and when: the same command completes the same store, on any Ray."""
 
 import os
 import random
@@ -24,7 +24,7 @@ KillDriver = Callable[[subprocess.Popen[bytes]], None]
 
 @dataclass
 class Run:
-    """A label job over small images in a process of its own, with a local Ray below it."""
+    """A label job over small images in a process of its own, on a local Ray."""
 
     store: Path
     log: Path
@@ -52,7 +52,7 @@ class Run:
             time.sleep(0.02)
 
     def workers(self) -> list[psutil.Process]:
-        """Processes of Ray that do our work: actors, tasks, and those that wait for some."""
+        """Processes of Ray for actors and tasks, idle ones included."""
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
@@ -79,8 +79,8 @@ class Run:
 def undisturbed(
     labels_in: LabelsIn, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path
 ) -> Callable[[int], tuple[Path, dict[str, bytes]]]:
-    """`undisturbed(40)` labels so many images without a death, on a cluster that is joined by its address:
-    the corpus, and the files of its store."""
+    """`undisturbed(40)` labels 40 images without a crash, on a cluster joined by its address, and returns the
+    corpus and the files of the store."""
 
     def label(count: int) -> tuple[Path, dict[str, bytes]]:
         corpus = image_folder(count)
@@ -94,7 +94,7 @@ def undisturbed(
     return label
 
 
-def test_driver_and_worker_die_once(
+def test_driver_and_worker_are_killed_once(
     labels_in: LabelsIn,
     undisturbed: Callable[[int], tuple[Path, dict[str, bytes]]],
     kill_driver: KillDriver,
@@ -115,9 +115,7 @@ def test_driver_and_worker_die_once(
 
 
 @pytest.mark.slow
-def test_a_job_that_is_told_to_end_says_how_to_go_on(
-    image_folder: Callable[[int], Path], tmp_path: Path
-) -> None:
+def test_a_terminated_job_says_how_to_resume(image_folder: Callable[[int], Path], tmp_path: Path) -> None:
     run = Run.start(image_folder(200), tmp_path / "store")
     run.wait_for_shards(2)
     run.process.terminate()
@@ -127,7 +125,7 @@ def test_a_job_that_is_told_to_end_says_how_to_go_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "worker"])
-def test_ten_deaths_at_random_moments(
+def test_ten_kills_at_random_moments(
     labels_in: LabelsIn,
     undisturbed: Callable[[int], tuple[Path, dict[str, bytes]]],
     kill_driver: KillDriver,
@@ -137,10 +135,10 @@ def test_ten_deaths_at_random_moments(
     corpus, expected = undisturbed(400)
     rng = random.Random(victim)
     store = tmp_path / "store"
-    deaths = 0
+    kills = 0
     run = Run.start(corpus, store)
-    while deaths < 10:
-        # Anywhere from Ray's start to the last shard.
+    while kills < 10:
+        # Any moment from the start of Ray to the last shard.
         time.sleep(rng.uniform(0.5, 25) if victim == "driver" else rng.uniform(0.5, 3))
         if run.process.poll() is not None:
             run.finish()
@@ -149,10 +147,10 @@ def test_ten_deaths_at_random_moments(
             run = Run.start(corpus, store)
         elif victim == "driver":
             kill_driver(run.process)
-            deaths += 1
+            kills += 1
             run = Run.start(corpus, store)
         elif run.num_shards() > 0:
             run.kill_a_worker(rng)
-            deaths += 1
+            kills += 1
     run.finish()
     assert labels_in(store) == expected

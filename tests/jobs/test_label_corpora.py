@@ -1,4 +1,4 @@
-"""Corpora in their published layouts, whole and broken, as a user labels them."""
+"""Corpora in their published layouts, intact and broken, labelled as a user does."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def make_image(
     photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
 ) -> Callable[[int], bytes]:
-    """A photograph of 96 x 128 that has no twin."""
+    """`make_image(seed)` is the file of a photograph of 96 x 128, different for each seed."""
 
     def make(seed: int) -> bytes:
         return encode_image(np.kron(photograph(seed), np.ones((2, 2, 1), np.uint8)), "JPEG", quality=95)
@@ -56,7 +56,7 @@ def make_image(
 def test_tars_on_s3_are_labelled_in_tiles(
     run_job: RunJob, s3_server: Any, make_image: Callable[[int], bytes]
 ) -> None:
-    """From S3 to S3. The tars hold sound images, a damaged one, a cut one, and a link."""
+    """From S3 to S3. The tar files hold valid images, a damaged one, a truncated one and a link."""
     corpus = s3_server.root / "bucket/sa1b"
     corpus.mkdir()
     for tar_number in (20, 21):
@@ -90,11 +90,11 @@ def test_tars_on_s3_are_labelled_in_tiles(
         "sa_000021.tar/broken.jpg": Reason.TRUNCATED,
         link.replace("20.tar", "21.tar"): Reason.UNREADABLE, "sa_000021.tar/cut.jpg": Reason.TRUNCATED,
     }  # fmt: skip
-    sound = [row for row in rows if row.status != Status.REJECTED]
-    assert [row.record.coco_id for row in sound] == [200, 201, 202, 203, 210, 211, 212, 213]
-    assert {(row.height, row.width) for row in sound} == {(96, 128)}
-    assert sum(len(row.instances or ()) for row in sound) > 0
-    for row in sound:
+    valid = [row for row in rows if row.status != Status.REJECTED]
+    assert [row.record.coco_id for row in valid] == [200, 201, 202, 203, 210, 211, 212, 213]
+    assert {(row.height, row.width) for row in valid} == {(96, 128)}
+    assert sum(len(row.instances or ()) for row in valid) > 0
+    for row in valid:
         data = open_corpus("s3://bucket/sa1b", "sa1b", open_objects("s3://bucket/store")).read(row.record)
         assert data == make_image((row.record.coco_id or 0) % 10)
         if row.instances is not None:
@@ -102,7 +102,7 @@ def test_tars_on_s3_are_labelled_in_tiles(
             assert [mask.sum() for mask in masks] == row.instances.areas.tolist()
 
 
-def test_a_list_and_its_growth(
+def test_a_list_that_grows(
     labels_in: LabelsIn, run_job: RunJob, run_here: RunJob, cluster: Any,
     make_image: Callable[[int], bytes], tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -133,14 +133,14 @@ def test_a_list_and_its_growth(
     after = labels_in(store / first.name)
     assert {name: data for name, data in before.items() if after[name] != data}.keys() == {"manifest.parquet"}
     assert [row.record.coco_id for row in first.shard(2)] == [0]
-    # Nothing but what differs is named.
+    # Only the settings that differ are named.
     refusal = run_here(*command, "--promerge.tau-b", "0.3")
     assert refusal.returncode == 2
     assert "(promerge.tau_b is 0.2 there, 0.3 here); use" in refusal.stderr
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"no JSON", "is not JSON"),
         (b'{"info": ' + b"[" * 100_000, "nested more than 64 deep"),
@@ -148,7 +148,7 @@ def test_a_list_and_its_growth(
         (b'{"images": []}', "no images in"),
     ],
 )
-def test_an_unusable_list_is_one_line(run_here: RunJob, tmp_path: Path, content: bytes, told: str) -> None:
+def test_an_unusable_list_is_one_line(run_here: RunJob, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/test2017.json").write_bytes(content)
     flags = ["--corpus", str(tmp_path), "--store", str(tmp_path / "store")]
@@ -156,11 +156,11 @@ def test_an_unusable_list_is_one_line(run_here: RunJob, tmp_path: Path, content:
         refused = run_here(job, *flags, *more)
         (error,) = refused.stderr.strip().splitlines()
         assert refused.returncode == 2
-        assert told in error
+        assert message in error
         assert not (tmp_path / "store").exists()
 
 
-def test_hrsid_is_looked_at_in_tiles_unless_told_otherwise() -> None:
+def test_hrsid_is_labelled_in_tiles_by_default() -> None:
     flags = ["--corpus", "a", "--store", "b"]
     assert parse_arguments(HrsidArguments, flags).labelling.tiling.tile == 400
     finer = parse_arguments(HrsidArguments, [*flags, "--tile", "200", "--promerge.tau-b", "0.1"]).labelling
@@ -169,7 +169,7 @@ def test_hrsid_is_looked_at_in_tiles_unless_told_otherwise() -> None:
 
 
 @pytest.mark.slow
-def test_published_corpora_from_disk_and_s3_are_the_same_stores(
+def test_published_corpora_give_equal_stores_from_disk_and_s3(
     labels_in: LabelsIn,
     run_job: RunJob,
     cluster: Any,

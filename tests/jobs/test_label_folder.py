@@ -16,7 +16,7 @@ from engine.types import Reason, Status
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 LabelsIn = Callable[[Path], dict[str, bytes]]
-# Small images need no more than this, and what is tested here is not what is in the labels.
+# Enough for small images: the labels themselves are not tested here.
 QUICK = ("--refine", "none", "--encoder", "descriptor", "--encoder.image-size", "96")
 
 
@@ -69,7 +69,7 @@ def test_photographs_are_labelled_on_a_local_ray(
 def broken_folder(
     image_folder: Callable[[int], Path], encode_image: Callable[..., bytes]
 ) -> tuple[Path, dict[str, Reason]]:
-    """Four sound images among broken ones, and what is wrong with these."""
+    """Four valid images among broken ones, and the reasons of the broken ones."""
     corpus = image_folder(4)
     noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
     jpeg = encode_image(noise, "JPEG")
@@ -95,7 +95,7 @@ def broken_folder(
         pytest.param(("jobs/label_folder.py",), marks=pytest.mark.slow),
     ],
 )
-def test_a_submitted_job_labels_what_is_not_broken(
+def test_a_submitted_job_labels_the_valid_images(
     cluster: Any, broken_folder: tuple[Path, dict[str, Reason]], tmp_path: Path, entrypoint: tuple[str, ...]
 ) -> None:
     corpus, expected = broken_folder
@@ -110,7 +110,7 @@ def test_a_submitted_job_labels_what_is_not_broken(
 
 
 @pytest.mark.slow
-def test_a_submitted_job_that_fails_says_why(cluster: Any, tmp_path: Path) -> None:
+def test_a_submitted_job_that_fails_prints_the_reason(cluster: Any, tmp_path: Path) -> None:
     result = cluster.submit(
         "python", "jobs/label_folder.py", *flags(tmp_path / "nowhere", tmp_path / "store")[1:]
     )
@@ -119,7 +119,7 @@ def test_a_submitted_job_that_fails_says_why(cluster: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_many_chunks_pass_a_small_object_store(
+def test_many_chunks_fit_through_a_small_object_store(
     run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path
 ) -> None:
     # 300 images of 480 x 480 are 207 MB, their features 86 MB, in a store of 400 MB.
@@ -157,7 +157,7 @@ def test_from_s3_to_s3(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (("--corpus", "/nonexistent/corpus"), "no folder '/nonexistent/corpus'"),
         (("--corpus", "gs://bucket"), "s3://bucket/prefix"),
@@ -181,18 +181,20 @@ def test_from_s3_to_s3(
         (("--preview", __file__), "is a file: give a folder"),
     ],
 )
-def test_wrong_use_is_one_line(run_here: RunJob, tmp_path: Path, wrong: tuple[str, ...], told: str) -> None:
+def test_wrong_use_is_one_line(
+    run_here: RunJob, tmp_path: Path, wrong: tuple[str, ...], message: str
+) -> None:
     right = {"--corpus": "skimage:", "--store": str(tmp_path / "store")}
     for name in right.keys() & set(wrong):
         del right[name]
     result = run_here("label_folder", *wrong, *(x for pair in right.items() for x in pair))
-    assert told in wrong_use(result)
+    assert message in wrong_use(result)
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.slow
-def test_a_store_that_cannot_be_written_is_one_line_too(
+def test_an_unwritable_store_is_one_line_too(
     run_job: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -205,8 +207,8 @@ def test_help_explains_every_flag(run_here: RunJob, monkeypatch: pytest.MonkeyPa
     output = succeeded(run_here("label_folder", "--help"))
     for flag in (
         "--corpus", "--store", "--method", "--encoder", "--weights", "--network.weights", "--refine",
-        "--limit", "--shard-size", "--device", "--address", "--extend", "--overwrite", "--preview", "--promerge.tau-b",
-        "--multicut.biases", "--tile", "--overlap", "--detection.min-score",
+        "--limit", "--shard-size", "--device", "--address", "--extend", "--overwrite", "--preview",
+        "--promerge.tau-b", "--multicut.biases", "--tile", "--overlap", "--detection.min-score",
     ):  # fmt: skip
         assert flag in output
     unexplained = re.findall(r"^│ (--\S+(?: \S+)?)\s+\(default: ", output, re.MULTILINE)

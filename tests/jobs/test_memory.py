@@ -13,7 +13,7 @@ _JOB = Path(__file__).parents[2] / "jobs/label_folder.py"
 
 
 def _memory_bytes(processes: list[psutil.Process]) -> int:
-    """Memory of process trees, what several share counted once (PSS)."""
+    """Memory of process trees; shared memory is counted once (PSS)."""
     total = 0
     for process in processes:
         for member in [process, *process.children(recursive=True)]:

@@ -28,12 +28,12 @@ def reason_of(data: bytes, config: DecodingConfig = CONFIG) -> Reason:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
-def test_lossless_formats_come_back_exactly(encode_image: Encode, kind: str) -> None:
+def test_lossless_formats_are_decoded_exactly(encode_image: Encode, kind: str) -> None:
     assert np.array_equal(decode_image(encode_image(SCENE, kind), CONFIG), SCENE)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"lossless": True})])
-def test_other_formats_come_back(encode_image: Encode, kind: str, options: dict[str, object]) -> None:
+def test_other_formats_are_decoded(encode_image: Encode, kind: str, options: dict[str, object]) -> None:
     decoded = decode_image(encode_image(SCENE, kind, **options), CONFIG)
     assert decoded.shape == SCENE.shape
     assert np.abs(decoded.astype(int) - SCENE).mean() < 5
@@ -41,7 +41,7 @@ def test_other_formats_come_back(encode_image: Encode, kind: str, options: dict[
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(encode_image: Encode, orientation: int) -> None:
-    # What a camera stores when the scene is upright: the inverse of what the tag asks a viewer to do.
+    # What a camera stores of an upright scene: the inverse of the transform that the tag asks for.
     stored = {
         1: SCENE, 2: SCENE[:, ::-1], 3: SCENE[::-1, ::-1], 4: SCENE[::-1], 5: SCENE.transpose(1, 0, 2),
         6: np.rot90(SCENE, 1), 7: SCENE[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(SCENE, -1),
@@ -58,7 +58,7 @@ def test_grey_is_repeated(encode_image: Encode) -> None:
     assert np.array_equal(decoded, np.repeat(grey[..., None], 3, axis=2))
 
 
-def test_palette_and_its_transparency(encode_image: Encode) -> None:
+def test_palettes_and_their_transparency(encode_image: Encode) -> None:
     palette = Image.fromarray(SCENE).convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
     assert np.array_equal(decode_image(encode_image(palette, "PNG"), CONFIG), SCENE)
     black = palette.getpixel((20, 2))
@@ -67,7 +67,7 @@ def test_palette_and_its_transparency(encode_image: Encode) -> None:
     assert transparent[2, 2].tolist() == [255, 0, 0]
 
 
-def test_transparency_is_laid_on_white(encode_image: Encode) -> None:
+def test_transparency_is_composited_on_white(encode_image: Encode) -> None:
     alpha = np.zeros((20, 32, 1), np.uint8)
     alpha[:10] = 255
     decoded = decode_image(encode_image(np.concatenate([SCENE, alpha], axis=2), "PNG"), CONFIG)
@@ -75,14 +75,14 @@ def test_transparency_is_laid_on_white(encode_image: Encode) -> None:
     assert (decoded[10:] == 255).all()
 
 
-def test_cmyk(encode_image: Encode) -> None:
+def test_cmyk_is_converted(encode_image: Encode) -> None:
     decoded = decode_image(encode_image(Image.fromarray(SCENE).convert("CMYK"), "JPEG", quality=95), CONFIG)
     assert np.abs(decoded.astype(int) - SCENE).mean() < 8
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("scale", [257, 16])  # a full 16-bit range, and 12 bits in a 16-bit file
-def test_16_bits_keep_the_upper_8_that_are_used(encode_image: Encode, kind: str, scale: int) -> None:
+def test_16_bit_grey_keeps_the_upper_8_bits_in_use(encode_image: Encode, kind: str, scale: int) -> None:
     grey = np.linspace(0, 255, 640).astype(np.uint16).reshape(20, 32)
     decoded = decode_image(encode_image(grey * np.uint16(scale), kind), CONFIG)
     assert np.array_equal(decoded[..., 0], grey)
@@ -95,21 +95,21 @@ def deep_tiff(values: np.ndarray, planes: bool = False) -> bytes:
     return sink.getvalue()
 
 
-def test_16_bit_colours_are_cut_where_enough_is_left() -> None:
+def test_16_bit_colours_are_reduced_if_they_use_the_range() -> None:
     deep = SCENE.astype(np.uint16) * 257
     assert np.array_equal(decode_image(deep_tiff(deep), CONFIG), SCENE)
-    # 12 bits would be black, and planes are taken for 8 bits.
+    # 12 bits would turn black, and PIL takes planes for 8 bits.
     assert reason_of(deep_tiff(deep >> 4)) == Reason.UNREADABLE
     assert reason_of(deep_tiff(deep, planes=True)) == Reason.UNREADABLE
     assert np.array_equal(decode_image(deep_tiff(SCENE, planes=True), CONFIG), SCENE)
 
 
-def test_a_tiff_that_cannot_be_read_is_said_to_be_one() -> None:
+def test_an_unreadable_tiff_is_reported_as_a_tiff() -> None:
     with pytest.raises(ImageError, match="a TIFF of a kind that cannot be read"):
         decode_image(deep_tiff(SCENE.astype(np.float32)), CONFIG)
 
 
-def test_floats_are_stretched(encode_image: Encode) -> None:
+def test_floats_are_stretched_to_the_full_range(encode_image: Encode) -> None:
     ramp = np.linspace(-2.0, 3.0, 640, dtype=np.float32).reshape(20, 32)
     decoded = decode_image(encode_image(ramp, "TIFF"), CONFIG)
     assert (decoded.min(), decoded.max()) == (0, 255)
@@ -133,7 +133,7 @@ def test_every_kind_of_broken_file_has_its_reason(encode_image: Encode) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_of_an_animation_the_first_frame_is_taken(encode_image: Encode, kind: str) -> None:
+def test_the_first_frame_of_an_animation_is_decoded(encode_image: Encode, kind: str) -> None:
     later = [Image.fromarray(np.full_like(SCENE, 90 * i)) for i in (1, 2)]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encode_image(SCENE, kind, save_all=True, append_images=later, **options)
@@ -142,7 +142,7 @@ def test_of_an_animation_the_first_frame_is_taken(encode_image: Encode, kind: st
     assert np.array_equal(decode_image(data, CONFIG), SCENE)
 
 
-def test_a_bomb_is_not_decoded(encode_image: Encode) -> None:
+def test_a_decompression_bomb_is_not_decoded(encode_image: Encode) -> None:
     bomb = encode_image(Image.new("1", (30_000, 30_000)), "PNG")
     assert len(bomb) < 1_000_000
     assert reason_of(bomb) == Reason.TOO_LARGE
@@ -160,7 +160,7 @@ def test_details_are_the_same_in_every_run(encode_image: Encode) -> None:
     assert "0x" not in details.pop()
 
 
-def test_resizing_does_not_keep_the_aspect() -> None:
+def test_resizing_does_not_keep_the_aspect_ratio() -> None:
     assert resize_image(SCENE, (16, 8)).shape == (16, 8, 3)
 
 

@@ -31,7 +31,7 @@ def decoder() -> Iterator[DecodingProcess]:
 
 
 def slow_jpeg(num_scans: int) -> bytes:
-    """A small file that keeps a decoder busy: each of its scans says nothing of each of 250,000 blocks."""
+    """A small file that keeps a decoder busy: each scan holds 250,000 empty blocks."""
 
     def segment(marker: int, data: bytes) -> bytes:
         return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
@@ -45,7 +45,7 @@ def slow_jpeg(num_scans: int) -> bytes:
 
 
 def children() -> list[psutil.Process]:
-    """This process's, without the one that multiprocessing keeps once another test has spawned any."""
+    """Child processes, without the resource tracker that multiprocessing keeps after another test."""
     found = psutil.Process().children()
     return [child for child in found if "resource_tracker" not in " ".join(child.cmdline())]
 
@@ -57,7 +57,7 @@ def reason_of(decoder: DecodingProcess, data: bytes) -> Reason:
     return caught.value.reason
 
 
-def test_crops_are_those_of_this_process(
+def test_crops_equal_those_made_in_this_process(
     decoder: DecodingProcess, photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
 ) -> None:
     for seed in range(2):
@@ -70,7 +70,7 @@ def test_crops_are_those_of_this_process(
             assert np.array_equal(one.resized_hwc, other.resized_hwc)
 
 
-def test_a_broken_file_has_its_reason_and_costs_no_process(
+def test_a_broken_file_has_a_reason_and_leaves_the_process_alive(
     decoder: DecodingProcess, photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
 ) -> None:
     data = encode_image(photograph(0), "PNG")
@@ -82,7 +82,7 @@ def test_a_broken_file_has_its_reason_and_costs_no_process(
     assert children() == [child]
 
 
-def test_an_image_that_takes_too_long_is_ended(
+def test_an_image_that_takes_too_long_times_out(
     photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
 ) -> None:
     data = slow_jpeg(20_000)
@@ -100,7 +100,7 @@ def test_an_image_that_takes_too_long_is_ended(
 @pytest.mark.parametrize(
     ("death", "reason"), [(signal.SIGSEGV, Reason.CORRUPT), (signal.SIGKILL, Reason.FAILED)]
 )
-def test_a_decoder_that_crashes_costs_one_image(
+def test_a_crash_of_the_decoder_costs_one_image(
     decoder: DecodingProcess,
     photograph: Callable[[int], np.ndarray],
     encode_image: Callable[..., bytes],
@@ -112,14 +112,14 @@ def test_a_decoder_that_crashes_costs_one_image(
     next(crops)
     (child,) = children()
     os.kill(child.pid, death)
-    # What the process had sent before it died may still arrive.
+    # Crops that were sent before the crash may still arrive.
     with pytest.raises(ImageError) as caught:
         list(chain(crops, decoder.crops(data)))
     assert caught.value.reason == reason
     assert len(list(decoder.crops(data))) == 7
 
 
-def test_who_stops_asking_gets_a_fresh_start(
+def test_the_decoder_can_be_used_after_a_consumer_stops_in_mid_image(
     decoder: DecodingProcess, photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
 ) -> None:
     data = encode_image(photograph(0), "PNG")
@@ -130,7 +130,7 @@ def test_who_stops_asking_gets_a_fresh_start(
     assert len(list(decoder.crops(data))) == 7
 
 
-def test_waiting_does_not_count(
+def test_time_spent_waiting_does_not_count(
     photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
 ) -> None:
     decoder = DecodingProcess(replace(CONFIG, decoding=DecodingConfig(timeout_s=0.5)))

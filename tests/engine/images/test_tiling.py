@@ -26,7 +26,7 @@ def test_tiles_cover_the_image_and_overlap(height: int, width: int, tile: int, o
         spans = sorted({(box[axis], box[axis + 2]) for box in boxes})
         assert (spans[0][0], spans[-1][1]) == (0, length)
         for (_, stop), (start, _) in pairwise(spans):
-            assert stop - start >= overlap * tile - 1  # places are whole pixels
+            assert stop - start >= overlap * tile - 1  # positions are whole pixels
 
 
 def test_no_more_tiles_than_needed() -> None:
@@ -56,7 +56,7 @@ def test_crops_are_the_whole_and_its_tiles() -> None:
         ((0, 0, 30, 20), [False, False, False, False]),
     ],
 )
-def test_only_inner_edges_cut(box: tuple[int, int, int, int], cut: list[bool]) -> None:
+def test_only_inner_edges_truncate_masks(box: tuple[int, int, int, int], cut: list[bool]) -> None:
     masks = np.zeros((5, 4, 4), bool)
     masks[0, 0, 1] = masks[1, -1, 1] = masks[2, 1, 0] = masks[3, 1, -1] = True  # top, bottom, left, right
     masks[4, 1:3, 1:3] = True
@@ -65,9 +65,13 @@ def test_only_inner_edges_cut(box: tuple[int, int, int, int], cut: list[bool]) -
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
-    [({"tile": 8}, "32 pixels"), ({"overlap": 1.0}, "overlap"), ({"duplicate_ioa": 0}, "duplicate_ioa")],
+    ("settings", "message"),
+    [
+        ({"tile": 8}, "tile is .* >= 32"),
+        ({"overlap": 1.0}, "overlap"),
+        ({"duplicate_ioa": 0}, "duplicate_ioa"),
+    ],
 )
-def test_settings_out_of_range(settings: dict[str, float], told: str) -> None:
-    with pytest.raises(ConfigurationError, match=told):
+def test_settings_out_of_range(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         TilingConfig(**settings)

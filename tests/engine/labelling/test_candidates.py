@@ -1,8 +1,18 @@
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from engine.images.crops import Crop
-from engine.labelling.candidates import Candidates, group_candidates, make_labels, refine_candidates
+from engine.images.tiling import TilingConfig
+from engine.labelling.candidates import (
+    Candidates,
+    find_candidates,
+    group_candidates,
+    make_labels,
+    refine_candidates,
+)
 from engine.labelling.config import LabellingConfig, NetworkConfig
 from engine.labelling.methods import Proposals, propose_masks
 from engine.masks.packing import make_instances
@@ -58,6 +68,30 @@ def test_proposals_over_pixels() -> None:
         Proposals(masks=masks, resolution="pixels")
     with pytest.raises(ValueError, match="2 masks need as many scores, got 1"):
         Proposals(masks=masks, scores=np.ones(1, np.float32))
+
+
+def test_a_method_may_propose_masks_over_pixels_with_scores_of_its_own() -> None:
+    masks = np.zeros((3, *SIZE), bool)
+    masks[0, 16:32, 16:40] = True  # 6 patches
+    masks[1, 16:32, 16:22] = True  # 1.5 patches
+    masks[2, :16, :24] = True  # touches the left edge of the tile, which is an inner one
+    tile = Crop(resized_hwc=BLACK, box_xyxy=(64, 0, 128, 48), size=(48, 128))
+    seen: list[np.ndarray | None] = []
+
+    def propose(features: object, image: object, config: object, background: Any) -> Proposals:
+        seen.append(background)
+        return Proposals(masks=masks, resolution="pixels", scores=np.array([1, 2, 3], np.float32))
+
+    background = np.zeros((6, 16), bool)
+    background[:, 12:] = True
+    features = np.ones((6, 8, 1), np.float32)
+    config = replace(PLAIN, tiling=TilingConfig(tile=64, tile_min_patches=2))
+    found = find_candidates(tile, features, background, config, propose)
+    assert isinstance(found, Candidates)
+    assert np.array_equal(found.masks, masks[:1])
+    assert found.scores.tolist() == [1]
+    assert seen[0] is not None
+    assert seen[0].tolist() == [[False] * 4 + [True] * 4] * 6
 
 
 def test_proposals_over_patches() -> None:

@@ -19,12 +19,12 @@ stacks = arrays(bool, st.tuples(st.integers(0, 3), st.integers(1, 7), st.integer
 
 
 @given(stacks)
-def test_run_lengths_hold_the_masks(masks: np.ndarray) -> None:
+def test_run_lengths_decode_to_the_masks(masks: np.ndarray) -> None:
     assert np.array_equal(decode_rles(encode_rles(masks), masks.shape[1:]), masks)
 
 
 @given(stacks, st.integers(0, 4), st.integers(0, 4), st.integers(0, 4), st.integers(0, 4))
-def test_run_lengths_of_a_part_are_those_of_the_image(
+def test_run_lengths_of_a_part_equal_those_of_the_image(
     masks: np.ndarray, x0: int, y0: int, right: int, bottom: int
 ) -> None:
     for mask in masks:
@@ -40,25 +40,25 @@ def test_overlaps_of_run_lengths() -> None:
     assert overlaps((), (1, 5))[0].shape == (0, 0)
 
 
-def test_run_lengths_are_cocos() -> None:
+def test_run_lengths_are_in_cocos_format() -> None:
     # Column by column: 1 zero, 2 ones, 3 zeros; each count c is the character chr(48 + c) below 16.
     assert encode_rles(np.array([[[0, 1, 0], [1, 0, 0]]], bool)) == (b"123",)
 
 
 @given(stacks)
-def test_component_numbers_rise_by_mask_and_first_pixel(masks: np.ndarray) -> None:
+def test_components_are_numbered_by_mask_and_first_pixel(masks: np.ndarray) -> None:
     labels, count = label_components(masks)
     assert np.array_equal(labels > 0, masks)
     first_seen = list(dict.fromkeys(labels[labels > 0].tolist()))
     assert first_seen == list(range(1, count + 1))
 
 
-def test_components_touch_by_sides_not_corners() -> None:
+def test_components_are_connected_by_sides_not_corners() -> None:
     labels, count = label_components(np.array([[[1, 0], [0, 1]]], bool))
     assert (labels.tolist(), count) == ([[[1, 0], [0, 2]]], 2)
 
 
-def test_small_components_go() -> None:
+def test_small_components_are_dropped() -> None:
     masks = np.array([[[1, 1, 0, 1], [1, 1, 0, 1]], [[0, 0, 0, 0], [0, 0, 0, 0]]], bool)
     assert keep_large_components(masks, 0.5).tolist() == masks.tolist()
     assert keep_large_components(masks, 0.51)[0].astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
@@ -73,12 +73,12 @@ def test_holes_are_filled_but_bays_are_not() -> None:
 
 
 @given(stacks)
-def test_holes_are_those_that_scipy_fills(masks: np.ndarray) -> None:
+def test_the_same_holes_are_filled_as_by_scipy(masks: np.ndarray) -> None:
     expected = [ndimage.binary_fill_holes(mask) for mask in masks]
     assert np.array_equal(fill_holes(masks), np.array(expected, bool).reshape(masks.shape))
 
 
-def test_ious_of_pairs() -> None:
+def test_ious_of_paired_masks() -> None:
     first = np.array([[[1, 1, 0]], [[0, 0, 0]], [[1, 0, 0]]], bool)
     second = np.array([[[0, 1, 1]], [[0, 0, 0]], [[0, 0, 0]]], bool)
     assert paired_ious(first, second).tolist() == pytest.approx([1 / 3, 1, 0])
@@ -93,7 +93,7 @@ def test_boxes_are_tight_and_half_open() -> None:
     assert mask_boxes_xyxy(np.zeros((0, 4, 6), bool)).shape == (0, 4)
 
 
-def test_resizing_repeats_and_picks_pixels() -> None:
+def test_resizing_repeats_or_samples_pixels() -> None:
     masks = np.array([[[1, 0, 0], [0, 0, 1]]], bool)
     doubled = resize_masks(masks, (4, 6))
     assert np.array_equal(doubled, masks.repeat(2, axis=1).repeat(2, axis=2))

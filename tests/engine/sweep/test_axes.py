@@ -33,7 +33,7 @@ def test_values_have_the_type_of_the_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("promerge.tau-b", "write FIELD=VALUE"),
         ("promerge.tau-b=", "write FIELD=VALUE"),
@@ -45,18 +45,18 @@ def test_values_have_the_type_of_the_field() -> None:
         ("promerge.filter=all", "one of cascade, ioa, feature, got 'all'"),
     ],
 )
-def test_what_cannot_be_swept_over(text: str, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_invalid_axes_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         parse_axis(text, LabellingConfig)
 
 
-def test_fields_of_other_types() -> None:
+def test_fields_of_other_types_are_refused() -> None:
     for text in ("sizes=1", "is_fast=yes"):
         with pytest.raises(ConfigurationError, match="cannot take"):
             parse_axis(text, Options)
 
 
-def test_points_are_all_combinations() -> None:
+def test_points_are_all_combinations_of_values() -> None:
     axes = [GridAxis(name="a", values=(1, 2)), GridAxis(name="b", values=(None, "x"))]
     assert grid_points(axes) == [
         {"a": 1, "b": None},
@@ -69,7 +69,7 @@ def test_points_are_all_combinations() -> None:
         grid_points([axes[0], axes[0]])
 
 
-def test_settings_change_what_they_name_and_nothing_else() -> None:
+def test_settings_change_the_named_fields_only() -> None:
     config = LabellingConfig()
     settings = {"promerge.stride": 6, "promerge.tau_b": 0.1, "refine": "none", "encoder.image_size": 240}
     changed = with_settings(config, settings)
@@ -81,6 +81,6 @@ def test_settings_change_what_they_name_and_nothing_else() -> None:
         with_settings(config, {"promerge.tau_b": 3.0})
 
 
-def test_settings_that_only_hold_together_can_be_changed_together() -> None:
+def test_settings_that_depend_on_each_other_are_changed_together() -> None:
     settings = {"encoder.precision": "bfloat16", "encoder.name": "vit_tiny_patch16_224"}
     assert with_settings(LabellingConfig(), settings).encoder.precision == "bfloat16"

@@ -61,7 +61,7 @@ def test_images_are_encoded_once(corpus: FolderCorpus) -> None:
     assert again.num_encoded == 0
 
 
-def test_what_comes_back(corpus: FolderCorpus) -> None:
+def test_cached_images_are_read_back(corpus: FolderCorpus) -> None:
     cache = FeatureCache(MemoryObjects())
     cached, _, _ = fill(corpus, cache)
     for key in cached.keys.values():
@@ -72,7 +72,7 @@ def test_what_comes_back(corpus: FolderCorpus) -> None:
         assert image.size == (48, 64)
 
 
-def test_another_configuration_has_features_of_its_own(corpus: FolderCorpus) -> None:
+def test_another_configuration_has_its_own_features(corpus: FolderCorpus) -> None:
     cache = FeatureCache(MemoryObjects())
     first, _, _ = fill(corpus, cache)
     other = replace(CONFIG, encoder=replace(CONFIG.encoder, image_size=240))
@@ -84,7 +84,7 @@ def test_another_configuration_has_features_of_its_own(corpus: FolderCorpus) -> 
     assert same.keys == first.keys
 
 
-def test_damage_is_told() -> None:
+def test_a_damaged_file_is_reported() -> None:
     objects = MemoryObjects()
     objects.write("a/b.safetensors", b"damaged")
     with pytest.raises(StoreError, match="remove it"):

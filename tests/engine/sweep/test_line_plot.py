@@ -12,7 +12,7 @@ def drawn(plot: LinePlot) -> ElementTree.Element:
 
 
 def points_of(element: ElementTree.Element) -> list[list[tuple[float, float]]]:
-    """The points of the lines in the panels, those of the legend left out."""
+    """The points of each line, in the panels and in the legend."""
     lines = [line.attrib["points"].split() for line in element.iter(f"{SVG}polyline")]
     return [[tuple(map(float, point.split(","))) for point in line] for line in lines]
 
@@ -27,7 +27,7 @@ def test_values_are_drawn_to_scale() -> None:
     assert len(legend) == 2
 
 
-def test_names_are_spread_evenly_and_escaped() -> None:
+def test_names_are_evenly_spaced_and_escaped() -> None:
     series = tuple(Series(name=f"<{i}>", values=((1.0, 2.0, 3.0), (0.0, 0.0, 0.0))) for i in range(9))
     plot = LinePlot(x_title="a & b", positions=("ioa", "b", "c"), titles=("AP", "AR"), series=series)
     element = drawn(plot)
@@ -44,14 +44,14 @@ def test_names_are_spread_evenly_and_escaped() -> None:
     assert len(styles) == 9
 
 
-def test_positions_in_any_order_make_a_line_from_left_to_right() -> None:
+def test_lines_run_from_left_to_right_whatever_the_order_of_positions() -> None:
     series = Series(name="", values=((1.0, 2.0),))
     (line, _) = points_of(drawn(LinePlot(x_title="", positions=(5.0, 1.0), titles=("",), series=(series,))))
     assert line == sorted(line)
-    assert line[0][1] < line[1][1]  # what lies left is the second, greater value
+    assert line[0][1] < line[1][1]  # the left point is the second, greater value
 
 
-def test_one_point_and_none() -> None:
+def test_one_point_and_no_point() -> None:
     for value in (1.0, None):
         series = Series(name="", values=((value,),))
         plot = LinePlot(x_title="", positions=(1.0,), titles=("",), series=(series,))

@@ -40,7 +40,7 @@ def truth_of(number: int) -> AnnotatedImage:
 
 @pytest.fixture
 def cache() -> FeatureCache:
-    """Features that tell each image's object from its ground."""
+    """Features that separate each image's object from its background."""
     cache = FeatureCache(MemoryObjects())
     for number, ((top, bottom), (left, right)) in enumerate(CASES):
         features = np.zeros((6, 8, 2), np.float16)
@@ -64,7 +64,7 @@ def run(
         return list(evaluate_points(points, protocol, cache, workers, progress.append)), progress
 
 
-def test_points_are_measured_in_order(cache: FeatureCache) -> None:
+def test_points_are_evaluated_in_order(cache: FeatureCache) -> None:
     blind = replace(PLAIN, promerge=replace(PLAIN.promerge, min_background=1.0))
     results, progress = run([point(blind, "0", "1"), point(PLAIN, "0", "1")], cache, EvaluationProtocol())
     assert [result.masks["AP"] for result in results] == pytest.approx([0, 1])
@@ -73,14 +73,14 @@ def test_points_are_measured_in_order(cache: FeatureCache) -> None:
     assert results[1].cpu_s > 0
 
 
-def test_an_image_that_could_not_be_read_counts(cache: FeatureCache) -> None:
+def test_an_image_that_could_not_be_read_counts_as_empty(cache: FeatureCache) -> None:
     (result,), _ = run([point(PLAIN, "0", None)], cache, EvaluationProtocol())
     assert result.masks["AR@100"] == 0.5
     assert run([], cache, EvaluationProtocol()) == ([], [])
 
 
-def test_selection_sees_all_images_of_a_point(cache: FeatureCache) -> None:
-    # Both objects score alike, so half of all instances are both, as in a store.
+def test_selection_is_over_all_images_of_a_point(cache: FeatureCache) -> None:
+    # Both objects have the same score, so the top half is both of them, as in a store.
     for selection, recall in (
         (SelectionConfig(top_percent=50), 1),
         (SelectionConfig(min_score=1.5), 0),
@@ -90,6 +90,6 @@ def test_selection_sees_all_images_of_a_point(cache: FeatureCache) -> None:
         assert result.boxes["AR@100"] == recall
 
 
-def test_tiles_are_refused_since_features_are_of_whole_images() -> None:
-    with pytest.raises(ConfigurationError, match="leave --tile out"):
+def test_tiles_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="leave tile out"):
         point(replace(PLAIN, tiling=TilingConfig(tile=32)), "0")
