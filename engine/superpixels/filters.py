@@ -36,26 +36,29 @@ def _convolve(plane: NDArray[np.float32], half_kernel: NDArray[np.float32]) -> N
     height, width = plane.shape
     radius = len(half_kernel) - 1
     output = np.empty((height, width), np.float32)
-    summed = np.empty(width, np.float32)
     padded = np.empty(width + 2 * radius, np.float32)
+    summed = padded[radius : radius + width]
     for y in range(height):
+        # Loops over views of rows are vectorised, those over two indices are not.
+        row, weight = plane[y], half_kernel[0]
         for x in range(width):
-            summed[x] = plane[y, x] * half_kernel[0]
+            summed[x] = row[x] * weight
         for offset in range(1, radius + 1):
             above = y - offset if y >= offset else min(offset - y - 1, height - 1)
             below = y + offset if y + offset < height else max(2 * height - 1 - y - offset, 0)
+            upper, lower, weight = plane[above], plane[below], half_kernel[offset]
             for x in range(width):
-                summed[x] += half_kernel[offset] * (plane[above, x] + plane[below, x])
-        padded[radius : radius + width] = summed
+                summed[x] += weight * (upper[x] + lower[x])
         for offset in range(radius):
             padded[radius - 1 - offset] = summed[min(offset, width - 1)]
             padded[radius + width + offset] = summed[max(width - 1 - offset, 0)]
-        row = output[y]
+        smoothed, weight = output[y], half_kernel[0]
         for x in range(width):
-            row[x] = padded[x + radius] * half_kernel[0]
+            smoothed[x] = summed[x] * weight
         for offset in range(1, radius + 1):
+            left, right, weight = padded[radius - offset :], padded[radius + offset :], half_kernel[offset]
             for x in range(width):
-                row[x] += half_kernel[offset] * (padded[x + radius - offset] + padded[x + radius + offset])
+                smoothed[x] += weight * (left[x] + right[x])
     return output
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from engine.bounds import Bounded, Count, NotNegative, Positive
@@ -59,12 +60,7 @@ class Hierarchy:
         return self._labels_after(int(np.searchsorted(self.heights, level, side="right")))
 
     def _labels_after(self, num_merges: int) -> NDArray[np.int32]:
-        parents = np.arange(self.num_leaves)
-        parents[self.merges[:num_merges, 1]] = self.merges[:num_merges, 0]
-        # Parents have smaller labels than their children, so one pass in ascending order resolves them all.
-        for region in range(self.num_leaves):
-            parents[region] = parents[parents[region]]
-        return number_by_first_pixel(parents[self.leaves])
+        return number_by_first_pixel(_roots(self.merges[:num_merges], self.num_leaves)[self.leaves])
 
 
 def build_hierarchy(
@@ -93,13 +89,16 @@ def build_hierarchy(
 def number_by_first_pixel(labels: NDArray[np.integer]) -> NDArray[np.int32]:
     """Renumber integer labels (H, W) as int32 0..K-1 in the order of their first pixels.
 
+    Takes memory in proportion to the range of the labels.
+
     >>> number_by_first_pixel(np.array([[7, 7, 3], [3, 5, 5]])).tolist()
     [[0, 0, 1], [1, 2, 2]]
     """
-    _, first_pixels, compact = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.empty(len(first_pixels), np.int32)
-    rank[np.argsort(first_pixels)] = np.arange(len(first_pixels), dtype=np.int32)
-    return rank[compact].reshape(labels.shape)
+    if labels.size == 0:
+        return labels.astype(np.int32)
+    low = int(labels.min())
+    numbered: NDArray[np.int32] = _number(labels.ravel(), low, int(labels.max()) - low + 1)
+    return numbered.reshape(labels.shape)
 
 
 def _cell_side(size: tuple[int, ...], largest: int, num_segments: int) -> int:
@@ -117,3 +116,30 @@ def _measure_regions(labels: NDArray[np.int32], lab_chw: NDArray[np.float32]) ->
     areas = np.bincount(flat).astype(np.float64)
     totals = [np.bincount(flat, weights=plane.ravel()) for plane in lab_chw]
     return Regions(areas, np.stack(totals, axis=1) / areas[:, None])
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _roots(merges: NDArray[np.int32], num_leaves: int) -> NDArray[np.int32]:
+    """The region of each leaf, (R,), after some merges."""
+    roots = np.arange(num_leaves).astype(np.int32)
+    for merge in range(len(merges)):
+        roots[merges[merge, 1]] = merges[merge, 0]
+    # Parents have smaller labels than their children, so one pass in ascending order resolves them all.
+    for leaf in range(num_leaves):
+        roots[leaf] = roots[roots[leaf]]
+    return roots
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _number(labels: NDArray[np.integer], low: int, num_values: int) -> NDArray[np.int32]:
+    """Numbers (P,) of labels (P,) from `low` on, in order of appearance."""
+    number_of = np.full(num_values, -1, np.int32)
+    numbers = np.empty(len(labels), np.int32)
+    count = 0
+    for pixel in range(len(labels)):
+        value = labels[pixel] - low
+        if number_of[value] < 0:
+            number_of[value] = count
+            count += 1
+        numbers[pixel] = number_of[value]
+    return numbers

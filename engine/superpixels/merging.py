@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from typing import NamedTuple
 
 import numpy as np
@@ -42,9 +41,22 @@ class _Links(NamedTuple):
     `_join_arcs`, _NONE between calls.
     """
 
-    heads: NDArray[np.int64]
-    following: NDArray[np.int64]
-    marks: NDArray[np.int64]
+    heads: NDArray[np.int32]
+    following: NDArray[np.int32]
+    marks: NDArray[np.int32]
+
+
+class _Queue(NamedTuple):
+    """A binary heap of arcs, lowest dissimilarity first, ties by index.
+
+    `heap[:size[0]]` are the queued arcs. `positions` holds each arc's position in the heap, _NONE for removed
+    arcs, and `dissimilarities` its priority.
+    """
+
+    heap: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    dissimilarities: NDArray[np.float64]
+    size: NDArray[np.int64]
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -62,33 +74,82 @@ def merge_regions(
     """
     arcs = Arcs(arcs.pairs.copy(), arcs.strengths.copy(), arcs.lengths.copy())
     regions = Regions(regions.areas.copy(), regions.colours.copy())
-    num_arcs, num_regions = len(arcs.pairs), len(regions.areas)
+    num_regions = len(regions.areas)
     links = _link_arcs(arcs.pairs, num_regions)
-    versions = np.zeros(num_arcs, np.int64)
-    queue = [(_dissimilarity(arc, arcs, regions, rule), arc, versions[arc]) for arc in range(num_arcs)]
-    heapq.heapify(queue)
+    queue = _queue_arcs(arcs, regions, rule)
     pairs = np.empty((max(num_regions - 1, 0), 2), np.int32)
     heights = np.empty(max(num_regions - 1, 0))
     num_merged, height = 0, 0.0
-    while len(queue) > 0:
-        dissimilarity, arc, version = heapq.heappop(queue)
-        if version != versions[arc]:
-            continue
+    while queue.size[0] > 0:
+        arc = queue.heap[0]
+        height = max(height, queue.dissimilarities[arc])
+        _remove(queue, arc)
         kept, absorbed = min(arcs.pairs[arc]), max(arcs.pairs[arc])
-        versions[arc] = _NONE
-        height = max(height, dissimilarity)
         pairs[num_merged, 0], pairs[num_merged, 1] = kept, absorbed
         heights[num_merged] = height
         num_merged += 1
         _join_regions(kept, absorbed, regions)
-        _join_arcs(kept, absorbed, arcs, links, versions)
+        _join_arcs(kept, absorbed, arcs, links, queue)
         slot = links.heads[kept]
         while slot != _NONE:
-            changed = slot // 2
-            versions[changed] += 1
-            heapq.heappush(queue, (_dissimilarity(changed, arcs, regions, rule), changed, versions[changed]))
+            changed = slot >> 1
+            queue.dissimilarities[changed] = _dissimilarity(changed, arcs, regions, rule)
+            _restore(queue, queue.positions[changed])
             slot = links.following[slot]
     return pairs[:num_merged], heights[:num_merged]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _queue_arcs(arcs: Arcs, regions: Regions, rule: MergeRule) -> _Queue:
+    """A queue of all arcs."""
+    dissimilarities = np.empty(len(arcs.pairs))
+    for arc in range(len(arcs.pairs)):
+        dissimilarities[arc] = _dissimilarity(arc, arcs, regions, rule)
+    order = np.argsort(dissimilarities, kind="mergesort").astype(np.int32)
+    positions = np.empty(len(order), np.int32)
+    positions[order] = np.arange(len(order)).astype(np.int32)
+    return _Queue(order, positions, dissimilarities, np.array([len(order)]))
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _precedes(queue: _Queue, first: int, second: int) -> bool:
+    """Whether one arc comes before another in the queue's order."""
+    before, after = queue.dissimilarities[first], queue.dissimilarities[second]
+    return bool(before < after or (before == after and first < second))
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _restore(queue: _Queue, position: int) -> None:
+    """Move the arc at a position of the heap up or down until the heap is in order."""
+    heap, positions, size = queue.heap, queue.positions, queue.size[0]
+    arc = heap[position]
+    while position > 0 and _precedes(queue, arc, heap[(position - 1) >> 1]):
+        heap[position] = heap[(position - 1) >> 1]
+        positions[heap[position]] = position
+        position = (position - 1) >> 1
+    child = 2 * position + 1
+    while child < size:
+        if child + 1 < size and _precedes(queue, heap[child + 1], heap[child]):
+            child += 1
+        if not _precedes(queue, heap[child], arc):
+            break
+        heap[position] = heap[child]
+        positions[heap[position]] = position
+        position, child = child, 2 * child + 1
+    heap[position] = arc
+    positions[arc] = position
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _remove(queue: _Queue, arc: int) -> None:
+    """Remove an arc from the queue."""
+    position = queue.positions[arc]
+    queue.positions[arc] = _NONE
+    queue.size[0] -= 1
+    last = queue.heap[queue.size[0]]
+    if last != arc:
+        queue.heap[position] = last
+        _restore(queue, position)
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -109,13 +170,13 @@ def _dissimilarity(arc: int, arcs: Arcs, regions: Regions, rule: MergeRule) -> f
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _link_arcs(pairs: NDArray[np.int32], num_regions: int) -> _Links:
     """Linked lists of the arcs of every region."""
-    heads = np.full(num_regions, _NONE, np.int64)
-    following = np.full(2 * len(pairs), _NONE, np.int64)
+    heads = np.full(num_regions, _NONE, np.int32)
+    following = np.full(2 * len(pairs), _NONE, np.int32)
     for arc in range(len(pairs)):
         for end in range(2):
             following[2 * arc + end] = heads[pairs[arc, end]]
             heads[pairs[arc, end]] = 2 * arc + end
-    return _Links(heads, following, np.full(num_regions, _NONE, np.int64))
+    return _Links(heads, following, np.full(num_regions, _NONE, np.int32))
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -130,26 +191,23 @@ def _join_regions(kept: int, absorbed: int, regions: Regions) -> None:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _join_arcs(kept: int, absorbed: int, arcs: Arcs, links: _Links, versions: NDArray[np.int64]) -> None:
-    """Move the absorbed region's arcs to the kept one; two arcs to the same neighbour are joined.
-
-    Removed arcs have the version _NONE.
-    """
+def _join_arcs(kept: int, absorbed: int, arcs: Arcs, links: _Links, queue: _Queue) -> None:
+    """Move the absorbed region's arcs to the kept one; two arcs to the same neighbour are joined."""
     head = _NONE
     for region in (kept, absorbed):
         slot = links.heads[region]
         while slot != _NONE:
             upcoming = links.following[slot]
-            arc = slot // 2
-            if versions[arc] != _NONE:
+            arc = slot >> 1
+            if queue.positions[arc] != _NONE:
                 # A slot's parity never changes and tells which end of the arc the region is at.
-                end = slot % 2
+                end = slot & 1
                 neighbour = arcs.pairs[arc, 1 - end]
                 twin = links.marks[neighbour]
                 if twin != _NONE:
                     arcs.strengths[twin] += arcs.strengths[arc]
                     arcs.lengths[twin] += arcs.lengths[arc]
-                    versions[arc] = _NONE
+                    _remove(queue, arc)
                 else:
                     arcs.pairs[arc, end] = kept
                     links.marks[neighbour] = arc
@@ -159,5 +217,5 @@ def _join_arcs(kept: int, absorbed: int, arcs: Arcs, links: _Links, versions: ND
     links.heads[kept] = head
     slot = head
     while slot != _NONE:
-        links.marks[arcs.pairs[slot // 2, 1 - slot % 2]] = _NONE
+        links.marks[arcs.pairs[slot >> 1, 1 - (slot & 1)]] = _NONE
         slot = links.following[slot]

@@ -18,6 +18,8 @@ _MIDDLE_STRENGTH = 0.1
 # weight to the strong parts of an arc.
 _ARC_POWER = 0.665
 
+_UNLABELLED, _FRAME = -1, -2
+
 # Shorter arcs, in pixel sides, have no reliable direction.
 _MIN_ORIENTED_SIDES = 3
 
@@ -80,7 +82,7 @@ def _weakest_pixel(levels: NDArray[np.int32], top: int, left: int, side: int) ->
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _append(pixel: int, level: int, ends: NDArray[np.int64], following: NDArray[np.int64]) -> None:
+def _append(pixel: int, level: int, ends: NDArray[np.int32], following: NDArray[np.int32]) -> None:
     """Append a pixel to its level's queue; `ends` (levels, 2) holds each queue's first and last."""
     if ends[level, 0] < 0:
         ends[level, 0] = pixel
@@ -93,16 +95,23 @@ def _append(pixel: int, level: int, ends: NDArray[np.int64], following: NDArray[
 def _flood_levels(levels: NDArray[np.int32], side: int) -> NDArray[np.int32]:
     """Flood from the weakest pixel of each cell; one first-in-first-out queue per level."""
     height, width = levels.shape
-    labels = np.full((height, width), -1, np.int32)
-    ends = np.full((_NUM_LEVELS, 2), -1, np.int64)
-    following = np.full(height * width, -1, np.int64)
+    # A frame of one pixel, which is never flooded, makes bounds checks unnecessary.
+    stride = width + 2
+    labels = np.full((height + 2, stride), _FRAME, np.int32)
+    labels[1:-1, 1:-1] = _UNLABELLED
+    framed_levels = np.zeros((height + 2, stride), np.int32)
+    framed_levels[1:-1, 1:-1] = levels
+    flat_labels, flat_levels = labels.reshape(-1), framed_levels.reshape(-1)
+    ends = np.full((_NUM_LEVELS, 2), -1, np.int32)
+    following = np.full(len(flat_labels), -1, np.int32)
     num_labels = 0
     for top in range(0, height, side):
         for left in range(0, width, side):
             pixel = _weakest_pixel(levels, top, left, side)
-            labels[pixel // width, pixel % width] = num_labels
+            pixel = (pixel // width + 1) * stride + pixel % width + 1
+            flat_labels[pixel] = num_labels
             num_labels += 1
-            _append(pixel, levels[pixel // width, pixel % width], ends, following)
+            _append(pixel, flat_levels[pixel], ends, following)
     level = 0
     while level < _NUM_LEVELS:
         pixel = ends[level, 0]
@@ -110,13 +119,13 @@ def _flood_levels(levels: NDArray[np.int32], side: int) -> NDArray[np.int32]:
             level += 1
             continue
         ends[level, 0] = following[pixel]
-        y, x = pixel // width, pixel % width
-        for step_y, step_x in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-            to_y, to_x = y + step_y, x + step_x
-            if 0 <= to_y < height and 0 <= to_x < width and labels[to_y, to_x] < 0:
-                labels[to_y, to_x] = labels[y, x]
-                _append(to_y * width + to_x, max(level, levels[to_y, to_x]), ends, following)
-    return labels
+        label = flat_labels[pixel]
+        for step in (stride, -stride, 1, -1):
+            to = pixel + step
+            if flat_labels[to] == _UNLABELLED:
+                flat_labels[to] = label
+                _append(to, max(level, flat_levels[to]), ends, following)
+    return labels[1:-1, 1:-1].copy()
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -127,20 +136,42 @@ def _number_arcs(
     height, width = labels.shape
     to_right = np.full((height, width), -1, np.int32)
     below = np.full((height, width), -1, np.int32)
-    numbers = {(np.int32(-1), np.int32(-1)): np.int32(0)}
-    numbers.clear()
+    # Each region has a linked list of its arcs to regions with larger labels.
+    heads = np.full(labels.max() + 1, -1, np.int32)
+    max_arcs = (labels[:, 1:] != labels[:, :-1]).sum() + (labels[1:] != labels[:-1]).sum()
+    pairs = np.empty((max_arcs, 2), np.int32)
+    following = np.empty(max_arcs, np.int32)
+    count = 0
     for y in range(height):
         for x in range(width):
             if x + 1 < width and labels[y, x] != labels[y, x + 1]:
-                pair = (min(labels[y, x], labels[y, x + 1]), max(labels[y, x], labels[y, x + 1]))
-                to_right[y, x] = numbers.setdefault(pair, np.int32(len(numbers)))
+                to_right[y, x] = _find_arc(labels[y, x], labels[y, x + 1], pairs, heads, following, count)
+                count = max(count, to_right[y, x] + 1)
             if y + 1 < height and labels[y, x] != labels[y + 1, x]:
-                pair = (min(labels[y, x], labels[y + 1, x]), max(labels[y, x], labels[y + 1, x]))
-                below[y, x] = numbers.setdefault(pair, np.int32(len(numbers)))
-    pairs = np.empty((len(numbers), 2), np.int32)
-    for pair, number in numbers.items():
-        pairs[number, 0], pairs[number, 1] = pair
-    return to_right, below, pairs
+                below[y, x] = _find_arc(labels[y, x], labels[y + 1, x], pairs, heads, following, count)
+                count = max(count, below[y, x] + 1)
+    return to_right, below, pairs[:count].copy()
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _find_arc(
+    one: int,
+    other: int,
+    pairs: NDArray[np.int32],
+    heads: NDArray[np.int32],
+    following: NDArray[np.int32],
+    count: int,
+) -> int:
+    """The arc between two regions; a new one has the number `count`."""
+    first, second = min(one, other), max(one, other)
+    arc = heads[first]
+    while arc >= 0 and pairs[arc, 1] != second:
+        arc = following[arc]
+    if arc >= 0:
+        return int(arc)
+    pairs[count, 0], pairs[count, 1] = first, second
+    following[count], heads[first] = heads[first], count
+    return count
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
