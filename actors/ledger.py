@@ -91,12 +91,11 @@ class ChunkLedger:
         self._numbers = count()
         self._failed_starts = 0
 
-    @property
     def is_finished(self) -> bool:
         """Whether no chunk is held by a worker, requeued, or left to hand out.
 
-        Workers that have not started by then are no longer needed. May wait for the next chunk of the source,
-        but only while no worker computes one.
+        Workers that have not started by then are no longer needed. If no worker holds a chunk, this takes the
+        next one from the source, which may have to wait for it.
         """
         if self._requeued or any(state.chunks for state in self._workers.values()):
             return False
@@ -136,7 +135,7 @@ class ChunkLedger:
                 return [*decisions, EndRun(reason)]
         for chunk in state.chunks:
             decisions += self._requeue(chunk, has_crashed=not preempted)
-        if not self.is_finished:
+        if not self.is_finished():
             decisions.append(self._start_worker())
         return decisions + self._fill_idle()
 

@@ -101,7 +101,7 @@ class WorkerPool:
         ledger = ChunkLedger(chunks)
         try:
             yield from self._carry_out(ledger.begin(self._size))
-            while not ledger.is_finished:
+            while not ledger.is_finished():
                 answers = self._wait()
                 if not answers:
                     yield []
@@ -121,7 +121,7 @@ class WorkerPool:
     def _take(self, answer: Any, ledger: ChunkLedger) -> Iterator[list[Outcome]]:
         """Tell the ledger what an answer says, yield its rows and carry out what the ledger decides."""
         call = self._calls.pop(answer, None)
-        if call is None or ledger.is_finished:
+        if call is None or ledger.is_finished():
             return  # of a worker stopped since the wait, or one that started too late
         try:
             rows = self._runtime.get(answer)

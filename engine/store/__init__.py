@@ -1,0 +1,1 @@
+"""The pseudo-label store: versions of labels in Parquet shards, their plans, and selections from them."""

@@ -29,13 +29,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.errors import StoreError
-from engine.masks.instances import Instances
-from engine.types import ImageRecord, Optimality, Outcome, Reason, ShardPlan, Status
+from engine.store.rows import outcome_row, record_row, row_outcome, row_record
+from engine.types import Outcome, ShardPlan, Status
 
 FORMAT = 1
 _FOOTER_KEY = b"maskmill"
@@ -94,7 +93,7 @@ class ShardSummary:
 
 def encode_shard(version: str, shard: int, outcomes: Sequence[Outcome]) -> bytes:
     """Encode a shard file with one row per outcome, in this order."""
-    rows = [_outcome_row(outcome) for outcome in outcomes]
+    rows = [outcome_row(outcome) for outcome in outcomes]
     statuses = Counter(outcome.status for outcome in outcomes)
     footer = {
         "format": FORMAT,
@@ -119,7 +118,7 @@ def decode_shard(data: bytes, name: str) -> tuple[ShardSummary, list[Outcome]]:
     rows = table.to_pylist()
     if _digest(rows) != footer["digest"]:
         raise StoreError(f"{name}: the rows are not those that were written; restore the file or label again")
-    return _summary(footer), [_row_outcome(row) for row in rows]
+    return _summary(footer), [row_outcome(row) for row in rows]
 
 
 def read_summary(
@@ -158,7 +157,7 @@ def read_footer(schema: pa.Schema, name: str) -> dict[str, Any]:
 
 def encode_plan(plan: ShardPlan) -> bytes:
     """Encode a plan file: the images of a shard."""
-    rows = [_record_row(record) for record in plan.records]
+    rows = [record_row(record) for record in plan.records]
     table = pa.Table.from_pylist(rows, PLAN_SCHEMA)
     return _encode(table, {"format": FORMAT, "shard": plan.index, "is_last": plan.is_last})
 
@@ -166,7 +165,7 @@ def encode_plan(plan: ShardPlan) -> bytes:
 def decode_plan(data: bytes, name: str) -> ShardPlan:
     """Decode a plan file; errors call it `name`. Raises StoreError."""
     table, footer = _decode(data, name)
-    records = tuple(_row_record(row) for row in table.to_pylist())
+    records = tuple(row_record(row) for row in table.to_pylist())
     return ShardPlan(index=footer["shard"], records=records, is_last=footer["is_last"])
 
 
@@ -214,78 +213,3 @@ def _digest(rows: Sequence[dict[str, Any]]) -> str:
 
 def _summary(footer: dict[str, Any]) -> ShardSummary:
     return ShardSummary(**{name: footer[name] for name in ShardSummary.__dataclass_fields__})
-
-
-def _record_row(record: ImageRecord) -> dict[str, Any]:
-    return {"image_id": record.image_id, "coco_id": record.coco_id, "path": record.path}
-
-
-def _row_record(row: dict[str, Any]) -> ImageRecord:
-    return ImageRecord(image_id=row["image_id"], coco_id=row["coco_id"], path=row["path"])
-
-
-def _outcome_row(outcome: Outcome) -> dict[str, Any]:
-    return {
-        **_record_row(outcome.record),
-        "height": outcome.height,
-        "width": outcome.width,
-        "sha256": outcome.sha256,
-        "status": outcome.status.value,
-        "reason": outcome.reason.value if outcome.reason is not None else None,
-        "detail": outcome.detail,
-        "objective": outcome.optimality.objective if outcome.optimality is not None else None,
-        "gap": outcome.optimality.gap if outcome.optimality is not None else None,
-        "instances": _instance_rows(outcome.instances),
-    }
-
-
-def _instance_rows(instances: Instances | None) -> list[dict[str, Any]]:
-    if instances is None:
-        return []
-    return [
-        {
-            "rle": instances.rles[i].decode("ascii"),
-            "bbox": instances.boxes_xyxy[i].tolist(),
-            "area": int(instances.areas[i]),
-            "score": float(instances.scores[i]),
-            "method": instances.method,
-            "stability": None if np.isnan(instances.stabilities[i]) else float(instances.stabilities[i]),
-        }
-        for i in range(len(instances))
-    ]
-
-
-def _row_outcome(row: dict[str, Any]) -> Outcome:
-    return Outcome(
-        record=_row_record(row),
-        status=Status(row["status"]),
-        height=row["height"],
-        width=row["width"],
-        sha256=row["sha256"],
-        reason=Reason(row["reason"]) if row["reason"] is not None else None,
-        detail=row["detail"],
-        optimality=_row_optimality(row),
-        instances=_row_instances(row),
-    )
-
-
-def _row_optimality(row: dict[str, Any]) -> Optimality | None:
-    if row.get("objective") is None:
-        return None
-    return Optimality(objective=row["objective"], gap=row["gap"])
-
-
-def _row_instances(row: dict[str, Any]) -> Instances | None:
-    rows = row["instances"]
-    if not rows:
-        return None
-    stabilities = [np.nan if item["stability"] is None else item["stability"] for item in rows]
-    return Instances(
-        size=(row["height"], row["width"]),
-        method=rows[0]["method"],
-        rles=tuple(item["rle"].encode("ascii") for item in rows),
-        boxes_xyxy=np.array([item["bbox"] for item in rows], np.int32),
-        areas=np.array([item["area"] for item in rows], np.int64),
-        scores=np.array([item["score"] for item in rows], np.float32),
-        stabilities=np.array(stabilities, np.float32),
-    )

@@ -63,7 +63,7 @@ class LedgerMachine(RuleBasedStateMachine):
                     self.error = reason
 
     def is_running(self) -> bool:
-        return not self.error and not self.ledger.is_finished
+        return not self.error and not self.ledger.is_finished()
 
     def any_worker(self, draw: st.DataObject) -> int:
         return draw.draw(st.sampled_from(sorted(self.starting | self.held.keys())))
@@ -158,15 +158,15 @@ def test_a_worker_gets_two_chunks_and_then_one_for_each_that_is_done() -> None:
     assert ledger.worker_started(0) == [HandOut(0, a), HandOut(0, b)]
     assert ledger.chunk_done(0, b) == [HandOut(0, c)]
     assert ledger.chunk_done(0, a) == []
-    assert not ledger.is_finished
+    assert not ledger.is_finished()
     assert ledger.chunk_done(0, c) == []
-    assert ledger.is_finished
+    assert ledger.is_finished()
 
 
 def test_no_images_need_no_workers() -> None:
     ledger = ChunkLedger(iter([]))
     assert ledger.begin(64) == []
-    assert ledger.is_finished
+    assert ledger.is_finished()
 
 
 def test_no_more_workers_than_chunks() -> None:
@@ -184,7 +184,7 @@ def test_an_image_that_kills_its_workers_is_given_up_alone() -> None:
     assert ledger.worker_died(2, preempted=False, error="") == [StopWorker(2), StartWorker(3)]
     assert ledger.worker_started(3) == [HandOut(3, bad)]
     assert ledger.worker_died(3, preempted=False, error="") == [StopWorker(3), GiveUp(bad.records[0], 3)]
-    assert ledger.is_finished
+    assert ledger.is_finished()
 
 
 def test_preempted_workers_count_against_nobody() -> None:
@@ -210,7 +210,7 @@ def test_an_idle_worker_takes_over_and_the_replacement_is_not_waited_for() -> No
         StopWorker(1), StartWorker(2), HandOut(0, third),
     ]  # fmt: skip
     assert ledger.chunk_done(0, third) == []
-    assert ledger.is_finished  # though worker 2 has not started
+    assert ledger.is_finished()  # though worker 2 has not started
 
 
 def test_a_worker_that_dies_when_all_is_done_is_not_replaced() -> None:
@@ -256,7 +256,7 @@ def test_no_chunk_is_taken_from_the_source_before_a_worker_can_have_it() -> None
     ledger.begin(2)
     assert taken == chunks[:2]
     ledger.worker_started(0)
-    assert not ledger.is_finished
+    assert not ledger.is_finished()
     assert taken == chunks[:2]
     ledger.worker_started(1)
     assert taken == chunks[:4]
