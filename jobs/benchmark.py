@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import resource
 import tempfile
 import time
@@ -120,9 +119,11 @@ class PipelineTimes:
 
 
 def main(arguments: BenchmarkArguments) -> None:
+    from jobs.cli.measuring import count_cores
+
     check_has_images(open_corpus(arguments.corpus, arguments.corpus_kind))
     encoder = load_encoder(arguments.labelling.encoder, arguments.device)
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     results: dict[str, Any] = {"cores": cores, "published_s_per_image": _PUBLISHED}
     stages: list[StageTimes] = []
     if "stages" in arguments.parts:

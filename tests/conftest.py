@@ -1,4 +1,4 @@
-"""What several rooms' tests share: the development data where there is some, and small images."""
+"""Fixtures of many tests: development data, small images, a small store and an S3 server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).parents[1] / ".." / 
 
 @pytest.fixture
 def development_data() -> Callable[[str], Path]:
-    """`development_data("reference/promerge")` is that folder; the test is skipped where it is absent."""
+    """`development_data("reference/promerge")` finds that folder, and skips the test if it is absent."""
 
     def find(name: str) -> Path:
         if not (_DATA / name).is_dir():
@@ -40,7 +40,7 @@ def development_data() -> Callable[[str], Path]:
 
 @pytest.fixture
 def photograph() -> Callable[[int], np.ndarray]:
-    """`photograph(seed)` is a small scene, uint8 (48, 64, 3): a bright disc on a darker ground."""
+    """`photograph(seed)` makes uint8 (48, 64, 3): a bright disc on a darker background."""
 
     def make(seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
@@ -56,9 +56,9 @@ def photograph() -> Callable[[int], np.ndarray]:
 def labelled_discs(
     tmp_path: Path, photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
 ) -> tuple[Path, Path]:
-    """A folder of photographs and a store with their discs' true masks, scored by their number over 10.
+    """A folder of photographs, and a store with the true masks of their discs, scored number / 10.
 
-    Of 9 images, a third is rejected, and in the first nothing was found.
+    Of 9 images, every third is rejected, and the first has no mask.
     """
     images, store = tmp_path / "discs", LocalObjects(tmp_path / "labels")
     images.mkdir()
@@ -95,7 +95,7 @@ def labelled_discs(
 
 @pytest.fixture
 def encode_image() -> Callable[..., bytes]:
-    """`encode_image(array, "PNG")` is the image's file."""
+    """`encode_image(array, "PNG")` gives the bytes of an image file."""
 
     def encode(image: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
         sink = io.BytesIO()
@@ -108,7 +108,7 @@ def encode_image() -> Callable[..., bytes]:
 
 @dataclass
 class S3Server:
-    """An S3 server on loopback over a folder whose subfolders are the buckets."""
+    """An S3 server on loopback; the buckets are the subfolders of `root`."""
 
     root: Path
     endpoint: str
@@ -134,7 +134,7 @@ class S3Server:
 
 @pytest.fixture
 def s3_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """A running S3 server with an empty bucket `bucket`, to which the AWS variables point."""
+    """A running S3 server with an empty bucket `bucket`; the AWS variables point to it."""
     program = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
     assert program is not None, "install the test dependencies: pip install -e '.[test]'"
     with socket.socket() as free:

@@ -1,4 +1,4 @@
-"""A CUDA device for machines without one: computes on the CPU, and minds where every tensor is."""
+"""A fake CUDA device for machines without one: computes on the CPU and checks the device of every tensor."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _DEVICE = torch.device("cuda", 0)
-# Kernels for which operands may be in two places, and those whose second argument, positions, may.
+# Kernels whose operands may be on two devices, and kernels whose indices may be on another one.
 _COPYING = {"aten::copy_", "aten::_to_copy"}
 _INDEXING = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
 
 
 class _OnDevice(torch.Tensor):
-    """A tensor that says it is on the device, and keeps its values in one of the host."""
+    """A tensor that reports the fake device and keeps its values in `inner`, on the CPU."""
 
     inner: torch.Tensor
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> _OnDevice:
         strides = inner.stride() if inner.layout == torch.strided else torch.empty(inner.shape).stride()
-        # torch would ask CUDA's driver for its own devices; "meta" needs none, and says "cuda" where asked.
+        # A real CUDA outline would need the driver; a "meta" one does not, and reports "cuda" by dispatch.
         with torch.inference_mode(False):
             outline = torch.empty_strided(inner.shape, strides, dtype=inner.dtype, device="meta")
             made: _OnDevice = torch.Tensor._make_subclass(
@@ -76,7 +76,7 @@ def _wrap(value: Any) -> Any:
 
 def _check_devices(name: str, arguments: Any) -> None:
     for value in tree_leaves(arguments):
-        # A number, which is a tensor without dimensions, may come from anywhere.
+        # Tensors without dimensions are numbers to torch, and may be on any device.
         if isinstance(value, torch.Tensor) and not isinstance(value, _OnDevice) and value.dim() > 0:
             raise RuntimeError(f"{name}: expected all tensors to be on one device, found cuda:0 and cpu")
 
@@ -86,7 +86,7 @@ def _is_device(value: Any) -> bool:
 
 
 class _Requests(TorchFunctionMode):
-    """What asks torch for the device gets the stand-in."""
+    """Answers requests for the CUDA device with tensors of the fake one."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -94,23 +94,20 @@ class _Requests(TorchFunctionMode):
         if name == "pin_memory":
             return args[0]
         kwargs.pop("pin_memory", None)
-        is_there = bool(args) and isinstance(args[0], _OnDevice)
-        if name == "to" and len(args) > 1 and isinstance(args[1], torch.Tensor):
-            args = (args[0], args[1].device, args[1].dtype)
         # These ask the driver themselves.
         if name in ("new_tensor", "one_hot"):
             return _wrap(function(*map(_unwrap, args), **kwargs))
         if function is torch.where:
             args = [torch.tensor(value) if isinstance(value, int | float) else value for value in args]
-        if is_there and name == "as_tensor":
-            return _move_within(args, kwargs)
         is_name_only = function is torch.device or name == "_parse_to"
         if is_name_only or not any(map(_is_device, (*args, *kwargs.values()))):
             return function(*args, **kwargs)
-        if is_there and name == "to":
-            return _move_within(args, kwargs)
+        if name == "to" and isinstance(args[0], _OnDevice):
+            # Already there: only the dtype may change.
+            dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
+            return args[0].type(dtypes[0]) if dtypes else args[0]
         made = function(*map(_to_host, args), **{key: _to_host(value) for key, value in kwargs.items()})
-        # Memory of a device is its own.
+        # A device has its own memory.
         return _OnDevice(made.clone()) if isinstance(made, torch.Tensor) else made
 
 
@@ -118,22 +115,16 @@ def _to_host(value: Any) -> Any:
     return "cpu" if _is_device(value) else value
 
 
-def _move_within(args: Any, kwargs: dict[str, Any]) -> Any:
-    """A request for the device by a tensor that is there: only its dtype may change."""
-    dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
-    return args[0].type(dtypes[0]) if dtypes else args[0]
-
-
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[None]:
-    """While the block runs, this thread has a device "cuda"; others need `in_fake_cuda`.
+    """Give this thread a device "cuda" inside the block; other threads need `in_fake_cuda`.
 
-    It finds what a GPU would not do with how tensors are handed about: kernels whose operands are in
-    different places, and arrays of numpy made of tensors that are not on the host. It says nothing of speed,
-    streams or rounding, and takes no gradients: torch's engine needs the driver for them.
+    Two mistakes are found that a GPU would not forgive: kernels with operands on different devices, and numpy
+    arrays made from tensors that are not on the CPU. Speed, streams and rounding are not those of a GPU, and
+    there are no gradients, since torch's autograd engine needs the driver.
     """
-    # Where there is no driver, torch then leaves the current device alone. Its engine, for its part, starts a
-    # thread for the device: from now on, processes that take gradients are to be spawned, not forked.
+    # Without a driver, torch then leaves the current device alone. Its autograd engine starts a thread for
+    # the device: from now on, processes that compute gradients must be spawned, not forked.
     torch._C._ensureCUDADeviceGuardSet()
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -149,7 +140,7 @@ def fake_cuda() -> Iterator[None]:
 
 
 def in_fake_cuda(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, for another thread to call while a block of `fake_cuda` runs."""
+    """Wrap a function for a call from another thread inside a block of `fake_cuda`."""
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         with _Requests():

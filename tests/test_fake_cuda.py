@@ -1,4 +1,4 @@
-"""The stand-in notices what a GPU would."""
+"""The fake device refuses what a GPU would refuse."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from tests.fake_cuda import fake_cuda
 
 
-def test_operands_in_two_places_are_an_error() -> None:
+def test_operands_on_two_devices_are_an_error() -> None:
     with fake_cuda():
         there, here = torch.ones(3, device="cuda"), torch.ones(3)
         devices = [tensor.device.type for tensor in (there, there + 1, there.cpu())]
@@ -18,7 +18,7 @@ def test_operands_in_two_places_are_an_error() -> None:
                 mix()
 
 
-def test_there_is_no_array_of_what_is_on_the_device() -> None:
+def test_a_tensor_on_the_device_has_no_numpy_array() -> None:
     with fake_cuda():
         there = torch.ones(3).to("cuda")
         for convert in (there.numpy, lambda: np.asarray(there)):
@@ -27,7 +27,7 @@ def test_there_is_no_array_of_what_is_on_the_device() -> None:
         assert there.cpu().numpy().tolist() == [1, 1, 1]
 
 
-def test_memory_of_the_device_is_its_own() -> None:
+def test_the_device_has_its_own_memory() -> None:
     with fake_cuda():
         here = torch.zeros(3)
         there = here.to("cuda")

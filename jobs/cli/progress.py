@@ -24,7 +24,8 @@ class ProgressDisplay:
     """Shows how many `unit` of `total` are done, from the moment it is entered until it is left.
 
     A callable `total` may take long: it runs in a thread, and the total and the time left appear once it has
-    answered. None is a total that nobody knows. `label` begins every line.
+    answered. None is a total that nobody knows. `label` begins every line. A display that is not entered
+    prints lines on a terminal too.
     """
 
     def __init__(
@@ -62,9 +63,9 @@ class ProgressDisplay:
         if self._first is None and done > 0:
             self._first = (time.monotonic(), done)
         line = self._line(done, details)
-        if self._console.is_terminal:
+        if self._live.is_started:
             self._live.update(self._bar(done, line))
-        if keep or (not self._console.is_terminal and self._is_line_due()):
+        if keep or (not self._live.is_started and (self._console.is_terminal or self._is_line_due())):
             self._last_line = time.monotonic()
             self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 

@@ -1,4 +1,4 @@
-"""Jobs as a user runs them: other processes, on a local Ray or on a cluster that stands for the session."""
+"""Run jobs as a user does: in other processes, on a local Ray or on a cluster of the test session."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray of 2 CPUs, started as the README says, and what its clients need in their environment."""
+    """A Ray cluster of 2 CPUs, started as in the README, and the environment for its clients."""
 
     address: str
     environment: dict[str, str]
@@ -52,7 +52,7 @@ def _free_ports(count: int) -> list[int]:
 
 @contextmanager
 def start_cluster(home: Path, object_store_bytes: int) -> Iterator[Cluster]:
-    """A cluster of 2 CPUs whose token lies in `home`."""
+    """Start a cluster of 2 CPUs, with its token in `home`."""
     port, dashboard, client, agent = _free_ports(4)
     environment = {
         **os.environ,
@@ -91,7 +91,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def roomy_cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """One with an object store of 1 GiB, for this test alone."""
+    """A cluster with an object store of 1 GiB, for one test."""
     with start_cluster(tmp_path, 1 << 30) as cluster:
         yield cluster
 
@@ -108,7 +108,7 @@ def _wait_for(port: int) -> None:
 
 @pytest.fixture
 def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`run_job("label_folder", "--corpus", ...)` runs the job as another process, far from the repository."""
+    """`run_job("label_folder", "--corpus", ...)` runs a job in another process, outside the repository."""
 
     def run(job: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *flags]
@@ -121,13 +121,13 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def kill_driver() -> Callable[[subprocess.Popen[bytes]], None]:
-    """`kill_driver(process)` kills a job and all of the local Ray below it, as where a machine is cut off."""
+    """`kill_driver(process)` kills a job and its local Ray, as a power cut does."""
 
     def kill(process: subprocess.Popen[bytes]) -> None:
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-        # What of this Ray outlives its driver must not linger.
+        # Processes of this Ray that outlive the driver must not linger.
         _, alive = psutil.wait_procs(family, timeout=5)
         for member in alive:
             member.kill()
@@ -140,7 +140,7 @@ def kill_driver() -> Callable[[subprocess.Popen[bytes]], None]:
 def run_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`run_here("export", "--store", ...)` is `run_job` within this process, for what needs no Ray."""
+    """`run_here("export", "--store", ...)` runs a job that needs no Ray in this process."""
 
     def run(job: str, *flags: str) -> subprocess.CompletedProcess[str]:
         main = importlib.import_module(f"jobs.{job}".replace("/", ".")).main
@@ -157,7 +157,7 @@ def run_here(
 
 @pytest.fixture
 def labels_in() -> Callable[[Path], dict[str, bytes]]:
-    """`labels_in(folder)` are all files of a store but the records of runs, which hold times."""
+    """`labels_in(folder)` reads all files of a store except the records of runs, which hold times."""
 
     def read(folder: Path) -> dict[str, bytes]:
         paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "runs"]
@@ -170,7 +170,7 @@ def labels_in() -> Callable[[Path], dict[str, bytes]]:
 def image_folder(
     tmp_path: Path, photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
 ) -> Callable[[int], Path]:
-    """`image_folder(40)` is a folder of so many small images, in two subfolders."""
+    """`image_folder(40)` makes a folder of 40 small images in two subfolders."""
 
     def make(count: int) -> Path:
         folder = tmp_path / "images"

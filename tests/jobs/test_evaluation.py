@@ -29,7 +29,7 @@ SMALL = LabellingConfig(refine="none", encoder=EncoderConfig(image_size=96))
 def annotated_folder(
     tmp_path: Path, photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
 ) -> Path:
-    """Six photographs in images/, and their bright discs as id masks in masks/."""
+    """Six photographs in images/, and id masks of their discs in masks/."""
     root = tmp_path / "discs"
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
@@ -43,7 +43,7 @@ def annotated_folder(
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """Round 0 finds nothing in two images, round 1 the left half of each."""
+    """Two images without a mask in round 0, with their left half as a mask in round 1."""
     path = tmp_path / "store"
     for number in range(2):
         info = VersionInfo(
@@ -78,7 +78,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def coco_json(tmp_path: Path) -> Path:
-    """The left half of three images."""
+    """Ground truth: the left half of three images."""
     images = [{"id": i, "file_name": f"{i}.png", "height": 48, "width": 64} for i in range(3)]
     half = [0, 0, 32, 0, 32, 48, 0, 48]
     annotations = [{"id": i, "image_id": i, "category_id": i, "segmentation": [half]} for i in range(3)]
@@ -87,7 +87,7 @@ def coco_json(tmp_path: Path) -> Path:
     return path
 
 
-def test_rounds_are_evaluated_and_kept(
+def test_each_round_is_evaluated_and_its_metrics_are_kept(
     store: Path, coco_json: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "metrics.json"
@@ -109,7 +109,7 @@ def test_rounds_are_evaluated_and_kept(
     assert (kept_0[1]["round"], kept_1[1]["round"]) == (0, 1)
 
 
-def test_wrong_ground_truth_is_told_in_one_line(
+def test_ground_truth_of_other_images_is_one_line(
     store: Path, annotated_folder: Path, run_here: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     (annotated_folder / "masks/0.png").rename(annotated_folder / "masks/other.png")

@@ -49,7 +49,7 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def test_the_job_exports_and_says_what_it_left_out(
+def test_the_job_exports_and_lists_rejected_images(
     run_here: Callable[..., subprocess.CompletedProcess[str]], store: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "coco"
@@ -62,7 +62,7 @@ def test_the_job_exports_and_says_what_it_left_out(
     assert (len(content["images"]), len(content["annotations"])) == (2, 2)
 
 
-def test_the_job_s_words(
+def test_messages_of_the_job(
     run_here: Callable[..., subprocess.CompletedProcess[str]], store: Path, tmp_path: Path
 ) -> None:
     PseudoLabelStore(open_objects(str(store))).version().finish()

@@ -1,4 +1,4 @@
-"""The jobs that measure, on as little as they take."""
+"""Benchmarks and studies on tiny inputs."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def coco_folder(
     return root
 
 
-def test_labelling_is_timed(
+def test_the_benchmark_times_stages_and_pipeline(
     run_job: Callable[..., subprocess.CompletedProcess[str]],
     image_folder: Callable[[int], Path],
     tmp_path: Path,
@@ -48,7 +48,7 @@ def test_labelling_is_timed(
     assert result.returncode == 0, result.stdout + result.stderr
     assert "share of ideal" in result.stdout
     figures = json.loads(output.read_text())
-    # Before the pipeline and after it.
+    # Stages are timed before and after the pipeline, by 2 images in each process.
     assert figures["stages"]["images"] == 2 * 2 * figures["cores"]
     shares = figures["stages"]["share"]
     assert {"read", "decode, resize", "encode", "propose", "refine", "write"} <= shares.keys()
@@ -90,7 +90,7 @@ def test_a_bias_is_chosen_without_ground_truth(
         choose_bias.main(choose_bias.BiasArguments(corpus=str(tmp_path / "bad")))
 
 
-def test_no_bias_is_best_where_all_images_are_flat(
+def test_flat_images_have_no_best_bias(
     tmp_path: Path,
     encode_image: Callable[..., bytes],
     run_here: Callable[..., subprocess.CompletedProcess[str]],
@@ -104,7 +104,9 @@ def test_no_bias_is_best_where_all_images_are_flat(
 
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])
-def test_the_crfs_are_compared(coco_folder: Path, tmp_path: Path, backend: Literal["numba", "torch"]) -> None:
+def test_the_crf_backends_agree(
+    coco_folder: Path, tmp_path: Path, backend: Literal["numba", "torch"]
+) -> None:
     output = tmp_path / "refinement.json"
     config = benchmark_refinement.BenchmarkArguments(
         coco=coco_folder, masks_per_image=4, size=96, backend=backend, threads=(1,), output=str(output)
@@ -127,7 +129,7 @@ def test_superpixels_are_measured_on_coco(coco_folder: Path, tmp_path: Path) -> 
         evaluate_superpixels.main(evaluate_superpixels.SuperpixelsArguments(coco=tmp_path))
 
 
-def test_superpixels_of_what_is_no_data_set(
+def test_superpixels_of_a_broken_data_set(
     coco_folder: Path, tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     (tmp_path / "images/val").mkdir(parents=True)

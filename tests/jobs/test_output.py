@@ -27,7 +27,7 @@ def test_outputs_are_written_wherever_they_are_named(
 @pytest.mark.parametrize(
     "uri", ["", ".", "new/", "/", "/dev/null", "s3://bucket", "s3://bucket/a/", "gs://b/a"]
 )
-def test_outputs_that_are_no_file(uri: str) -> None:
+def test_an_output_must_be_a_file(uri: str) -> None:
     with pytest.raises(ConfigurationError, match=r"--output .*name"):
         check_output("--output", uri)
 
@@ -55,7 +55,7 @@ TRUTH = ("--ground-truth", "nowhere")
         ("sweep --plot", (*CORPUS, *TRUTH, "--grid", "promerge.tau-b=0.1")),
     ],
 )
-def test_jobs_say_at_once_that_they_cannot_write(
+def test_jobs_check_their_output_before_the_work(
     job: str,
     flags: tuple[str, ...],
     tmp_path: Path,
