@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from engine.errors import ConfigurationError
+from engine.bounds import Bounded, Count
 from engine.training.settings import RunSettings
 
 
@@ -24,16 +24,11 @@ class ClusterFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFlags:
-    """How a network is trained, beside all that decides what it becomes."""
+class TrainingFlags(Bounded):
+    """Flags of a training that do not change its result."""
 
     run: Annotated[RunSettings, tyro.conf.arg(name="")] = field(default_factory=RunSettings)
-    workers: int | None = None
-    """Workers that train together; by default one for each GPU, without GPUs one."""
-    cache: Path = Path("~/.cache/maskmill/superpixels")
-    """Folder on each node for images at the network's size and their superpixels; safe to delete between
-    runs."""
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ConfigurationError(f"--workers is at least 1, got {self.workers}")
+    workers: Count | None = None
+    """Workers that train together; default: one per GPU, or one without GPUs."""
+    cache: Path = Path("~/.cache/maskmill/images")
+    """Folder on each node for shrunk images and their superpixels; safe to delete between runs."""

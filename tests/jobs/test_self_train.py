@@ -22,8 +22,9 @@ from engine.images.resizing import fit_image
 from engine.labelling.network_labeller import CheckpointLabeller
 from engine.labelling.outcomes import make_outcome
 from engine.objects.local import LocalObjects
+from engine.solo.labelled_images import list_images
 from engine.solo.run import Run, train_solo
-from engine.solo.samples import SampleMaker, list_images
+from engine.solo.samples import SampleMaker
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.training.distribution import WorkerContext
 from engine.types import Outcome, ShardPlan, Status
@@ -111,7 +112,7 @@ def train_and_predict_here(root: Path, given: list[str]) -> list[Outcome]:
     # Sums depend on the number of threads: the training's, and one for labelling.
     torch.set_num_threads(threads_in((root / "log").read_text()))
     train_solo(
-        Run(output=output, config=config, settings=arguments.trainer.run, place=WorkerContext()), maker
+        Run(output=output, config=config, settings=arguments.trainer.run, context=WorkerContext()), maker
     )
     torch.set_num_threads(1)
     networks = [f"{output.uri}/{key}" for key in output.keys("network-")]

@@ -23,11 +23,12 @@ from safetensors.numpy import load_file
 from engine.corpora import FolderCorpus
 from engine.errors import UsageError
 from engine.objects.local import LocalObjects
+from engine.solo.labelled_images import list_images
 from engine.solo.run import Run, train_solo
-from engine.solo.samples import SampleMaker, list_images
+from engine.solo.samples import SampleMaker
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.training.distribution import WorkerContext
-from engine.training.log import read_figures
+from engine.training.metrics import read_metrics
 from engine.types import Status
 from jobs.cli.console import parse_arguments
 from jobs.train_solo import TrainArguments
@@ -50,7 +51,7 @@ def flags(discs: tuple[Path, Path], output: Path, *more: str) -> list[str]:
 
 
 def losses(output: Path) -> list[float]:
-    return [line["loss"] for line in read_figures(LocalObjects(output)) if "loss" in line]
+    return [line["loss"] for line in read_metrics(LocalObjects(output)) if "loss" in line]
 
 
 def test_train_measure_and_label(
@@ -145,7 +146,7 @@ def train_here(given: list[str]) -> Path:
         config.sample_task,
     )
     train_solo(
-        Run(output=output, config=config, settings=arguments.trainer.run, place=WorkerContext()), maker
+        Run(output=output, config=config, settings=arguments.trainer.run, context=WorkerContext()), maker
     )
     return Path(output.uri)
 

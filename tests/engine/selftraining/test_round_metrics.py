@@ -8,9 +8,9 @@ import pytest
 from engine.evaluation.ground_truth import AnnotatedImage
 from engine.masks.boxes import xyxy_to_xywh
 from engine.objects.local import LocalObjects
-from engine.selftraining.figures import measure_round
+from engine.selftraining.round_metrics import measure_round
 from engine.selftraining.rounds import LaterRoundsConfig, SelfTrainingConfig
-from engine.solo.training import TrainingConfig
+from engine.solo.training_config import TrainingConfig
 from engine.store.planning import copy_plans
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.selection import SelectionConfig
