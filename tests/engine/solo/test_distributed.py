@@ -1,4 +1,4 @@
-"""Two processes that share a batch learn what one learns from the whole of it."""
+"""Two processes that share a batch learn the same as one from the whole batch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def train_one_of_two(
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_learn_what_one_learns(
+def test_two_processes_learn_the_same_as_one(
     labelled_discs: tuple[Path, Path], tiny_solo: SoloConfig, tmp_path: Path
 ) -> None:
     config = TrainingConfig(
@@ -69,7 +69,7 @@ def test_two_processes_learn_what_one_learns(
     one, two = (read_metrics(LocalObjects(tmp_path / name)) for name in ("one", "two"))
     for name in ("loss", "focal", "mask", "soft", "positives", "fallback_share", "gradient_norm"):
         np.testing.assert_allclose([x[name] for x in two], [x[name] for x in one], rtol=1e-3, err_msg=name)
-    # Without dividing by the counts of both, the parts of unequal images would weigh otherwise.
+    # Without totals over both, the workers' parts would be weighted by their own counts.
     alone = replace(config, batch_size=2)
     train(labelled_discs, tmp_path / "half", alone, WorkerContext())
     half = read_metrics(LocalObjects(tmp_path / "half"))

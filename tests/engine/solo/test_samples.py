@@ -50,7 +50,7 @@ def test_rejected_and_empty_images_are_left_out(labelled_folder, make_maker, tin
     with_empty = replace(tiny_training, keep_empty=True)
     assert len(make_maker(with_empty)) == 6
     assert make_maker(with_empty)[SampleNumber(0, 0)].masks.shape == (0, 256)
-    with pytest.raises(StoreError, match="no image with an instance"):
+    with pytest.raises(StoreError, match="no image with a selected instance"):
         list_images(version, SelectionConfig(min_score=5))
 
 
