@@ -1,4 +1,4 @@
-"""Batches of samples, made in processes beside the worker."""
+"""Batches of samples, made in processes of the worker."""
 
 from __future__ import annotations
 
