@@ -4,63 +4,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
-from engine.corpora import open_corpus
+from engine.corpora import Corpus, open_corpus
 from engine.errors import ConfigurationError
 from engine.evaluation.ground_truth import read_ground_truth
 from engine.objects.object_store import open_objects
-from engine.solo.training import RESULT_KEY, TrainingConfig, check_output, create_output, labels_fingerprint
-from engine.solo.validation import plan_held_out
+from engine.solo.training_config import TrainingConfig
+from engine.solo.training_output import RESULT_KEY, describe_training, labels_fingerprint
+from engine.solo.validation import Validation, plan_held_out
 from engine.store.planning import check_is_finished, check_same_corpus
-from engine.store.pseudo_labels import PseudoLabelStore
+from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.selection import check_stability
 from engine.training.distribution import WorkerContext
+from engine.training.output import check_output, create_output
 from jobs.cli.console import run_job
 from jobs.cli.flags import ClusterFlags, TrainingFlags
 from jobs.cli.progress import ProgressDisplay
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments:
-    """Train SOLO on the instances of a store, with the superpixel-guided loss: a network comes out.
+    """Train SOLO on the instances of a store with the superpixel-guided loss; the result is a network.
 
     Exit codes: 0 done, 1 failed, 2 wrong use.
     """
 
     store: str
-    """Where the labels are: a folder or s3://bucket/prefix."""
+    """The labels: a folder or s3://bucket/prefix."""
     output: str
-    """Where checkpoints, log and network go: a folder or s3://bucket/prefix."""
+    """Checkpoints, log and network: a folder or s3://bucket/prefix."""
     corpus: str
-    """Where the images of the labels are now."""
+    """Current location of the labels' images."""
     round: int | None = None
-    """The round of labels; the latest by default."""
+    """The round of labels to learn; default: the latest."""
     resume: bool = False
-    """Go on with the training that --output holds, from its last checkpoint."""
+    """Resume the training in --output from its last checkpoint."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
     ground_truth: str | None = None
-    """What people drew in these images, as jobs/evaluate.py takes it: AP on the part that --held-out keeps
-    from training is measured at every checkpoint."""
+    """Ground truth of these images, as for jobs/evaluate.py. AP on the part that --held-out keeps from
+    training is measured at every checkpoint."""
     trainer: Annotated[TrainingFlags, tyro.conf.arg(name="")] = field(default_factory=TrainingFlags)
     cluster: Annotated[ClusterFlags, tyro.conf.arg(name="")] = field(default_factory=ClusterFlags)
 
     def __post_init__(self) -> None:
         if (self.ground_truth is not None) != (self.training.held_out > 0):
             raise ConfigurationError(
-                "--ground-truth and --held-out go together: the images to measure on, and their truth"
+                "--ground-truth and --held-out go together: images to measure on, and their ground truth"
             )
 
 
 def main(arguments: TrainArguments) -> None:
     # Imported once the flags are known to be right, so that mistakes answer at once.
-    from actors.train_workers import size_workers
-    from actors.training import TrainingJob, run_training
+    from actors.train_workers import run_workers, size_workers
+    from actors.training_jobs import SoloJob
     from jobs.cli.cluster import connect, largest_node_cpus
 
     labels = open_objects(arguments.store)
@@ -71,21 +70,17 @@ def main(arguments: TrainArguments) -> None:
     output = open_objects(arguments.output)
     if arguments.training.objective.needs_stability:
         check_stability(version, "the mask term adaptive")
-    validation = None
-    if arguments.ground_truth is not None:
-        truths = list(read_ground_truth(arguments.ground_truth))
-        validation = plan_held_out(version, corpus, truths, arguments.training)
-        print(f"held out: {len(validation.images)} images with ground truth")
-    described = (output, arguments.training, labels_fingerprint(version), arguments.resume)
-    if check_output(*described):
+    validation = plan_validation_of(arguments, version, corpus)
+    description = describe_training(arguments.training, labels_fingerprint(version))
+    if check_output(output, description, arguments.resume):
         print(f"nothing to do: {output.uri} holds the trained network")
         return
-    joined = connect(arguments.cluster)
-    sizes = size_workers(joined.cpus, joined.gpus, largest_node_cpus(), arguments.trainer.workers)
+    resources = connect(arguments.cluster)
+    sizes = size_workers(resources.cpus, resources.gpus, largest_node_cpus(), arguments.trainer.workers)
     WorkerContext(world_size=sizes.workers).local_batch_size(arguments.training.batch_size)
-    # Only now: a mistake in the flags must not take the output.
-    create_output(*described)
-    job = TrainingJob(
+    # Only now: a mistake in the flags must not claim the output.
+    create_output(output, description, arguments.resume)
+    job = SoloJob(
         version=version,
         corpus=corpus,
         output=output,
@@ -95,9 +90,18 @@ def main(arguments: TrainArguments) -> None:
         validation=validation,
     )
     print(f"training on {version.name} with {sizes.workers} worker(s) of {sizes.cpus_each} CPUs", flush=True)
-    with ProgressDisplay(arguments.training.steps, "steps") as display:
-        run_training(job, sizes, display.show_metrics)
+    run_workers(job, sizes, TrainingDisplay(arguments.training.steps).show)
     print(f"network: {output.uri}/{RESULT_KEY}")
+
+
+def plan_validation_of(arguments: TrainArguments, version: Version, corpus: Corpus) -> Validation | None:
+    """The held-out images with ground truth, or None."""
+    if arguments.ground_truth is None:
+        return None
+    truths = list(read_ground_truth(arguments.ground_truth))
+    validation = plan_held_out(version, corpus, truths, arguments.training)
+    print(f"held out: {len(validation.images)} images with ground truth")
+    return validation
 
 
 if __name__ == "__main__":

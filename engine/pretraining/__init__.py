@@ -1,9 +1,8 @@
-"""Encoder pre-training on the user's own images, after METHODS section 7.
+"""Encoder pre-training on the user's own images without labels (docs/methods.md, 7).
 
 views.py, samples.py      images to batches of random views, a function of the seed and a number
 dino.py, regions.py       the image-level and the patch-level loss
-network.py, schedules.py  what learns, and how fast
-trainer.py                one step after the other, and the state between two
-run.py, card.py           a whole run, resumed where it stopped; the encoder and its card
-distribution.py           what several workers agree on
+network.py, schedules.py  student and teacher; learning rate, weight decay and momentum over the run
+trainer.py                one training step, and the state between two steps
+run.py, card.py           one worker's run from its first to its last step; the encoder and its card
 """

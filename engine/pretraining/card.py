@@ -1,4 +1,4 @@
-"""What pre-training leaves behind: the encoder's file, and a card that says where it comes from."""
+"""The results of pre-training: the encoder's file, and a model card."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from engine.pretraining.config import PretrainingConfig
 
 ENCODER_KEY = "encoder.safetensors"
 CARD_KEY = "card.md"
-_REJECTS_SHOWN = 20
+_MAX_LISTED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Everything that a card states; `figures` are those of the last step, `rejected` paths and why."""
+    """The content of a model card; `metrics` are of the last step, `rejected` is image ids with reasons."""
 
     layout: Layout
     corpora: tuple[str, ...]
@@ -32,24 +32,24 @@ class Card:
     steps: int
     minutes: float
     device: str
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
 def pack_encoder(state: State, layout: Layout) -> bytes:
-    """A float16 .safetensors file that `--encoder ARCHITECTURE --weights FILE` takes."""
+    """A float16 .safetensors file for `--encoder ARCHITECTURE --weights FILE`."""
     halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in state.items()}
     return add_layout(safetensors.torch.save(halves), layout)
 
 
 def write_card(card: Card) -> str:
-    """The card as Markdown."""
+    """Format the card as Markdown."""
     layout = card.layout
     losses = [
         f"{name} (weight {loss.weight:g})"
         for name, loss in (("DINO", card.config.dino), ("contrast of regions", card.config.regions))
         if loss.weight > 0
     ]
-    seen = card.steps * card.config.batch_size
+    num_samples = card.steps * card.config.batch_size
     return "\n".join(
         [
             f"# {layout.architecture}, patches of {layout.patch_size} pixels, {layout.depth} blocks",
@@ -59,14 +59,14 @@ def write_card(card: Card) -> str:
             f"- Images: {card.num_images} of {', '.join(card.corpora)}; no labels were used",
             *_rejected_lines(card.rejected),
             f"- Started from: {EMBEDDED if card.config.name == EMBEDDED else card.config.weights} weights",
-            f"- Learned by: {', '.join(losses)}",
-            f"- Steps: {card.steps} of {card.config.batch_size} images, {seen / card.num_images:.1f} epochs, "
-            f"{card.minutes:.1f} minutes on {card.device}",
+            f"- Losses: {', '.join(losses)}",
+            f"- Steps: {card.steps} of {card.config.batch_size} images, "
+            f"{num_samples / card.num_images:.1f} epochs, {card.minutes:.1f} minutes on {card.device}",
             f"- Code: maskmill {__version__}",
             "",
-            "## Last figures",
+            "## Metrics of the last step",
             "",
-            *(f"- {name}: {value:g}" for name, value in card.figures.items()),
+            *(f"- {name}: {value:g}" for name, value in card.metrics.items()),
             "",
             "## Configuration",
             "",
@@ -81,7 +81,7 @@ def write_card(card: Card) -> str:
 def _rejected_lines(rejected: Mapping[str, str]) -> list[str]:
     if not rejected:
         return []
-    shown = [f"  - {path}: {reason}" for path, reason in sorted(rejected.items())[:_REJECTS_SHOWN]]
+    shown = [f"  - {image_id}: {reason}" for image_id, reason in sorted(rejected.items())[:_MAX_LISTED]]
     more = len(rejected) - len(shown)
     return [
         f"- Not readable: {len(rejected)}",

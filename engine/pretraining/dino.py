@@ -3,55 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from engine.errors import ConfigurationError
+from engine.bounds import Bounded, Bounds, NotNegative, Positive
 from engine.training.distribution import mean_over_workers
+
+_Part = Annotated[float, Bounds(0, 1, "a share", below=True)]
+_Width = Annotated[int, Bounds(2, what="a whole number")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DinoConfig:
+class DinoConfig(Bounded):
     """The image-level loss; names and defaults follow the paper (section 3.1 and appendix C)."""
 
-    weight: float = 1.0
-    """Share of this loss in the sum; 0 leaves it, its head and its views out."""
-    num_prototypes: int = 4096
-    """K, the outputs between which views must agree; the paper's 65536 are for ImageNet."""
-    hidden_size: int = 2048
+    weight: NotNegative = 1.0
+    """Weight of this loss in the sum; 0 drops it, its head and its views."""
+    num_prototypes: _Width = 4096
+    """K, the number of outputs; the paper's 65536 are for ImageNet."""
+    hidden_size: _Width = 2048
     """Width of the projection head."""
-    bottleneck_size: int = 256
+    bottleneck_size: _Width = 256
     """Width before the last layer."""
-    student_temperature: float = 0.1
-    """Sharpness of the student."""
-    teacher_temperature: float = 0.04
-    """Sharpness of the teacher at the start."""
-    final_teacher_temperature: float = 0.07
-    """Sharpness of the teacher once it is warm."""
-    warmup_share: float = 0.1
-    """Part of the run in which the teacher's temperature rises."""
-    centre_momentum: float = 0.9
-    """Of the moving average of the teacher's outputs, which is taken off them against collapse."""
-    frozen_share: float = 0.01
-    """Part of the run in which the last layer stays as it began."""
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ConfigurationError(f"dino.weight must not be negative, got {self.weight}")
-        for name in ("num_prototypes", "hidden_size", "bottleneck_size"):
-            if getattr(self, name) < 2:
-                raise ConfigurationError(f"dino.{name} must be at least 2, got {getattr(self, name)}")
-        for name in ("student_temperature", "teacher_temperature", "final_teacher_temperature"):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"dino.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("warmup_share", "centre_momentum", "frozen_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigurationError(f"dino.{name} must be in [0, 1), got {getattr(self, name)}")
+    student_temperature: Positive = 0.1
+    """Softmax temperature of the student."""
+    teacher_temperature: Positive = 0.04
+    """Softmax temperature of the teacher at the start."""
+    final_teacher_temperature: Positive = 0.07
+    """Softmax temperature of the teacher after warm-up."""
+    warmup_share: _Part = 0.1
+    """Share of the run over which the teacher's temperature rises."""
+    centre_momentum: _Part = 0.9
+    """Momentum of the centre subtracted from teacher outputs to avoid collapse."""
+    frozen_share: _Part = 0.01
+    """Share of the run, from its start, over which the last layer is frozen."""
 
     def teacher_temperature_at(self, progress: float) -> float:
-        """The teacher's temperature when the share `progress` of the run is done.
+        """The teacher's temperature after the share `progress` of the run.
 
         >>> round(DinoConfig(warmup_share=0.5).teacher_temperature_at(0.25), 3)
         0.055
@@ -63,7 +54,7 @@ class DinoConfig:
 
 
 class DinoHead(nn.Module):
-    """Class tokens (B, D) -> logits over prototypes (B, K): three layers, a unit vector, a normed layer."""
+    """Class tokens (B, D) -> logits over prototypes (B, K): an MLP, a unit vector, a weight-normed layer."""
 
     def __init__(self, in_size: int, config: DinoConfig) -> None:
         super().__init__()
@@ -80,7 +71,7 @@ class DinoHead(nn.Module):
                 nn.init.zeros_(module.bias)
         last = nn.Linear(config.bottleneck_size, config.num_prototypes, bias=False)
         self.last_layer = parametrizations.weight_norm(last)
-        # The norms stay 1 (the paper's norm_last_layer), only directions are learned.
+        # Norms are fixed to 1 (the paper's norm_last_layer): only directions are learned.
         norms = self.last_layer.parametrizations.weight.original0
         norms.data.fill_(1)
         norms.requires_grad_(False)
@@ -91,7 +82,7 @@ class DinoHead(nn.Module):
 
 
 class DinoLoss(nn.Module):
-    """Cross-entropy of the student's views of an image against the teacher's other views (equation 1)."""
+    """Cross-entropy between the student's views of an image and the teacher's other views (equation 1)."""
 
     centre: torch.Tensor
 
@@ -103,10 +94,10 @@ class DinoLoss(nn.Module):
     def forward(
         self, student: torch.Tensor, teacher: torch.Tensor, batch_size: int, progress: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss, and the mean entropy of the teacher's targets as a share of the largest, log K.
+        """The loss, and the mean entropy of the teacher's targets relative to the largest, log K.
 
-        `student` (V B, K) are logits of V views in turn, the first two of them global; `teacher` (2 B, K)
-        those of the global views. An entropy that stays at 1 or falls to 0 is collapse.
+        `student` (V B, K) are the logits of V views, one view after the other, the two global ones first;
+        `teacher` (2 B, K) are those of the global views. Entropy that stays at 1 or falls to 0 is collapse.
         """
         temperature = self._config.teacher_temperature_at(progress)
         targets = ((teacher.float() - self.centre) / temperature).softmax(dim=-1)

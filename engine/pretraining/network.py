@@ -1,4 +1,4 @@
-"""What learns: a transformer whose last block also gives its keys, and the head of the image loss."""
+"""Student and teacher network: a transformer that also gives its last block's keys, and DINO's head."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from engine.pretraining.dino import DinoHead
 
 
 class KeyTap(nn.Module):
-    """Stands around a transformer's last block and holds the keys of the tokens that went through it last."""
+    """Wrapper of a transformer's last block that keeps the keys of its latest forward pass."""
 
     keys: torch.Tensor
 
     def __init__(self, block: nn.Module, runs_block: bool) -> None:
-        """Without `runs_block` nothing behind the keys is computed or trained."""
+        """With `runs_block` false, nothing behind the keys is computed or trained."""
         super().__init__()
         self.block = block
         self._runs_block = runs_block
@@ -39,20 +39,20 @@ class KeyTap(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outputs:
-    """`keys` (2, B, N, C) of global views; `logits` (views B, K) of all views in turn, if there is a head."""
+    """`keys` (2, B, N, C) of the global views; `logits` (V B, K) of all V views, or None without a head."""
 
     keys: torch.Tensor
     logits: torch.Tensor | None
 
 
 class Network(nn.Module):
-    """Student or teacher: a transformer and, where the image-level loss is on, its head."""
+    """Student or teacher: a transformer and, if the image-level loss is on, its head."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(self, backbone: Backbone, config: PretrainingConfig) -> None:
-        """Takes the backbone's transformer over."""
+        """Wraps the last block of the backbone's transformer, which is modified."""
         super().__init__()
         has_head = config.dino.weight > 0
         model = backbone.model.requires_grad_(True)
@@ -67,7 +67,7 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(backbone.std).reshape(3, 1, 1), persistent=False)
 
     def forward(self, global_views: torch.Tensor, local_views: torch.Tensor) -> Outputs:
-        """Views uint8 (B, 2, 3, G, G) and (B, n, 3, L, L); local ones are used by the head alone."""
+        """Views uint8 (B, 2, 3, G, G) and (B, n, 3, L, L); only the head uses the local ones."""
         num_images, num_views = global_views.shape[:2]
         tokens = self._tokens(global_views)
         keys = self.tap.keys[:, self.transformer.num_prefix_tokens :]
@@ -79,26 +79,26 @@ class Network(nn.Module):
         return Outputs(keys=keys, logits=self.head(tokens))
 
     def _tokens(self, views: torch.Tensor) -> torch.Tensor:
-        """Class tokens (views B, D) of uint8 (B, views, 3, S, S); the mean token where there is none."""
+        """Class tokens (V B, D) of V views uint8 (B, V, 3, S, S); mean tokens without a class token."""
         pixels = views.transpose(0, 1).flatten(0, 1).float() / 255.0
         tokens: torch.Tensor = self.transformer.forward_features((pixels - self.mean) / self.std)
         return tokens[:, 0] if self.transformer.num_prefix_tokens > 0 else tokens.mean(dim=1)
 
     def encoder_state(self) -> State:
-        """The transformer's tensors in timm's naming, as an encoder loads them."""
+        """The transformer's tensors under timm's names, as an encoder loads them."""
         last = f"blocks.{len(self.transformer.blocks) - 1}."
         state = self.transformer.state_dict()
         return drop_heads({name.replace(f"{last}block.", last): tensor for name, tensor in state.items()})
 
 
 def build_network(config: PretrainingConfig) -> Network:
-    """A network that starts as the configuration says; a function of it alone. Raises WeightsError."""
+    """Make the initial network, a function of the configuration alone. Raises WeightsError."""
     encoder = EncoderConfig(name=config.name, weights=config.weights, seed=config.seed)
     backbone = load_backbone(encoder)
     if config.is_fresh:
         shape = {"patch_size": config.patch_size, "depth": config.depth}
         arguments = {name: value for name, value in shape.items() if value is not None}
-        # Position embeddings for the grid that the global views have.
+        # Position embeddings are for the patch grid of the global views.
         model = create_transformer(config.name, config.seed, img_size=config.views.global_size, **arguments)
         backbone = replace(backbone, model=model)
     with torch.random.fork_rng(devices=[]):
@@ -107,7 +107,7 @@ def build_network(config: PretrainingConfig) -> Network:
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """What is trained: matrices, which decay, and biases, norms and embeddings, which do not."""
+    """Trained parameters in two groups: matrices, and biases, norms and embeddings without weight decay."""
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():

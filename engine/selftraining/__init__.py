@@ -1,9 +1,10 @@
-"""Self-training: a network's own predictions become the next round's labels (METHODS 6).
+"""Self-training: a network's predictions become the labels of the next round (docs/methods.md, 6).
 
-stability.py   how far the checkpoints of a training agree on an instance, and what that makes it weigh
-change.py      how far the labels of one round are from those of another
-rounds.py      what each round is trained with and predicts with, and when to stop
-figures.py     what a round comes to
+rounds.py          configuration of each round's training and prediction
+phases.py          policy: what to do next, and when to stop
+change.py          distance between the labels of two rounds
+round_metrics.py   metrics of a round's labels
+lineage.py         which training a round's labels came from
 
 Source: "Unsupervised Instance Segmentation with Superpixels", arXiv 2509.05352, section 3.3.
 """

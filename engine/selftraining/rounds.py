@@ -1,4 +1,4 @@
-"""What each round of self-training is trained with and predicts with, and when there is nothing to gain."""
+"""Configuration of self-training: the training and the prediction of each round."""
 
 from __future__ import annotations
 
@@ -8,82 +8,80 @@ from typing import Annotated, Literal
 
 import tyro
 
+from engine.bounds import Bounded, Count, Positive, Share
+from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
 from engine.images.tiling import TilingConfig
-from engine.labelling.config import LabellingConfig, NetworkConfig
-from engine.solo.training import TrainingConfig
+from engine.labelling.config import LabellingConfig
+from engine.solo.training_config import TrainingConfig
 from engine.store.selection import SelectionConfig
 
 LaterLoss = Literal["adaptive", "pixel", "superpixel"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaterRoundsConfig:
-    """How trainings on predicted labels differ from the first one, which is on labels of another method."""
+class LaterRoundsConfig(Bounded):
+    """Differences between trainings on predicted labels and the first one, on labels of another method."""
 
     loss: LaterLoss = "adaptive"
-    """By stability and boundary distance (the paper's); pixel by pixel, all alike; or as the first round."""
+    """Weighted by stability and boundary distance (the paper's); unweighted pixels; or as the first round."""
     begin: Literal["previous", "scratch"] = "previous"
-    """Go on from the network of the round before, or begin as the first round does."""
-    steps: int | None = None
-    """Steps to train for; by default as many as in the first round."""
-    learning_rate: float | None = None
-    """Peak of the learning rate; by default as in the first round."""
+    """Start from the network of the round before, or from scratch as the first round does."""
+    steps: Count | None = None
+    """Steps to train for; default: as in the first round."""
+    learning_rate: Positive | None = None
+    """Peak of the learning rate; default: as in the first round."""
     selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(min_score=0.3))
-    """Which of the predicted instances are learned from; scores are the network's own, 0 to 1. After 300
-    steps on PennFudan 31 % of all masks are right (IoU of 0.5), and 75 % of those with 0.3 or more."""
+    """Predicted instances to learn from; scores are the network's, 0 to 1. After 300 steps on PennFudan, 31 %
+    of all masks are right (IoU of 0.5), and 75 % of those with a score of 0.3 or more."""
     ignore_above_score: float | None = 0.1
-    """What is left out and has this score at least is not taught as background either: a young network finds
-    less than half of the objects with a score of 0.3. A second round on PennFudan, half of whose masks were
-    missing, ends with mask AP 16.6, and 15.9 without; 12.3 and 12.5 where all were there."""
+    """Instances that are left out, but with at least this score, are no background either: a young network
+    finds less than half of the objects with a score of 0.3. With half of PennFudan's masks missing, a second
+    round ends with mask AP 16.6 instead of 15.9; with all masks, with 12.3 instead of 12.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionConfig:
-    """How a trained network labels; detection is as --solo.detection says."""
+class PredictionConfig(Bounded):
+    """Labelling by a trained network; detection is configured with the network (solo.detection)."""
 
-    batch_size: int = 8
-    """Images in one forward pass."""
+    batch_size: Count = 8
+    """Images per forward pass."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the network."""
+    """Autocast dtype of the forward pass."""
     tiling: Annotated[TilingConfig, tyro.conf.arg(name="")] = field(default_factory=TilingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfTrainingConfig:
-    """Everything that decides what self-training gives."""
+class SelfTrainingConfig(Bounded):
+    """Everything that decides the results of self-training."""
 
-    rounds: int = 2
-    """Rounds of labels to make from those of round 0: a network learns from each and predicts the next. The
-    paper's is 2: of the networks, the first learns from superpixels and the second from stability."""
-    min_change: float = 0.05
-    """Stop when less than this share of the labels changes from one round to the next: 1 - the mean IoU of
-    every instance that is learned from, of both rounds, with the best fitting one of the other. 0 never
-    stops."""
+    rounds: Count = 2
+    """Rounds of labels to make after round 0: a network learns each round and predicts the next. The paper
+    has 2: the first network learns from superpixels, the second by stability."""
+    min_change: Share = 0.05
+    """Stop when the labels change less than this from one round to the next: 1 - the mean over all learned
+    instances of both rounds of the best IoU with the other round. 0 never stops."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
     later: LaterRoundsConfig = field(default_factory=LaterRoundsConfig)
     predict: PredictionConfig = field(default_factory=PredictionConfig)
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ConfigurationError(f"rounds is at least 1, got {self.rounds}")
-        if not 0 <= self.min_change <= 1:
-            raise ConfigurationError(f"min_change is a share, 0 to 1, got {self.min_change}")
+        super().__post_init__()
         if self.training.objective.needs_stability:
             raise ConfigurationError(
-                "the labels of round 0 have no stability: give objective.mask_term superpixel or pixel, and "
-                "later.loss for the rounds after it"
+                "the labels of round 0 have no stability: set objective.mask_term to superpixel or pixel, "
+                "and later.loss for the rounds after it"
             )
         if self.training.snapshots < 2:
             raise ConfigurationError(
-                "stability is how far the networks of one training agree: give --snapshots 2 or more, got "
+                "stability is the agreement of a training's networks: set snapshots to 2 or more, got "
                 f"{self.training.snapshots}"
             )
-        # What it is made of answers at once for what the later rounds are given.
+        # So that a configuration of later rounds that does not fit fails now.
         self.training_of(1)
 
     def training_of(self, round_number: int) -> TrainingConfig:
-        """What the labels of a round are learned with.
+        """The configuration of the training on a round's labels.
 
         >>> SelfTrainingConfig().training_of(0).objective.mask_term
         'superpixel'
@@ -110,11 +108,11 @@ class SelfTrainingConfig:
         )
 
     def selection_of(self, round_number: int) -> SelectionConfig:
-        """Which instances of a round are learned from."""
+        """The instances of a round that are learned from."""
         return self.training_of(round_number).selection
 
     def labelling(self, networks: Sequence[str]) -> LabellingConfig:
-        """How the last of some networks, given as URIs, labels, with its stability over those before it."""
+        """The configuration of labelling by the last of `networks` (URIs), with stability over the others."""
         *earlier, last = networks
         return LabellingConfig(
             method="solo",
@@ -130,8 +128,7 @@ class SelfTrainingConfig:
         )
 
     def has_settled(self, change: float | None) -> bool:
-        """Whether labels that change by so much from a round to the next are worth no further round; None is
-        said of round 0, which comes from no other.
+        """Whether labels with this change since the round before need no further round; None is round 0.
 
         >>> [SelfTrainingConfig(min_change=0.1).has_settled(change) for change in (None, 0.2, 0.09)]
         [False, False, True]

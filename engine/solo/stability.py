@@ -1,4 +1,4 @@
-"""Holistic stability: how far the checkpoints of one training agree on an instance, and what it then weighs.
+"""Holistic stability: agreement of a training's checkpoints on an instance, and the weight that follows.
 
 Source: arXiv 2509.05352, section 3.3, equation 10. The choice of the best match and epsilon are ours.
 """
@@ -17,7 +17,7 @@ from engine.masks.rle import cross_ious
 
 @dataclass(frozen=True, kw_only=True)
 class StabilityRange:
-    """The least and the greatest stability among the instances of a store."""
+    """Least and greatest stability among the instances of a store."""
 
     least: float
     greatest: float
@@ -26,8 +26,8 @@ class StabilityRange:
 def holistic_stability(last: Instances, earlier: Sequence[Instances]) -> NDArray[np.float32]:
     """Z_i = sum_j IoU(m_i, m_ji) of each of N instances, float32 (N,), 0 to len(earlier).
 
-    `last` are what the last checkpoint found in an image, `earlier` what each of the checkpoints before it
-    found there; m_ji is the one of checkpoint j that fits i best, and where it found nothing the IoU is 0.
+    `last` are the last checkpoint's instances in an image, `earlier` those of each checkpoint before it; m_ji
+    is the instance of checkpoint j with the highest IoU. A checkpoint without instances counts as IoU 0.
     """
     total = np.zeros(len(last), np.float64)
     for found in earlier:
@@ -36,14 +36,14 @@ def holistic_stability(last: Instances, earlier: Sequence[Instances]) -> NDArray
 
 
 def with_stability(last: Instances, earlier: Sequence[Instances]) -> Instances:
-    """The instances of the last checkpoint with their stability over the ones before it."""
+    """The last checkpoint's instances with their stability over the earlier checkpoints."""
     return replace(last, stabilities=holistic_stability(last, earlier))
 
 
 def stability_range(columns: Iterable[NDArray[np.float32]]) -> StabilityRange | None:
-    """The range of stabilities that come in pieces of any length, in one pass; None without any.
+    """Least and greatest stability over all columns, in one pass; None if none was measured.
 
-    What was never measured is NaN and left out.
+    Unmeasured stabilities are NaN and ignored.
 
     >>> stability_range([np.float32([1.5, np.nan]), np.float32([]), np.float32([0.5, 2.0])])
     StabilityRange(least=0.5, greatest=2.0)
@@ -59,8 +59,9 @@ def stability_range(columns: Iterable[NDArray[np.float32]]) -> StabilityRange | 
 def stability_weights(
     stabilities: NDArray[np.float32], whole: StabilityRange, epsilon: float
 ) -> NDArray[np.float32]:
-    """(Z_i - min + epsilon) / (max - min + epsilon) with the range of the `whole` store: float32 (N,), in
-    (0, 1]; all 1 where all instances of the store are equally stable.
+    """(Z_i - min + epsilon) / (max - min + epsilon), float32 (N,), in (0, 1].
+
+    min and max are of the `whole` store; all weights are 1 if all its instances are equally stable.
 
     >>> whole = StabilityRange(least=1.0, greatest=2.0)
     >>> stability_weights(np.float32([1.0, 2.0]), whole, epsilon=0.25).tolist()

@@ -1,4 +1,4 @@
-"""How well a network does on images that it does not learn from, while it learns from the others."""
+"""Average precision on held-out images during training."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engine.images.decoding import DecodingConfig, decode_image
 from engine.masks.instances import Instances
 from engine.solo.config import SoloConfig
 from engine.solo.inference import find_instances
-from engine.solo.samples import list_held_out
-from engine.solo.training import TrainingConfig
+from engine.solo.labelled_images import list_held_out
+from engine.solo.training_config import TrainingConfig
 from engine.types import ImageRecord
 
 if TYPE_CHECKING:
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Validation:
-    """Held-out images of a corpus, and what people drew in them."""
+    """Held-out images of a corpus with their ground truth."""
 
     corpus: Corpus
     images: tuple[tuple[ImageRecord, AnnotatedImage], ...]
     decoding: DecodingConfig
 
     def measure(self, network: SoloNetwork, config: SoloConfig) -> Mapping[str, float]:
-        """AP and AP50 of masks and boxes, 0 to 1, by name; an unreadable image counts as empty."""
+        """AP and AP50 of masks and boxes, 0 to 1, by name; an unreadable image has no detections."""
         was_training = network.training
         network.eval()
         measured = [
-            EvaluatedImage(truth=truth, instances=self._find(network, config, record))
+            EvaluatedImage(truth=truth, instances=self._detect(network, config, record))
             for record, truth in self.images
         ]
         network.train(was_training)
@@ -49,7 +49,7 @@ class Validation:
             for name in ("AP", "AP50")
         }
 
-    def _find(self, network: SoloNetwork, config: SoloConfig, record: ImageRecord) -> Instances | None:
+    def _detect(self, network: SoloNetwork, config: SoloConfig, record: ImageRecord) -> Instances | None:
         try:
             image = decode_image(self.corpus.read(record), self.decoding)
         except ImageError:
@@ -63,9 +63,9 @@ def plan_validation(
     truths: Sequence[AnnotatedImage],
     decoding: DecodingConfig,
 ) -> Validation:
-    """The images among `records`, those that training leaves out, of which the truth is known.
+    """A validation on the images among `records` that have ground truth.
 
-    Raises CorpusError where few or none of them are in the ground truth.
+    Raises CorpusError if few or none of them have.
     """
     matches = match_images(((record, record) for record in records), truths)
     return Validation(
@@ -76,6 +76,6 @@ def plan_validation(
 def plan_held_out(
     version: Version, corpus: Corpus, truths: Sequence[AnnotatedImage], training: TrainingConfig
 ) -> Validation:
-    """The part that is not trained on, with its truth."""
+    """A validation on the share of a version that `training` holds out. Raises as `plan_validation`."""
     held_out = list_held_out(version, training.held_out)
     return plan_validation(corpus, held_out, truths, training.samples.decoding)

@@ -1,8 +1,9 @@
-"""A run's state as bytes: tensors and plain values, written by torch and read without running anything."""
+"""A training's state in its output: tensors and plain values, read back without executing pickled code."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,15 +14,15 @@ from engine.objects.object_store import ObjectStore
 CHECKPOINT_KEY = "checkpoint.pt"
 
 
-def write_checkpoint(output: ObjectStore, state: dict[str, Any]) -> None:
-    """Put a state in the place of the one before, in one step."""
+def write_checkpoint(output: ObjectStore, state: Mapping[str, Any]) -> None:
+    """Replace the last checkpoint atomically."""
     sink = io.BytesIO()
-    torch.save(state, sink)
+    torch.save(dict(state), sink)
     output.write(CHECKPOINT_KEY, sink.getvalue())
 
 
 def read_checkpoint(output: ObjectStore) -> dict[str, Any] | None:
-    """The state that was written last, on the CPU, or None. Raises StoreError for a damaged one."""
+    """The last checkpoint, on the CPU, or None. Raises StoreError if it is damaged."""
     try:
         data = output.read(CHECKPOINT_KEY)
     except ObjectMissing:
@@ -30,7 +31,7 @@ def read_checkpoint(output: ObjectStore) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise almost anything from inside the unpickler
         raise StoreError(
-            f"no whole checkpoint at {output.uri}/{CHECKPOINT_KEY} ({type(error).__name__}): "
+            f"the checkpoint {output.uri}/{CHECKPOINT_KEY} is damaged ({type(error).__name__}): "
             "give another --output"
         ) from error
     return state

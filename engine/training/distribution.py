@@ -1,4 +1,4 @@
-"""What the workers of one run agree on; alone, each is right by itself."""
+"""Ranks, and sums and exchanges between the workers of one training; a single worker is its own group."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerContext:
-    """Where a worker stands: its number of so many, and the device that it computes on."""
+    """A worker's rank, the world size, its device, and the CPUs reserved for it."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    num_cpus: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes checkpoints and results."""
+        return self.rank == 0
 
     def local_batch_size(self, batch_size: int) -> int:
-        """Images of a batch that fall to each worker. Raises ConfigurationError where they do not divide.
+        """Images of a batch per worker. Raises ConfigurationError if the batch does not divide evenly.
 
         >>> WorkerContext(world_size=4).local_batch_size(32)
         8
@@ -32,6 +38,15 @@ class WorkerContext:
                 f"batch_size {batch_size} does not divide among {self.world_size} workers: give a multiple"
             )
         return batch_size // self.world_size
+
+    def local_slice(self, batch_size: int) -> slice:
+        """This worker's part of a batch.
+
+        >>> WorkerContext(rank=1, world_size=4).local_slice(32)
+        slice(8, 16, None)
+        """
+        size = self.local_batch_size(batch_size)
+        return slice(self.rank * size, (self.rank + 1) * size)
 
 
 def total_over_workers(value: torch.Tensor) -> torch.Tensor:
@@ -51,7 +66,7 @@ def mean_over_workers(value: torch.Tensor) -> torch.Tensor:
 
 
 def from_first_worker(value: float, device: torch.device) -> float:
-    """The first worker's number."""
+    """The value of rank 0, on every worker."""
     if not torch.distributed.is_initialized():
         return value
     shared = torch.tensor(value, dtype=torch.float64, device=device)
@@ -59,10 +74,7 @@ def from_first_worker(value: float, device: torch.device) -> float:
     return float(shared)
 
 
-def from_all_workers(item: Item) -> list[Item]:
-    """Everybody's item, in the order of their numbers."""
-    if not torch.distributed.is_initialized():
-        return [item]
-    gathered: list[Item] = [item] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, item)
-    return gathered
+def wait_for_all_workers() -> None:
+    """Return once every worker has called this."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()

@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of the seed, so that a run's position is one number, its step."""
+"""Order of samples as a pure function of the seed, so that a run's position is one number: its step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class SampleNumber(NamedTuple):
-    """A sample of a data set, as it is augmented in an epoch."""
+    """A sample's epoch, which decides its augmentation, and its index in the data set."""
 
     epoch: int
     sample: int
@@ -30,10 +30,10 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
 def batch_numbers(
     seed: int, num_samples: int, batch_size: int, steps: Iterable[int], part: slice
 ) -> Iterator[list[SampleNumber]]:
-    """The samples of each step's batch, or of the `part` of it that is one worker's.
+    """The samples of each step's batch, or those of one worker's `part` of it.
 
-    Epochs follow one another without a gap: no sample is dropped at an epoch's end, and a data set that is
-    smaller than a batch fills it several times.
+    Batches run across the ends of epochs: no sample is dropped, and a data set smaller than a batch fills it
+    several times.
 
     >>> steps = batch_numbers(0, num_samples=3, batch_size=2, steps=range(3), part=slice(None))
     >>> [number.epoch for batch in steps for number in batch]
@@ -41,7 +41,9 @@ def batch_numbers(
     """
     for step in steps:
         positions = range(step * batch_size, (step + 1) * batch_size)[part]
-        places = (divmod(position, num_samples) for position in positions)
-        yield [
-            SampleNumber(epoch, int(epoch_order(seed, epoch, num_samples)[place])) for epoch, place in places
-        ]
+        yield [_sample_at(position, seed, num_samples) for position in positions]
+
+
+def _sample_at(position: int, seed: int, num_samples: int) -> SampleNumber:
+    epoch, index = divmod(position, num_samples)
+    return SampleNumber(epoch, int(epoch_order(seed, epoch, num_samples)[index]))

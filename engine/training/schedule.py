@@ -1,4 +1,4 @@
-"""Optimisers, and how the learning rate moves along a run."""
+"""SOLO's optimisers and learning rate schedules."""
 
 from __future__ import annotations
 
@@ -10,38 +10,30 @@ from typing import Literal
 import torch
 from torch import nn
 
-from engine.errors import ConfigurationError
+from engine.bounds import Bounded, CountOrZero, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimiserConfig:
-    """SGD with momentum and steps, as SOLO is published, or AdamW, which small data sets prefer."""
+class OptimiserConfig(Bounded):
+    """SGD with momentum and step decay, as SOLO is published, or AdamW, which suits small data sets."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum 0.9, or AdamW."""
-    learning_rate: float = 0.01
+    learning_rate: Positive = 0.01
     """Peak for a whole batch; published: 0.01 for 16 images with sgd."""
-    warmup_steps: int = 1000
-    """Steps in which the learning rate rises from a hundredth of its peak."""
+    warmup_steps: CountOrZero = 1000
+    """Steps over which the learning rate rises from a hundredth of its peak."""
     schedule: Literal["steps", "cosine"] = "steps"
-    """A tenth after 3/4 and a hundredth after 11/12 of the run (published: 27 and 33 of 36 epochs), or a
-    cosine to 0."""
-    weight_decay: float = 1e-4
-    """Of convolutions and matrices; norms and biases have none."""
-    clip_norm: float = 35.0
-    """Longest gradient of all parameters together."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigurationError(f"optimiser.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigurationError(f"optimiser.{name} must not be negative, got {getattr(self, name)}")
+    """Step decay: a tenth after 3/4 and a hundredth after 11/12 of the run (published: after 27 and 33 of 36
+    epochs). Or a cosine to 0."""
+    weight_decay: NotNegative = 1e-4
+    """Weight decay of convolutions and matrices; norms and biases have none."""
+    clip_norm: Positive = 35.0
+    """Largest norm of the gradient of all parameters together."""
 
 
 def build_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
-    """The optimiser of all trained parameters; the learning rate is set before each step."""
+    """Make the optimiser of all trained parameters; the learning rate is set before each step."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups: Iterable[dict[str, object]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},

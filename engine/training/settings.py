@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.errors import ConfigurationError
+from engine.bounds import Bounded, Count, CountOrZero
+from engine.training.distribution import WorkerContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What a run does beside learning; none of it changes the result."""
+class RunSettings(Bounded):
+    """Processes, log and checkpoints of a training; none of them changes its result."""
 
-    processes: int = 2
-    """Processes beside each worker that read images and make samples; 0 leaves that to the worker."""
-    log_every: int = 10
-    """Steps between two lines of figures; the first step has one, too."""
-    checkpoint_every: int = 500
-    """Steps between two checkpoints, and two evaluations where there is something to evaluate on."""
+    processes: CountOrZero | None = None
+    """Processes per worker that read images and make samples; 0 does this in the worker itself. Default: one
+    for each CPU of the worker but one."""
+    log_every: Count = 10
+    """Steps between two logged steps; the first and the last step are always logged."""
+    checkpoint_every: Count = 500
+    """Steps between two checkpoints, and between two evaluations if there is a ground truth."""
 
-    def __post_init__(self) -> None:
-        if self.processes < 0:
-            raise ConfigurationError(f"processes must not be negative, got {self.processes}")
-        for name in ("log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} is at least 1 step, got {getattr(self, name)}")
+    def num_processes(self, context: WorkerContext) -> int:
+        """Sample processes of one worker.
+
+        >>> RunSettings().num_processes(WorkerContext(num_cpus=4))
+        3
+        """
+        return self.processes if self.processes is not None else context.num_cpus - 1

@@ -25,10 +25,10 @@ class ClusterFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlags(Bounded):
-    """How a training runs; none of this changes the network that it gives."""
+    """Flags of a training that do not change its result."""
 
     run: Annotated[RunSettings, tyro.conf.arg(name="")] = field(default_factory=RunSettings)
     workers: Count | None = None
-    """Workers that train together; by default one for each GPU, or one without GPUs."""
-    cache: Path = Path("~/.cache/maskmill/superpixels")
-    """Folder on each node for resized images and their superpixels; may be deleted between runs."""
+    """Workers that train together; default: one per GPU, or one without GPUs."""
+    cache: Path = Path("~/.cache/maskmill/images")
+    """Folder on each node for shrunk images and their superpixels; safe to delete between runs."""

@@ -25,13 +25,16 @@ from engine.objects.memory import MemoryObjects
 from engine.objects.object_store import ObjectStore
 from engine.solo.augmentation import AugmentationConfig
 from engine.solo.config import GridConfig, SoloConfig
-from engine.solo.samples import SampleConfig, SampleMaker, list_images
-from engine.solo.training import TrainingConfig, create_output, labels_fingerprint
+from engine.solo.labelled_images import list_images
+from engine.solo.samples import SampleConfig, SampleMaker
+from engine.solo.training_config import TrainingConfig
+from engine.solo.training_output import describe_training, labels_fingerprint
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.version_info import VersionInfo
 from engine.superpixels import SuperpixelConfig
 from engine.training.distribution import WorkerContext
-from engine.training.log import read_figures
+from engine.training.metrics import read_metrics
+from engine.training.output import create_output
 from engine.training.schedule import OptimiserConfig
 from engine.training.settings import RunSettings
 from engine.types import ImageRecord, Outcome, ShardPlan, Status
@@ -249,8 +252,8 @@ def make_run(
         output=LocalObjects(arguments.output / name),
         config=config,
         settings=arguments.run,
-        place=WorkerContext(),
-        report=lambda step, metrics: print(f"{name}, step {step}: {_formatted(metrics)}", flush=True),
+        context=WorkerContext(),
+        report=lambda step, figures: print(f"{name}, step {step}: {_shown(figures)}", flush=True),
         validation=plan_validation(open_images(arguments), records, held_out, config.samples.decoding),
     )
 
@@ -266,7 +269,7 @@ def train_and_measure(run: Run, version: Version, arguments: ComparisonArguments
 
     init_from = "nothing" if run.init_from is None else "the round before"
     labels = {**labels_fingerprint(version), "init_from": init_from}
-    if not create_output(run.output, run.config, labels, resume=True):
+    if not create_output(run.output, describe_training(run.config, labels), resume=True):
         images = list_images(
             version,
             run.config.selection,
@@ -275,7 +278,7 @@ def train_and_measure(run: Run, version: Version, arguments: ComparisonArguments
         )
         cache = arguments.output / "cache"
         train_solo(run, SampleMaker(images, open_images(arguments), cache, run.config.sample_task))
-    measured = [line for line in read_figures(run.output) if "mask_AP" in line]
+    measured = [line for line in read_metrics(run.output) if "mask_AP" in line]
     return {name: value for name, value in measured[-1].items() if name != "step"}
 
 

@@ -19,7 +19,8 @@ from engine.objects.memory import MemoryObjects
 from engine.objects.object_store import ObjectStore
 from engine.selftraining.rounds import LaterLoss, LaterRoundsConfig, SelfTrainingConfig
 from engine.solo.stability import with_stability
-from engine.solo.training import RESULT_KEY, TrainingConfig, snapshot_key
+from engine.solo.training_config import TrainingConfig
+from engine.solo.training_output import RESULT_KEY, snapshot_key
 from engine.store.pseudo_labels import Version
 from engine.types import Outcome, Reason
 from jobs.cli.console import run_job

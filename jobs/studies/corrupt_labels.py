@@ -14,7 +14,7 @@ from engine.errors import ConfigurationError
 from engine.masks.packing import make_instances
 from engine.masks.rle import decode_rles
 from engine.objects.object_store import open_objects
-from engine.solo.samples import is_held_out
+from engine.solo.labelled_images import is_held_out
 from engine.store.planning import check_is_finished
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.types import Outcome

@@ -1,9 +1,9 @@
-"""Pre-training as a user runs it: a job that goes on where another stopped, and what it leaves behind."""
+"""Pre-training from the command line: resuming a stopped run, and its results."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -20,11 +20,13 @@ from engine.pretraining.card import CARD_KEY, ENCODER_KEY
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoConfig
 from engine.pretraining.regions import RegionConfig
-from engine.pretraining.run import LOG_KEY, RunSettings, pretrain
+from engine.pretraining.run import Run, describe_pretraining, pretrain
 from engine.pretraining.views import ViewConfig
 from engine.training.checkpoints import CHECKPOINT_KEY
 from engine.training.distribution import WorkerContext
-from jobs.pretrain_encoder import share_cpus
+from engine.training.metrics import read_metrics
+from engine.training.output import create_output
+from engine.training.settings import RunSettings
 
 CONFIG = PretrainingConfig(
     name="test_vit",
@@ -39,13 +41,13 @@ FLAGS = [
     "--encoder", "test_vit", "--batch-size", "4", "--steps", "6", "--cache-side", "40",
     "--dino.num-prototypes", "8", "--dino.hidden-size", "8", "--dino.bottleneck-size", "4",
     "--regions.counts", "2", "4", "--views.global-size", "32", "--views.local-size", "16",
-    "--views.num-local", "1", "--log-every", "2", "--loaders", "1",
+    "--views.num-local", "1", "--log-every", "2", "--processes", "1",
 ]  # fmt: skip
 RunJob = Callable[..., CompletedProcess[str]]
 
 
 class StoppingObjects(LocalObjects):
-    """Fails like a machine that goes away while the fourth checkpoint is written."""
+    """Fails when the fourth checkpoint is written, like a machine that goes away."""
 
     writes = 0
 
@@ -59,37 +61,44 @@ class StoppingObjects(LocalObjects):
 
 @pytest.fixture
 def threads_of_a_worker() -> Iterator[None]:
-    """The last bits of sums depend on how many threads add up: as many here as in the job's
-    only worker on 2 CPUs."""
+    """The last bits of sums depend on the number of threads: here as many as in the job's only worker, which
+    has all CPUs of the cluster."""
     before = torch.get_num_threads()
-    torch.set_num_threads(int(share_cpus(2, 1)))
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("threads_of_a_worker")
-def test_a_job_goes_on_with_a_run_that_stopped(
+def test_a_job_resumes_a_run_that_stopped(
     run_job: RunJob, run_here: RunJob, cluster: Any, image_folder: Callable[[int], Path], tmp_path: Path
 ) -> None:
     corpus, output = FolderCorpus.open(str(image_folder(10))), tmp_path / "encoder"
-    settings = RunSettings(cache=tmp_path / "cache", processes=0, log_every=2, checkpoint_minutes=0)
-    whole = MemoryObjects()
-    pretrain([corpus], whole, CONFIG, settings, WorkerContext())
+    stopped = Run(
+        corpora=[corpus],
+        output=StoppingObjects(output),
+        config=CONFIG,
+        settings=RunSettings(processes=0, log_every=2, checkpoint_every=1),
+        context=WorkerContext(),
+        cache=tmp_path / "cache",
+    )
+    whole = replace(stopped, output=MemoryObjects())
+    pretrain(whole)
+    create_output(stopped.output, describe_pretraining(CONFIG, [corpus]), resume=False)
     with pytest.raises(StoreError):
-        pretrain([corpus], StoppingObjects(output), CONFIG, settings, WorkerContext())
+        pretrain(stopped)
 
     flags = ["--corpus", corpus.uri, "--output", str(output), "--cache", str(tmp_path / "cache"), *FLAGS]
     refused = run_here("pretrain_encoder", *flags)
     assert refused.returncode == 2
-    assert "holds a run already: --resume goes on with it" in refused.stderr
+    assert "holds this training already: --resume goes on with it" in refused.stderr
 
     to_cluster = ("--address", cluster.address)
     done = run_job("pretrain_encoder", *flags, "--resume", *to_cluster, **cluster.environment)
     assert done.returncode == 0, done.stderr
     assert "step 6, 100%" in done.stdout
-    assert (output / ENCODER_KEY).read_bytes() == whole.read(ENCODER_KEY)
-    lines = (output / LOG_KEY).read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
+    assert (output / ENCODER_KEY).read_bytes() == whole.output.read(ENCODER_KEY)
+    assert [line["step"] for line in read_metrics(LocalObjects(output))] == [1, 2, 4, 6]
     assert "10 of" in (output / CARD_KEY).read_text()
     encoder = load_encoder(
         EncoderConfig(name="test_vit", weights=str(output / ENCODER_KEY), image_size=48), "cpu"
@@ -105,7 +114,7 @@ def test_a_job_goes_on_with_a_run_that_stopped(
     ("flags", "complaint"),
     [
         (["--corpus", "nowhere"], "no folder 'nowhere'"),
-        (["--corpus", "skimage:", "--regions.counts", "1"], "regions.counts are 2 to 256"),
+        (["--corpus", "skimage:", "--regions.counts", "1"], "counts is a number of regions, 2 to 256"),
     ],
 )
 def test_wrong_use_is_one_line(run_here: RunJob, tmp_path: Path, flags: list[str], complaint: str) -> None:

@@ -1,4 +1,4 @@
-"""Self-training as a user runs it, killed in each of its phases."""
+"""Self-training from the command line, killed in each of its phases."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from engine.images.decoding import decode_image
 from engine.labelling.labeller import label_images, load_labeller
 from engine.labelling.outcomes import make_outcome
 from engine.objects.local import LocalObjects
+from engine.solo.labelled_images import list_images
 from engine.solo.run import Run, train_solo
-from engine.solo.samples import SampleMaker, list_images
+from engine.solo.samples import SampleMaker
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.training.distribution import WorkerContext
 from engine.types import Outcome, ShardPlan, Status
@@ -35,7 +36,7 @@ _FLAGS = (
     "--solo.backbone", "test_resnet", "--solo.image-size", "64", "--solo.pyramid-channels", "16",
     "--solo.head-channels", "16", "--solo.mask-channels", "16", "--solo.head-depth", "1",
     "--solo.grid.grids", "8", "6", "4", "3", "2", "--samples.superpixels.num-segments", "40",
-    # Networks that have learned next to nothing find something everywhere.
+    # Networks that learned next to nothing need thresholds of 0 to find anything.
     "--solo.detection.min-score", "0", "--solo.detection.min-score-after-nms", "0",
     "--solo.detection.mask-threshold", "0.3", "--solo.detection.max-before-nms", "20",
     "--solo.detection.max-instances", "5", "--later.selection.min-score", "0",
@@ -47,7 +48,7 @@ KillDriver = Callable[[subprocess.Popen[bytes]], None]
 
 @pytest.fixture
 def discs(labelled_discs: tuple[Path, Path], tmp_path: Path) -> Path:
-    """A folder with images/, of which some are missing, and their labels in three shards in labels/."""
+    """A folder with images/, some of them missing, and labels/ with their labels in three shards."""
     images, store = labelled_discs
     root = tmp_path / "work"
     root.mkdir()
@@ -90,7 +91,7 @@ def version_in(root: Path, number: int) -> Version:
 
 
 def kill_when(root: Path, given: list[str], sign: str, kill_driver: KillDriver) -> None:
-    """Run the job until a file appears, and not to its end."""
+    """Run the job until a file appears, then kill it."""
     log = root / "log"
     with log.open("wb") as sink:
         process = subprocess.Popen([sys.executable, str(_JOB), *given], stdout=sink, stderr=subprocess.STDOUT)
@@ -101,16 +102,16 @@ def kill_when(root: Path, given: list[str], sign: str, kill_driver: KillDriver) 
 
 
 def train_and_predict_here(root: Path, given: list[str]) -> list[Outcome]:
-    """The rows of round 1 as this process makes them, undisturbed and one by one."""
+    """The rows of round 1, made in this process, image by image."""
     arguments = parse_arguments(SelfTrainArguments, given)
     config, output = arguments.config.training_of(0), LocalObjects(root / "here")
     corpus = FolderCorpus.open(arguments.corpus)
     images = list_images(version_in(root, 0), config.selection)
     maker = SampleMaker(images, corpus, arguments.trainer.cache, config.sample_task)
-    # Sums depend on the number of threads: the training's, and one for labelling.
+    # The last bits of sums depend on the number of threads: the training's, and 1 for labelling.
     torch.set_num_threads(threads_in((root / "log").read_text()))
     train_solo(
-        Run(output=output, config=config, settings=arguments.trainer.run, place=WorkerContext()), maker
+        Run(output=output, config=config, settings=arguments.trainer.run, context=WorkerContext()), maker
     )
     torch.set_num_threads(1)
     networks = [f"{output.uri}/{key}" for key in output.keys("network-")]
@@ -126,7 +127,7 @@ def train_and_predict_here(root: Path, given: list[str]) -> list[Outcome]:
     return rows
 
 
-def test_a_round_that_was_killed_is_made_as_if_it_had_not_been(
+def test_a_killed_round_ends_with_the_same_labels(
     discs: Path, run_job: Callable[..., subprocess.CompletedProcess[str]], kill_driver: KillDriver
 ) -> None:
     given = flags(discs, "--rounds", "1")
@@ -154,20 +155,20 @@ def test_a_round_that_was_killed_is_made_as_if_it_had_not_been(
     stabilities = np.concatenate(list(version.instance_columns("stability")))
     assert ((stabilities >= 0) & (stabilities <= 2)).all()
     assert stabilities.max() > 0
-    figures = json.loads((discs / "networks/round-001.json").read_text())["figures"]
-    assert figures["masks"] == len(stabilities)
-    assert 0 < figures["change"] <= 1
-    assert figures["mask_ap"] is not None
+    metrics = json.loads((discs / "networks/round-001.json").read_text())["metrics"]
+    assert metrics["masks"] == len(stabilities)
+    assert 0 < metrics["change"] <= 1
+    assert metrics["mask_ap"] is not None
 
 
 def threads_in(log: str) -> int:
-    """What the job says of its workers' CPUs."""
+    """The number of CPUs per worker, as the job prints it."""
     found = re.search(r"worker\(s\) of (\d+) CPUs", log)
     assert found is not None
     return int(found[1])
 
 
-# What appears when a phase of a round has begun.
+# Files that appear when a phase of a round begins.
 _PHASES = {
     "training": "networks/round-{before}/checkpoint.pt",
     "trained": "networks/round-{before}/network.safetensors",
@@ -179,7 +180,7 @@ _PHASES = {
 
 
 @pytest.mark.slow
-def test_death_in_every_phase_changes_nothing(
+def test_a_kill_in_every_phase_does_not_change_the_result(
     discs: Path,
     run_job: Callable[..., subprocess.CompletedProcess[str]],
     labels_in: Callable[[Path], dict[str, bytes]],
@@ -189,7 +190,7 @@ def test_death_in_every_phase_changes_nothing(
     subprocess.run(["cp", "-r", str(discs), str(undisturbed)], check=True)
     rounds = ("--rounds", "2", "--min-change", "0")
     signs = [sign.format(before="000", after="001") for sign in _PHASES.values()]
-    # The second round learns by another loss, from the network of the first.
+    # The second round has another loss and starts from the network of the first.
     signs += [_PHASES[phase].format(before="001", after="002") for phase in ("training", "labelling")]
     for sign in signs:
         kill_when(discs, flags(discs, *rounds), sign, kill_driver)
@@ -206,7 +207,7 @@ def test_death_in_every_phase_changes_nothing(
     info = version_in(discs, 2).info
     assert info.configuration["training"]["objective"]["mask_term"] == "adaptive"
     assert info.parent == version_in(discs, 1).name
-    # Nothing is done twice, and a rest that is less than all of it is done alone.
+    # A finished run does nothing.
     before = {path: path.stat().st_mtime_ns for path in discs.rglob("*") if path.is_file()}
     again = run_job("self_train", *flags(discs, *rounds))
     assert again.returncode == 0, again.stderr
@@ -230,13 +231,13 @@ def test_labels_that_settle_end_it(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--rounds", "0"], "rounds is at least 1"),
-        (["--snapshots", "1"], "--snapshots 2 or more"),
+        (["--rounds", "0"], "rounds is a whole number >= 1"),
+        (["--snapshots", "1"], "set snapshots to 2 or more"),
         (["--min-change", "2"], "min_change is a share"),
         (["--objective.mask-term", "adaptive"], "labels of round 0 have no stability"),
         (["--held-out", "0.5"], "give their --ground-truth"),
         (["--later.steps", "1"], "snapshots are at most"),
-        (["--chunk-size", "0"], "at least 1 image"),
+        (["--chunk-size", "0"], "chunk_size is a whole number >= 1"),
     ],
 )
 def test_wrong_use_is_one_line(more: list[str], message: str) -> None:
@@ -245,7 +246,7 @@ def test_wrong_use_is_one_line(more: list[str], message: str) -> None:
         parse_arguments(SelfTrainArguments, [*places, *more])
 
 
-def test_what_the_later_rounds_learn_with() -> None:
+def test_the_configuration_of_later_rounds() -> None:
     places = ["--store", "a", "--corpus", "b", "--output", "c"]
     given = [*places, "--later.steps", "70", "--later.learning-rate", "0.5", "--steps", "90"]
     config = parse_arguments(SelfTrainArguments, given).config

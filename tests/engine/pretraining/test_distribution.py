@@ -1,6 +1,5 @@
-"""Two workers learn what one learns from the same batches."""
+"""Two workers learn the same as one from the same batches."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,14 @@ from engine.objects.local import LocalObjects
 from engine.pretraining.config import PretrainingConfig
 from engine.pretraining.dino import DinoConfig
 from engine.pretraining.regions import RegionConfig
-from engine.pretraining.run import LOG_KEY, RunSettings, pretrain
+from engine.pretraining.run import Run, pretrain
 from engine.pretraining.schedules import OptimiserConfig
 from engine.pretraining.views import ViewConfig
 from engine.training.distribution import WorkerContext
+from engine.training.metrics import read_metrics
+from engine.training.settings import RunSettings
 
-# The contrast of regions is left out: each worker contrasts the regions of its own images only.
+# Without the contrast of regions, in which each worker contrasts the regions of its own images only.
 CONFIG = PretrainingConfig(
     name="test_vit",
     batch_size=4,
@@ -31,26 +32,33 @@ CONFIG = PretrainingConfig(
 
 
 def losses_of(output: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (output / LOG_KEY).read_text().splitlines()]
+    return [line["loss"] for line in read_metrics(LocalObjects(output))]
 
 
 def work(rank: int, world_size: int, folder: Path) -> None:
-    """One worker of a run into folder/out<world size>."""
+    """One worker of a run whose output is folder/out<world size>."""
     torch.set_num_threads(1)
     if world_size > 1:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
         )
     corpus = FolderCorpus.open(str(folder / "images"))
-    settings = RunSettings(cache=folder / "cache", processes=0, log_every=1)
-    output = LocalObjects(folder / f"out{world_size}")
-    pretrain([corpus], output, CONFIG, settings, WorkerContext(rank=rank, world_size=world_size))
+    pretrain(
+        Run(
+            corpora=[corpus],
+            output=LocalObjects(folder / f"out{world_size}"),
+            config=CONFIG,
+            settings=RunSettings(processes=0, log_every=1),
+            context=WorkerContext(rank=rank, world_size=world_size),
+            cache=folder / "cache",
+        )
+    )
     if world_size > 1:
         torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_workers_are_one_with_the_same_batches(photograph, encode_image, tmp_path):
+def test_two_workers_learn_the_same_as_one(photograph, encode_image, tmp_path):
     (tmp_path / "images").mkdir()
     for seed in range(6):
         (tmp_path / "images" / f"{seed}.png").write_bytes(encode_image(photograph(seed), "PNG"))
@@ -62,7 +70,7 @@ def test_two_workers_are_one_with_the_same_batches(photograph, encode_image, tmp
     assert together == pytest.approx(alone, rel=1e-3)
 
 
-def test_a_batch_is_shared_in_whole_images():
+def test_a_batch_divides_into_whole_images():
     assert WorkerContext(world_size=3).local_batch_size(12) == 4
     with pytest.raises(ConfigurationError, match="give a multiple"):
         WorkerContext(world_size=3).local_batch_size(4)

@@ -7,37 +7,37 @@ import torch
 from engine.errors import ConfigurationError
 from engine.pretraining.dino import DinoConfig, DinoHead, DinoLoss
 from engine.pretraining.regions import RegionConfig, contrast_regions, cut_regions
-from engine.pretraining.schedules import OptimiserConfig, settings_at
+from engine.pretraining.schedules import OptimiserConfig, schedules_at
 
 # Two images of four patches each; the first two patches of an image are one region, the others another.
 LABELS = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1]]]).expand(2, -1, -1)
 ONE_HOT = torch.eye(4)[torch.tensor([[0, 0, 1, 1], [2, 2, 3, 3]])]
 
 
-def test_patches_that_agree_with_their_region_alone_cost_what_the_softmax_leaves():
+def test_contrast_of_perfect_keys_is_what_softmax_and_sigmoid_leave():
     config = RegionConfig(temperature=1.0, within_share=0.25, same_cosine=0.2)
     contrast = contrast_regions(torch.stack([ONE_HOT, ONE_HOT]), LABELS, config)
-    # Cosine 1 with the own region, 0 with three others in the batch and one other in the image.
+    # Cosine 1 with the own region, 0 with three others in the batch, of which one is in the image.
     among_all = math.log(math.e + 3) - 1
     within = (math.log(1 + math.exp(-0.8)) + math.log(1 + math.exp(-0.2))) / 2
     assert float(contrast.loss) == pytest.approx(0.75 * among_all + 0.25 * within)
     assert float(contrast.accuracy) == 1
 
 
-def test_lengths_of_keys_do_not_matter_and_swapped_regions_are_found_by_nobody():
+def test_key_length_is_ignored_and_swapped_regions_are_never_found():
     keys = torch.stack([ONE_HOT, 5 * ONE_HOT.flip(1)])
     contrast = contrast_regions(keys, LABELS, RegionConfig())
     assert float(contrast.accuracy) == 0
     assert float(contrast.loss) > 5
 
 
-def test_regions_that_show_in_one_view_only_are_left_out():
+def test_regions_shown_in_one_view_only_are_left_out():
     labels = LABELS.clone()
     labels[1] = 2
     contrast = contrast_regions(torch.stack([ONE_HOT, ONE_HOT]), labels, RegionConfig())
     assert float(contrast.loss) == 0
 
-    # One patch of a region is too few for the other view's patches to be compared with.
+    # A region of one patch is too small to compare with, unless min_patches is 1.
     labels[1, 0, 0] = 0
     accuracies = [
         float(contrast_regions(torch.stack([ONE_HOT, ONE_HOT]), labels, RegionConfig(min_patches=n)).accuracy)
@@ -59,7 +59,7 @@ def test_contrast_pulls_a_region_together():
     assert cosines[0, 1] > cosines[0, 2] + 0.5
 
 
-def test_regions_are_cut_for_every_count():
+def test_there_is_a_plane_of_regions_per_count():
     image = np.zeros((24, 32, 3), np.uint8)
     image[:, 16:] = 255
     planes = cut_regions(image, (2, 4))
@@ -68,13 +68,13 @@ def test_regions_are_cut_for_every_count():
     assert len(np.unique(planes[:, :16, 0])) == len(np.unique(planes[:, 16:, 0])) == 1
 
 
-def test_dino_compares_different_views_only():
+def test_dino_compares_only_different_views():
     config = DinoConfig(num_prototypes=3, student_temperature=1.0, warmup_share=0.0)
     loss = DinoLoss(config)
     teacher = torch.tensor([[9.0, 0, 0], [0, 9.0, 0]])  # one image; its global views disagree
     agreeing = torch.tensor(
         [[0, 50.0, 0], [50.0, 0, 0]]
-    )  # each student view says what the other's teacher says
+    )  # each student view agrees with the teacher's other view
     value, entropy = loss(agreeing, teacher, 1, 0.5)
     assert float(value) == pytest.approx(0, abs=1e-6)
     assert float(entropy) == pytest.approx(0, abs=1e-6)
@@ -82,7 +82,7 @@ def test_dino_compares_different_views_only():
     assert float(value) == pytest.approx(50)
 
 
-def test_the_centre_moves_towards_the_mean_and_is_taken_off():
+def test_the_centre_moves_towards_the_mean_and_is_subtracted():
     loss = DinoLoss(DinoConfig(num_prototypes=2, centre_momentum=0.5))
     teacher = torch.tensor([[4.0, 0.0], [4.0, 0.0]])
     loss.update_centre(teacher)
@@ -90,7 +90,7 @@ def test_the_centre_moves_towards_the_mean_and_is_taken_off():
     for _ in range(40):
         loss.update_centre(teacher)
     _, entropy = loss(torch.zeros(2, 2), teacher, 1, 1.0)
-    assert float(entropy) == pytest.approx(1)  # all that they had in common is gone
+    assert float(entropy) == pytest.approx(1)  # the common part is subtracted
 
 
 def test_the_heads_last_layer_keeps_its_norms():
@@ -102,9 +102,9 @@ def test_the_heads_last_layer_keeps_its_norms():
     assert not head.last_layer.parametrizations.weight.original0.requires_grad
 
 
-def test_schedules_begin_and_end_where_they_should():
+def test_ends_and_peak_of_the_schedules():
     config = OptimiserConfig(learning_rate=0.1, final_learning_rate=0.01, warmup_share=0.1)
-    begin, peak, end = (settings_at(progress, 512, config) for progress in (0.0, 0.1, 1.0))
+    begin, peak, end = (schedules_at(progress, 512, config) for progress in (0.0, 0.1, 1.0))
     assert (begin.learning_rate, peak.learning_rate, end.learning_rate) == pytest.approx((0, 0.2, 0.01))
     assert (begin.weight_decay, end.weight_decay) == pytest.approx((0.04, 0.4))
     assert (begin.teacher_momentum, end.teacher_momentum) == pytest.approx((0.996, 1))
@@ -113,13 +113,15 @@ def test_schedules_begin_and_end_where_they_should():
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: RegionConfig(counts=(1,)), "regions.counts"),
-        (lambda: RegionConfig(counts=(8, 300)), "regions.counts"),
-        (lambda: RegionConfig(within_share=1.5), "regions.within_share"),
-        (lambda: DinoConfig(num_prototypes=1), "dino.num_prototypes"),
-        (lambda: DinoConfig(student_temperature=0), "dino.student_temperature"),
-        (lambda: OptimiserConfig(learning_rate=0), "optimiser.learning_rate"),
-        (lambda: OptimiserConfig(warmup_share=1), "optimiser.warmup_share"),
+        (lambda: RegionConfig(counts=(1,)), "counts is a number of regions, 2 to 256"),
+        (lambda: RegionConfig(counts=(8, 300)), "counts is"),
+        (lambda: RegionConfig(counts=()), "counts needs at least one"),
+        (lambda: RegionConfig(same_cosine=1), "same_cosine is a cosine"),
+        (lambda: RegionConfig(within_share=1.5), "within_share is a share"),
+        (lambda: DinoConfig(num_prototypes=1), "num_prototypes is a whole number >= 2"),
+        (lambda: DinoConfig(student_temperature=0), "student_temperature is a number > 0"),
+        (lambda: OptimiserConfig(learning_rate=0), "learning_rate is a number > 0"),
+        (lambda: OptimiserConfig(warmup_share=1), "warmup_share is a share"),
     ],
 )
 def test_settings_out_of_range_are_named(make, complaint):

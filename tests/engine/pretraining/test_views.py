@@ -48,14 +48,14 @@ def test_the_same_seed_gives_the_same_views_and_another_does_not():
     assert not torch.equal(first.global_views, other.global_views)
 
 
-def test_patches_keep_their_regions():
-    """Whatever is cut and mirrored, what is red at a patch's middle is region 0 and what is blue region 1."""
+def test_patches_have_the_label_of_their_centre():
+    """However views are cropped and mirrored, patches with a red centre are region 0, blue ones region 1."""
     image, labels = coloured()
     seen = set()
     for seed in range(20):
         views = make(PLAIN, image, labels, seed)
         middles = views.global_views[:, :, 4::8, 4::8]
-        # Blur mixes the colours at the border; the stronger one still tells the side.
+        # Blur mixes the colours at the border.
         clear = (middles[:, 0].int() - middles[:, 2].int()).abs() > 100
         is_blue = middles[:, 2] > middles[:, 0]
         assert torch.equal(is_blue[clear], views.labels[clear] == 1)
@@ -63,7 +63,7 @@ def test_patches_keep_their_regions():
     assert seen == {0, 1}
 
 
-def test_windows_are_laid_around_small_regions_as_often_as_around_large_ones():
+def test_windows_are_placed_on_small_regions_as_often_as_on_large_ones():
     image, labels = torch.zeros(3, 100, 120, dtype=torch.uint8), torch.zeros(100, 120, dtype=torch.uint8)
     for rows, columns in ((slice(2), slice(2)), (slice(60, 62), slice(80, 82))):
         image[0, rows, columns], labels[rows, columns] = 255, 3
@@ -71,14 +71,14 @@ def test_windows_are_laid_around_small_regions_as_often_as_around_large_ones():
         global_size=32, num_local=0, colour_strength=0, window_scale=(0.01, 0.02), global_scale=(0.999, 1)
     )
 
-    def share_that_shows_it(region_share):
+    def share_with_small_region(region_share):
         config = replace(small, region_share=region_share)
         views = [make(config, image, labels, seed).global_views for seed in range(100)]
         return sum(bool((view[0, 0] > 20).any()) for view in views) / len(views)
 
-    assert share_that_shows_it(0) < 0.2
-    assert 0.3 < share_that_shows_it(0.8) < 0.6
-    assert share_that_shows_it(1) < 0.7
+    assert share_with_small_region(0) < 0.2
+    assert 0.3 < share_with_small_region(0.8) < 0.6
+    assert share_with_small_region(1) < 0.7
 
 
 def test_grey_images_stay_grey_and_get_speckle():
@@ -95,15 +95,15 @@ def test_one_pixel_is_enough():
     assert views.global_views.shape == (2, 3, 32, 32)
 
 
-def test_it_travels_to_other_processes():
+def test_view_makers_pickle():
     maker = pickle.loads(pickle.dumps(ViewMaker(CONFIG, 8)))
     assert maker.make(*coloured()).labels.shape == (2, 4, 4)
 
 
-def test_views_must_be_whole_patches():
+def test_views_are_whole_patches_and_ranges_rise():
     with pytest.raises(ConfigurationError, match=r"views\.local_size 20 is no multiple of the patch size 8"):
         ViewMaker(ViewConfig(global_size=32, local_size=20), 8)
-    with pytest.raises(ConfigurationError, match=r"views\.window_scale"):
+    with pytest.raises(ConfigurationError, match="window_scale are two rising numbers"):
         ViewConfig(window_scale=(0.5, 0.2))
-    with pytest.raises(ConfigurationError, match=r"views\.region_share is a share"):
+    with pytest.raises(ConfigurationError, match="region_share is a share"):
         ViewConfig(region_share=1.5)

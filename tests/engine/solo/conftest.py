@@ -12,8 +12,9 @@ from engine.corpora import FolderCorpus
 from engine.objects.local import LocalObjects
 from engine.objects.memory import MemoryObjects
 from engine.solo.batch import Canvas
-from engine.solo.samples import SampleConfig, SampleMaker, list_images
-from engine.solo.training import TrainingConfig
+from engine.solo.labelled_images import list_images
+from engine.solo.samples import SampleConfig, SampleMaker
+from engine.solo.training_config import TrainingConfig
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.selection import SelectionConfig
 from engine.superpixels import SuperpixelConfig

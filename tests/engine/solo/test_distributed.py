@@ -1,4 +1,4 @@
-"""Two processes that share a batch learn what one learns from the whole of it."""
+"""Two processes that share a batch learn the same as one from the whole batch."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ import torch.multiprocessing
 from engine.corpora import FolderCorpus
 from engine.objects.local import LocalObjects
 from engine.solo.config import SoloConfig
+from engine.solo.labelled_images import list_images
 from engine.solo.run import Run, train_solo
-from engine.solo.samples import SampleConfig, SampleMaker, list_images
-from engine.solo.training import TrainingConfig
+from engine.solo.samples import SampleConfig, SampleMaker
+from engine.solo.training_config import TrainingConfig
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.selection import SelectionConfig
 from engine.superpixels import SuperpixelConfig
 from engine.training.distribution import WorkerContext
-from engine.training.log import read_figures
+from engine.training.metrics import read_metrics
 from engine.training.schedule import OptimiserConfig
 from engine.training.settings import RunSettings
 
 
-def train(discs: tuple[Path, Path], output: Path, config: TrainingConfig, place: WorkerContext) -> None:
+def train(discs: tuple[Path, Path], output: Path, config: TrainingConfig, context: WorkerContext) -> None:
     images, store = discs
     labelled = list_images(PseudoLabelStore(LocalObjects(store)).version(), SelectionConfig())
     corpus = FolderCorpus.open(str(images))
     maker = SampleMaker(labelled, corpus, output.parent / "cache", config.sample_task)
     settings = RunSettings(processes=0, log_every=1)
-    train_solo(Run(output=LocalObjects(output), config=config, settings=settings, place=place), maker)
+    train_solo(Run(output=LocalObjects(output), config=config, settings=settings, context=context), maker)
 
 
 def train_one_of_two(
@@ -44,7 +45,7 @@ def train_one_of_two(
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_learn_what_one_learns(
+def test_two_processes_learn_the_same_as_one(
     labelled_discs: tuple[Path, Path], tiny_solo: SoloConfig, tmp_path: Path
 ) -> None:
     config = TrainingConfig(
@@ -65,11 +66,11 @@ def test_two_processes_learn_what_one_learns(
         start_method="spawn",
     )
     train(labelled_discs, tmp_path / "one", config, WorkerContext())
-    one, two = (read_figures(LocalObjects(tmp_path / name)) for name in ("one", "two"))
+    one, two = (read_metrics(LocalObjects(tmp_path / name)) for name in ("one", "two"))
     for name in ("loss", "focal", "mask", "soft", "positives", "fallback_share", "gradient_norm"):
         np.testing.assert_allclose([x[name] for x in two], [x[name] for x in one], rtol=1e-3, err_msg=name)
-    # Without dividing by the counts of both, the parts of unequal images would weigh otherwise.
+    # Without totals over both, the workers' parts would be weighted by their own counts.
     alone = replace(config, batch_size=2)
     train(labelled_discs, tmp_path / "half", alone, WorkerContext())
-    half = read_figures(LocalObjects(tmp_path / "half"))
+    half = read_metrics(LocalObjects(tmp_path / "half"))
     assert abs(half[0]["loss"] / one[0]["loss"] - 1) > 1e-2

@@ -1,4 +1,4 @@
-"""What a sample is: a function of its number, the labels and the image."""
+"""Samples: a function of their number, the labels and the image."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from engine.errors import StoreError
+from engine.masks.packing import make_instances
 from engine.objects.memory import MemoryObjects
-from engine.solo import samples
-from engine.solo.augmentation import AugmentationConfig, SampleImage, paste_objects, place_on_canvas
-from engine.solo.batch import Canvas
-from engine.solo.samples import SampleMaker, cut_superpixels, list_held_out, list_images
+from engine.solo.augmentation import AugmentationConfig, Source, paste_objects, place_on_canvas
+from engine.solo.labelled_images import list_held_out, list_images
+from engine.solo.samples import SampleMaker, cut_superpixels
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.selection import SelectionConfig
 from engine.superpixels import SuperpixelConfig
 from engine.superpixels.hierarchy import number_by_first_pixel
 from engine.training.order import SampleNumber
+from engine.types import ImageRecord, Outcome, Status
 
 
 def equal_samples(one, other):
@@ -44,12 +45,12 @@ def test_rejected_and_empty_images_are_left_out(labelled_folder, make_maker, tin
     trained = list_images(version, SelectionConfig(), held_out=0.5)
     held_out = {record.image_id for record in list_held_out(version, 0.5)}
     assert held_out.isdisjoint(trained.record(i).image_id for i in range(len(trained)))
-    # But for the image in which nothing was found.
+    # Image 0 has no instance, so only the held-out images count it.
     assert len(trained) + len(held_out - {"0.png"}) == 5
     with_empty = replace(tiny_training, keep_empty=True)
     assert len(make_maker(with_empty)) == 6
-    assert make_maker(with_empty)[SampleNumber(0, 0)].targets.masks.shape == (0, 256)
-    with pytest.raises(StoreError, match="no image with an instance"):
+    assert make_maker(with_empty)[SampleNumber(0, 0)].masks.shape == (0, 256)
+    with pytest.raises(StoreError, match="no image with a selected instance"):
         list_images(version, SelectionConfig(min_score=5))
 
 
@@ -61,7 +62,7 @@ def test_a_sample_is_a_function_of_its_number(make_maker, tiny_training):
     assert not equal_samples(first, make_maker(replace(tiny_training, seed=1))[SampleNumber(0, 1)])
 
 
-def test_without_augmentation_the_image_is_as_inference_sees_it(make_maker, tiny_training):
+def test_without_augmentation_the_image_is_the_one_of_inference(make_maker, tiny_training):
     plain = replace(
         tiny_training, samples=replace(tiny_training.samples, augmentation=AugmentationConfig.none())
     )
@@ -70,12 +71,12 @@ def test_without_augmentation_the_image_is_as_inference_sees_it(make_maker, tiny
     assert on_image[:12].all()
     assert not on_image[12:].any()
     assert (sample.shown_chw[:, 48:] == 0).all()
-    # A disc of radius 12 in an image that is shown at its own size.
-    assert sample.targets.masks.sum() * 16 == pytest.approx(np.pi * 144, rel=0.1)
+    # A disc of radius 12, not resized.
+    assert sample.masks.sum() * 16 == pytest.approx(np.pi * 144, rel=0.1)
 
 
-def test_superpixels_are_cut_at_the_images_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Stripes of 3 pixels, which are lost at a quarter of the size.
+def test_superpixels_are_computed_at_the_images_own_size():
+    # Stripes of 3 pixels, which vanish at a quarter of the size.
     stripes = np.repeat(np.repeat(np.uint8([[0, 255] * 20]), 3, axis=1), 60, axis=0)
     image = np.repeat(stripes[..., None], 3, axis=2)
     config = SuperpixelConfig(num_segments=40, method="felzenszwalb")
@@ -83,18 +84,17 @@ def test_superpixels_are_cut_at_the_images_own_size(monkeypatch: pytest.MonkeyPa
     assert labels.shape == (15, 30)
     assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
     assert labels.max() + 1 == 30
-    monkeypatch.setattr(samples, "_SUPERPIXEL_SIDE", 30)
-    assert cut_superpixels(image, (15, 30), config).max() < 20
+    assert cut_superpixels(image, (15, 30), config, max_side=30).max() < 20
 
 
-def test_pasting_keeps_what_is_in_front(make_canvas):
-    behind = make_canvas(0, [(0, 0, 30, 30), (40, 40, 44, 44)])
-    front = make_canvas(1, [(20, 20, 50, 50)])
+def test_pasted_objects_hide_what_is_behind(make_scene):
+    behind = make_scene(0, [(0, 0, 30, 30), (40, 40, 44, 44)])
+    front = make_scene(1, [(20, 20, 50, 50)])
     rng = np.random.default_rng(0)
     pasted = behind
     while pasted is behind:
         pasted = paste_objects(behind, front, rng)
-    # The small object is hidden; the large one lost its corner.
+    # The small object is hidden; the large one loses a corner.
     assert len(pasted.masks) == 2
     assert not (pasted.masks[0] & pasted.masks[1]).any()
     assert np.array_equal(pasted.masks[1], front.masks[0])
@@ -105,7 +105,7 @@ def test_pasting_keeps_what_is_in_front(make_canvas):
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
-def test_scaled_scenes_keep_to_the_square(scale):
+def test_scaled_images_stay_within_the_square(scale):
     rng = np.random.default_rng(2)
     labels = number_by_first_pixel(rng.integers(0, 9, (40, 64)))
     source = SampleImage(
@@ -114,13 +114,13 @@ def test_scaled_scenes_keep_to_the_square(scale):
         weights=np.ones(1, np.float32),
         superpixels=labels,
     )
-    scene = place_on_canvas(source, 64, AugmentationConfig(scales=(scale, scale)), rng)
-    assert scene.image_hwc.shape == (64, 64, 3)
-    assert np.array_equal(scene.masks[0], scene.superpixels >= 0)
-    assert scene.masks[0].sum() == min(round(40 * scale), 64) * min(round(64 * scale), 64)
+    canvas = place_on_canvas(source, 64, AugmentationConfig(scales=(scale, scale)), rng)
+    assert canvas.image_hwc.shape == (64, 64, 3)
+    assert np.array_equal(canvas.masks[0], canvas.superpixels >= 0)
+    assert canvas.masks[0].sum() == min(round(40 * scale), 64) * min(round(64 * scale), 64)
 
 
-def test_what_is_unsure_is_neither_learned_nor_background(labelled_folder, tiny_training, tmp_path):
+def test_ignored_instances_are_neither_learned_nor_background(labelled_folder, tiny_training, tmp_path):
     corpus, version = labelled_folder
     plain = replace(
         tiny_training, samples=replace(tiny_training.samples, augmentation=AugmentationConfig.none())
@@ -131,44 +131,42 @@ def test_what_is_unsure_is_neither_learned_nor_background(labelled_folder, tiny_
         return images, SampleMaker(images, corpus, tmp_path / "cache", plain.sample_task)
 
     everything, whole = make(selection=SelectionConfig())
-    # Each image has one disc: three are learned, and two have too low a score and are unsure.
+    # Each image has one disc: three are learned, and two are ignored for their low score.
     strict = SelectionConfig(min_score=0.35)
     images, maker = make(selection=strict, keep_empty=True, ignore_above_score=0.0)
     names = [images.record(index).image_id for index in range(len(images))]
-    num_unsure = 0
+    num_ignored = 0
     for index in range(len(everything)):
         sample = whole[SampleNumber(0, index)]
         other = names.index(everything.record(index).image_id)
-        open_sample = maker[SampleNumber(0, other)]
+        ignoring = maker[SampleNumber(0, other)]
         if images.weights(other, None).tolist() == [1.0]:
-            assert equal_samples(open_sample, sample)
-            assert np.array_equal(open_sample.targets.cells.objectness, sample.targets.cells.objectness)
+            assert equal_samples(ignoring, sample)
+            assert np.array_equal(ignoring.cells.objectness, sample.cells.objectness)
         else:
-            num_unsure += 1
-            targets = open_sample.targets
-            assert len(targets.masks) == len(targets.cells.indices) == 0
-            assert np.array_equal(targets.cells.objectness.isnan(), sample.targets.cells.objectness == 1)
-    assert num_unsure == 2
-    # Below the score that unsure instances need, they are background as before.
-    _, closed = make(selection=strict, keep_empty=True, ignore_above_score=0.3499)
-    left_out_samples = [closed[SampleNumber(0, i)] for i in range(len(images))]
-    assert all(sample.targets.cells.objectness.isfinite().all() for sample in left_out_samples)
+            num_ignored += 1
+            assert len(ignoring.masks) == len(ignoring.cells.cells) == 0
+            assert np.array_equal(np.isnan(ignoring.cells.objectness), sample.cells.objectness == 1)
+    assert num_ignored == 2
+    # With a score below `ignore_above_score` they are background.
+    _, taught = make(selection=strict, keep_empty=True, ignore_above_score=0.3499)
+    assert all(np.isfinite(taught[SampleNumber(0, i)].cells.objectness).all() for i in range(len(images)))
 
 
-def test_unsure_objects_are_not_pasted(make_canvas):
-    behind, front = make_canvas(0, [(0, 0, 30, 30)]), make_canvas(1, [(20, 20, 50, 50)])
-    unsure = replace(front, weights=np.zeros(1, np.float32))
-    assert all(paste_objects(behind, unsure, np.random.default_rng(seed)) is behind for seed in range(8))
+def test_ignored_objects_are_not_pasted(make_scene):
+    behind, front = make_scene(0, [(0, 0, 30, 30)]), make_scene(1, [(20, 20, 50, 50)])
+    ignored = replace(front, weights=np.zeros(1, np.float32))
+    assert all(paste_objects(behind, ignored, np.random.default_rng(seed)) is behind for seed in range(8))
 
 
-def test_kept_images_are_those_that_were_labelled(
+def test_cached_images_are_those_that_were_labelled(
     labelled_folder, tiny_training, encode_image, make_maker, tmp_path
 ):
     corpus, version = labelled_folder
     path = Path(corpus.uri) / "1.png"
     number = SampleNumber(0, 0)
     assert make_maker(tiny_training)[number].failure == ""
-    # Another file of the same name and size, and labels of it.
+    # Another file of the same name and size, labelled anew.
     path.write_bytes(encode_image(np.zeros((48, 64, 3), np.uint8), "PNG"))
     outcomes = list(version.outcomes())
     (position,) = (i for i, row in enumerate(outcomes) if row.record.image_id == "1.png")
@@ -183,27 +181,23 @@ def test_kept_images_are_those_that_were_labelled(
         assert sample.shown_chw.max() < 100
 
 
-def test_a_damaged_cache_is_made_anew(make_maker, tiny_training, tmp_path):
-    maker, number = make_maker(tiny_training), SampleNumber(0, 1)
-    before = maker[number]
-    for path in (tmp_path / "cache").rglob("*.npz"):
-        path.write_bytes(b"")
-    assert equal_samples(maker[number], before)
-
-
-def test_an_image_too_thin_for_a_superpixel_is_said_to_be(
-    make_maker, tiny_training, monkeypatch: pytest.MonkeyPatch
+def test_an_image_too_thin_for_a_superpixel_is_reported(
+    labelled_folder, tiny_training, encode_image, tmp_path
 ):
-    def thin(*_: object) -> Canvas:
-        labels = np.full((64, 64), -1, np.int32)
-        labels[0] = 0
-        image = np.zeros((64, 64, 3), np.uint8)
-        weights = np.ones(1, np.float32)
-        return Canvas(
-            image_hwc=image, shown_hwc=image, masks=labels[None] == 0, weights=weights, superpixels=labels
-        )
-
-    monkeypatch.setattr(SampleMaker, "_scene", thin)
-    plain = AugmentationConfig.none()
-    config = replace(tiny_training, samples=replace(tiny_training.samples, augmentation=plain))
-    assert "so thin" in make_maker(config)[SampleNumber(0, 0)].failure
+    corpus, version = labelled_folder
+    (Path(corpus.uri) / "1.png").write_bytes(encode_image(np.zeros((1, 640, 3), np.uint8), "PNG"))
+    instances = make_instances(np.ones((1, 1, 640), bool), np.float32([1]), (1, 640), "promerge")
+    thin = Outcome(
+        record=ImageRecord(image_id="1.png", path="1.png"),
+        status=Status.LABELLED,
+        height=1,
+        width=640,
+        instances=instances,
+    )
+    labels = PseudoLabelStore(MemoryObjects()).begin(version.info, "resume")
+    labels.commit(0, [thin])
+    augmentation = AugmentationConfig.none()
+    plain = replace(tiny_training, samples=replace(tiny_training.samples, augmentation=augmentation))
+    images = list_images(labels, SelectionConfig())
+    maker = SampleMaker(images, corpus, tmp_path / "cache", plain.sample_task)
+    assert "so thin" in maker[SampleNumber(0, 0)].failure

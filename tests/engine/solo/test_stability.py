@@ -1,4 +1,4 @@
-"""Holistic stability against the plain reading of its equation, and the change between rounds."""
+"""Holistic stability against a direct evaluation of its equation, and the change between rounds."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def outcome(name, instances):
 def test_stability_worked_by_hand():
     last = found("xx..", "..xx")
     earlier = [found("xxx.", "x..."), NOTHING, found("..xx", "xx..")]
-    # 2/3 + 0 + 1 for the first; the second overlaps "xxx." by 1 of 4, then 0 and 1.
+    # 2/3 + 0 + 1 for the first; IoUs of 1/4, 0 and 1 for the second.
     np.testing.assert_allclose(holistic_stability(last, earlier), [2 / 3 + 1, 1 / 4 + 1])
     assert holistic_stability(last, []).tolist() == [0, 0]
     assert holistic_stability(NOTHING, earlier).shape == (0,)
@@ -73,7 +73,7 @@ def decode(instances):
     return decode_rles(instances.rles, instances.size)
 
 
-def test_weights_are_of_the_whole_store():
+def test_weights_are_relative_to_the_whole_store():
     pieces = [np.float32([0.5, 2.5]), np.float32([]), np.float32([np.nan, 1.5])]
     whole = stability_range(pieces)
     assert whole == StabilityRange(least=0.5, greatest=2.5)
@@ -86,7 +86,7 @@ def test_weights_are_of_the_whole_store():
 def test_change_worked_by_hand():
     before = [outcome("a", found("xx..", "..xx")), outcome("b", found("x..."))]
     after = [outcome("a", found("xxx.")), outcome("b", None)]
-    # Best IoUs: 2/3 and 1/4 of the old ones, 2/3 of the new one; what is gone agrees with nothing.
+    # Best IoUs: 2/3 and 1/4 of the old instances in a, 0 of the one in b, 2/3 of the new one.
     assert label_change(before, after) == pytest.approx(1 - (2 / 3 + 1 / 4 + 2 / 3) / 4)
     assert label_change(after, before) == label_change(before, after)
     assert label_change(before, before) == pytest.approx(0)
@@ -95,7 +95,7 @@ def test_change_worked_by_hand():
 
 
 @pytest.mark.parametrize("other", [["a"], ["a", "c"], ["a", "b", "c"]])
-def test_other_images_are_refused(other):
+def test_rounds_of_different_images_are_refused(other):
     before = [outcome("a", None), outcome("b", None)]
     with pytest.raises(StoreError, match="not of the same images"):
         label_change(before, [outcome(name, None) for name in other])

@@ -1,4 +1,4 @@
-"""Training on one process: that a run learns, goes on exactly, and stops where it must."""
+"""A training on one process: it learns, resumes exactly, and stops on errors."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from engine.masks.boxes import xyxy_to_xywh
 from engine.objects.local import LocalObjects
 from engine.objects.memory import MemoryObjects
 from engine.solo.augmentation import AugmentationConfig
+from engine.solo.batch import collate
 from engine.solo.inference import find_instances
+from engine.solo.labelled_images import list_images
 from engine.solo.objective import ObjectiveConfig
 from engine.solo.run import Run, train_solo
-from engine.solo.samples import (
-    SampleMaker,
-    list_images,
-    load_batches,
-)
+from engine.solo.samples import SampleMaker
 from engine.solo.trainer import SoloTrainer
-from engine.solo.training import TrainingConfig, check_output, create_output, labels_fingerprint
+from engine.solo.training_config import TrainingConfig
+from engine.solo.training_output import describe_training, labels_fingerprint
 from engine.solo.validation import plan_validation
 from engine.solo.weights import load_network
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.selection import SelectionConfig
 from engine.training.distribution import WorkerContext
-from engine.training.log import read_figures
+from engine.training.loader import load_batches
+from engine.training.metrics import read_metrics
 from engine.training.order import SampleNumber, batch_numbers
+from engine.training.output import check_output, create_output
 from engine.training.schedule import OptimiserConfig
 from engine.training.settings import RunSettings
 from tests.fake_cuda import fake_cuda
@@ -54,12 +55,10 @@ def true_annotation(outcome):
 
 def run_of(output, config, **settings):
     settings = RunSettings(processes=0, log_every=1, checkpoint_every=2, **settings)
-    return Run(output=output, config=config, settings=settings, place=WorkerContext())
+    return Run(output=output, config=config, settings=settings, context=WorkerContext())
 
 
-def test_an_image_that_is_gone_or_another_is_said_to_be(
-    labelled_folder, make_maker, tiny_training, encode_image
-):
+def test_missing_and_replaced_images_are_reported(labelled_folder, make_maker, tiny_training, encode_image):
     corpus, _ = labelled_folder
     plain = replace(
         tiny_training, samples=replace(tiny_training.samples, augmentation=AugmentationConfig.none())
@@ -72,28 +71,28 @@ def test_an_image_that_is_gone_or_another_is_said_to_be(
     assert "is (30, 30) now and was (48, 64)" in maker[SampleNumber(0, 1)].failure
     run = run_of(MemoryObjects(), plain)
     train_solo(run, maker)
-    figures = read_figures(run.output)
-    assert sum(line["unread"] for line in figures) > 0
-    assert all(np.isfinite(line["loss"]) for line in figures)
+    lines = read_metrics(run.output)
+    assert sum(line["unread"] for line in lines) > 0
+    assert all(np.isfinite(line["loss"]) for line in lines)
     unread = [
         json.loads(line)
         for key in run.output.keys("log/unread-")
         for line in run.output.read(key).splitlines()
     ]
     assert {line["image_id"] for line in unread} == {"1.png", "3.png"}
-    assert len(unread) == sum(line["unread"] for line in figures)
+    assert len(unread) == sum(line["unread"] for line in lines)
 
 
-def test_a_corpus_of_which_nothing_can_be_read_ends_the_run(labelled_folder, make_maker, tiny_training):
+def test_a_corpus_without_readable_images_ends_the_run(labelled_folder, make_maker, tiny_training):
     corpus, _ = labelled_folder
     for path in Path(corpus.uri).iterdir():
         path.write_bytes(b"damaged")
     run = run_of(MemoryObjects(), replace(tiny_training, steps=40))
-    with pytest.raises(RunError, match=r"no image of 20 steps in a row could be read, at last .*png"):
+    with pytest.raises(RunError, match=r"no image of 20 steps in a row could be read, the last .*png"):
         train_solo(run, make_maker(tiny_training))
 
 
-def test_a_run_that_goes_on_ends_with_the_same_bytes(make_maker, tiny_training, tmp_path):
+def test_a_resumed_run_ends_with_the_same_bytes(make_maker, tiny_training, tmp_path):
     maker = make_maker(tiny_training)
     whole = run_of(MemoryObjects(), tiny_training)
     train_solo(whole, maker)
@@ -112,12 +111,12 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(make_maker, tiny_training, 
     for key in ("network.safetensors", "network-000000003.safetensors", "network-000000006.safetensors"):
         assert parts.output.read(key) == whole.output.read(key)
     assert parts.output.read("network.safetensors") == parts.output.read("network-000000006.safetensors")
-    speeds = [{**line, "images_per_s": 0} for line in read_figures(parts.output)]
-    assert speeds == [{**line, "images_per_s": 0} for line in read_figures(whole.output)]
-    assert [line["step"] for line in speeds] == [1, 2, 3, 4, 5, 6]
+    lines = [{**line, "images_per_s": 0} for line in read_metrics(parts.output)]
+    assert lines == [{**line, "images_per_s": 0} for line in read_metrics(whole.output)]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
-def test_instances_count_by_their_stability(labelled_folder, stable_version, tiny_training, tmp_path):
+def test_instances_are_weighted_by_stability(labelled_folder, stable_version, tiny_training, tmp_path):
     plain = replace(
         tiny_training,
         samples=replace(tiny_training.samples, augmentation=AugmentationConfig.none()),
@@ -137,17 +136,17 @@ def test_instances_count_by_their_stability(labelled_folder, stable_version, tin
     assert phi.max() > 0.9
     run = run_of(MemoryObjects(), plain)
     train_solo(run, maker)
-    assert all(np.isfinite(line["loss"]) and line["mask"] > 0 for line in read_figures(run.output))
+    assert all(np.isfinite(line["loss"]) and line["mask"] > 0 for line in read_metrics(run.output))
     without = SampleMaker(list_images(unmeasured, SelectionConfig()), corpus, tmp_path / "cache", task)
     with pytest.raises(StoreError, match="these have none"):
         without[SampleNumber(0, 0)]
 
 
-def test_a_run_begins_from_another_network(make_maker, tiny_training, tmp_path):
+def test_a_run_starts_from_another_network(make_maker, tiny_training, tmp_path):
     maker, first = make_maker(tiny_training), LocalObjects(tmp_path / "first")
     train_solo(run_of(first, replace(tiny_training, steps=2)), maker)
     uri = f"{first.uri}/network.safetensors"
-    # Without a learning rate it stays what it began from; the networks' own seeds differ.
+    # With next to no learning rate the weights stay the initial ones, although the networks' seeds differ.
     still = replace(
         tiny_training,
         solo=replace(tiny_training.solo, seed=5),
@@ -155,11 +154,11 @@ def test_a_run_begins_from_another_network(make_maker, tiny_training, tmp_path):
     )
     second = replace(run_of(LocalObjects(tmp_path / "second"), still), init_from=uri)
     train_solo(second, maker)
-    begun, ended = (
+    initial, final = (
         load_network(f"{output.uri}/network.safetensors", torch.device("cpu"))[0].state_dict()
         for output in (first, second.output)
     )
-    torch.testing.assert_close(ended, begun, rtol=0, atol=1e-20)
+    torch.testing.assert_close(final, initial, rtol=0, atol=1e-20)
     wider = replace(tiny_training, solo=replace(tiny_training.solo, mask_channels=8))
     with pytest.raises(WeightsError, match="of another configuration"):
         train_solo(replace(run_of(MemoryObjects(), wider), init_from=uri), maker)
@@ -175,26 +174,16 @@ def test_tensorboard_reads_the_log(make_maker, tiny_training, tmp_path):
     assert [event.step for event in accumulator.Scalars("loss")] == [1, 2]
 
 
-def test_output_of_another_run_is_refused(tiny_training):
+def test_an_output_knows_its_configuration_and_labels(tiny_training):
     output, labels = MemoryObjects(), {"version": "round-000-a"}
-    assert not check_output(output, tiny_training, labels, resume=False)
-    assert list(output.keys()) == []
-    assert not create_output(output, tiny_training, labels, resume=False)
-    with pytest.raises(ConfigurationError, match="--resume goes on"):
-        create_output(output, tiny_training, labels, resume=False)
-    assert not create_output(output, tiny_training, labels, resume=True)
-    with pytest.raises(ConfigurationError, match="differs in steps"):
-        create_output(output, replace(tiny_training, steps=7), labels, resume=True)
-    with pytest.raises(ConfigurationError, match="differs in labels"):
-        create_output(output, tiny_training, {"version": "round-000-b"}, resume=True)
-    output.write("network.safetensors", b"")
-    assert create_output(output, tiny_training, labels, resume=True)
-    output.write("training.json", b"{")
-    with pytest.raises(ConfigurationError, match=r"training\.json is damaged"):
-        create_output(output, tiny_training, labels, resume=True)
+    assert not create_output(output, describe_training(tiny_training, labels), resume=False)
+    assert not check_output(output, describe_training(tiny_training, labels), resume=True)
+    other = describe_training(replace(tiny_training, steps=7), {"version": "round-000-b"})
+    with pytest.raises(ConfigurationError, match="differs in labels, steps"):
+        check_output(output, other, resume=True)
 
 
-def test_labels_are_known_by_what_they_are(labelled_folder):
+def test_a_fingerprint_is_of_the_labels_not_of_their_shards(labelled_folder):
     _, version = labelled_folder
     store = PseudoLabelStore(MemoryObjects())
     same, other = store.begin(version.info, "resume"), store.begin(replace(version.info, round=1), "resume")
@@ -206,13 +195,13 @@ def test_labels_are_known_by_what_they_are(labelled_folder):
     assert labels_fingerprint(same) != labels_fingerprint(version)
 
 
-def test_a_gradient_that_is_not_finite_is_not_learned(make_maker, tiny_training):
+def test_a_gradient_that_is_not_finite_leaves_the_weights(make_maker, tiny_training):
     maker = make_maker(tiny_training)
     trainer = SoloTrainer(tiny_training, WorkerContext())
     weight = trainer.network.mask_branch.output[0].weight
     weight.register_hook(lambda gradient: gradient * torch.inf)
     before = weight.detach().clone()
-    batch = next(load_batches(maker, batch_numbers(0, len(maker), 2, range(1), slice(None)), 0))
+    batch = next(load_batches(maker, batch_numbers(0, len(maker), 2, range(1), slice(None)), 0, collate))
     with pytest.raises(RunError, match=r"the gradient is (inf|nan) at step 1"):
         trainer.train_step(batch)
     assert torch.equal(weight, before)
@@ -225,32 +214,32 @@ def test_a_loss_that_is_not_finite_names_the_images(make_maker, tiny_training):
         trainer.network.mask_branch.output[0].weight[0, 0] = torch.nan
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     numbers = batch_numbers(0, len(maker), 2, range(1), slice(None))
-    batch = next(load_batches(maker, numbers, 0))
+    batch = next(load_batches(maker, numbers, 0, collate))
     with pytest.raises(RunError, match=rf"loss is nan at step 1, among '{batch.image_ids[0]}'"):
         trainer.train_step(batch)
     torch.testing.assert_close(trainer.network.state_dict(), before, equal_nan=True, rtol=0, atol=0)
 
 
-def test_a_step_on_a_gpu_measures_what_one_without_does(make_maker, tiny_training):
+def test_a_step_measures_the_same_on_a_gpu(make_maker, tiny_training):
     maker = make_maker(tiny_training)
-    batch = next(load_batches(maker, batch_numbers(0, len(maker), 2, range(1), slice(None)), 0))
+    batch = next(load_batches(maker, batch_numbers(0, len(maker), 2, range(1), slice(None)), 0, collate))
     expected = SoloTrainer(tiny_training, WorkerContext()).train_step(batch)
     with fake_cuda():
-        figures = SoloTrainer(tiny_training, WorkerContext(device=torch.device("cuda"))).train_step(batch)
+        measured = SoloTrainer(tiny_training, WorkerContext(device=torch.device("cuda"))).train_step(batch)
     assert expected.mask > 0
     for name in ("loss", "focal", "mask", "soft", "positives", "fallback_share"):
-        assert getattr(figures, name) == pytest.approx(getattr(expected, name), rel=1e-4), name
+        assert getattr(measured, name) == pytest.approx(getattr(expected, name), rel=1e-4), name
 
 
 @pytest.mark.parametrize("precision", ["bfloat16"])
 def test_mixed_precision_stays_finite(make_maker, tiny_training, precision):
     run = run_of(MemoryObjects(), replace(tiny_training, precision=precision, steps=3))
     train_solo(run, make_maker(tiny_training))
-    assert all(np.isfinite(line["loss"]) for line in read_figures(run.output))
+    assert all(np.isfinite(line["loss"]) for line in read_metrics(run.output))
 
 
 def test_a_tiny_run_learns_its_discs(make_maker, tiny_training, labelled_folder):
-    """From nothing to the masks of the images that it saw, by the superpixel loss."""
+    """From random weights to the masks of the training images, by the superpixel loss."""
     config = replace(
         tiny_training,
         steps=60,
@@ -264,13 +253,17 @@ def test_a_tiny_run_learns_its_discs(make_maker, tiny_training, labelled_folder)
     validation = plan_validation(corpus, records, truths, DecodingConfig())
     settings = RunSettings(processes=0, checkpoint_every=60)
     run = Run(
-        output=MemoryObjects(), config=config, settings=settings, place=WorkerContext(), validation=validation
+        output=MemoryObjects(),
+        config=config,
+        settings=settings,
+        context=WorkerContext(),
+        validation=validation,
     )
     train_solo(run, make_maker(config))
-    assert read_figures(run.output)[-1]["mask_AP50"] >= 0.9
+    assert read_metrics(run.output)[-1]["mask_AP50"] >= 0.9
 
 
-def test_networks_are_read_back_with_their_configuration(make_maker, tiny_training, tmp_path, photograph):
+def test_networks_are_loaded_with_their_configuration(make_maker, tiny_training, tmp_path, photograph):
     output = LocalObjects(tmp_path / "out")
     run = run_of(output, replace(tiny_training, steps=2))
     train_solo(run, make_maker(tiny_training))
@@ -287,18 +280,19 @@ def test_networks_are_read_back_with_their_configuration(make_maker, tiny_traini
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TrainingConfig(steps=0), "steps is at least 1"),
+        (lambda: TrainingConfig(steps=0), "steps is a whole number >= 1, got 0"),
         (lambda: TrainingConfig(steps=2, snapshots=3), "at most as many"),
-        (lambda: TrainingConfig(seed=-1), "seed"),
+        (lambda: TrainingConfig(seed=-1), "seed is a seed"),
+        (lambda: TrainingConfig(held_out=1), "held_out is a share"),
         (lambda: RunSettings(processes=-1), "processes"),
         (lambda: RunSettings(log_every=0), "log_every"),
-        (lambda: AugmentationConfig(flip=2), "flip is 0 to 1"),
-        (lambda: AugmentationConfig(scales=(2, 1)), "rising"),
-        (lambda: OptimiserConfig(learning_rate=0), "above 0"),
-        (lambda: OptimiserConfig(warmup_steps=-1), "negative"),
+        (lambda: AugmentationConfig(flip=2), "flip"),
+        (lambda: AugmentationConfig(scales=(2, 1)), "scales"),
+        (lambda: OptimiserConfig(learning_rate=0), "learning_rate is a number > 0"),
+        (lambda: OptimiserConfig(warmup_steps=-1), "warmup_steps is a whole number >= 0"),
     ],
 )
-def test_settings_out_of_range_are_refused(make, message):
+def test_settings_out_of_range_are_named(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
 

@@ -16,7 +16,7 @@ from engine.objects.memory import MemoryObjects
 from engine.selftraining.rounds import LaterRoundsConfig
 from engine.solo.config import DetectionConfig, GridConfig, SoloConfig
 from engine.solo.samples import SampleConfig
-from engine.solo.training import TrainingConfig
+from engine.solo.training_config import TrainingConfig
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.store.selection import SelectionConfig
 from engine.superpixels import SuperpixelConfig
