@@ -81,8 +81,8 @@ class SelfTrainingDisplay(Protocol):
     def show_line(self, line: str) -> None:
         """Show what begins or what is finished already."""
 
-    def show_training(self, num_steps: int) -> Report:
-        """A function that shows the metrics of a training's steps."""
+    def show_training(self, num_steps: int) -> AbstractContextManager[Report]:
+        """A function that shows the metrics of a training's steps until the context ends."""
 
     def show_labelling(
         self, count_images: Callable[[], int]
@@ -165,7 +165,8 @@ class _Executor:
             validation=validation,
             init_from=init_from,
         )
-        run_workers(training, sizes, self._display.show_training(config.steps))
+        with self._display.show_training(config.steps) as report:
+            run_workers(training, sizes, report)
         return snapshots
 
     def _predict(self, version: Version, networks: Sequence[str]) -> Version:

@@ -106,15 +106,17 @@ class ConsoleDisplay:
         """Print a line."""
         print(line, flush=True)
 
-    def show_training(self, num_steps: int) -> Report:
-        """A function that shows the metrics of a training's steps."""
-        return TrainingDisplay(num_steps).show
+    @contextmanager
+    def show_training(self, num_steps: int) -> Iterator[Report]:
+        """A function that shows the metrics of a training's steps until the context ends."""
+        with ProgressDisplay(num_steps, "steps") as display:
+            yield display.show_metrics
 
     @contextmanager
     def show_labelling(self, count_images: Callable[[], int]) -> Iterator[Callable[[Progress], None]]:
         """A function that shows progress until the context ends."""
-        with ProgressDisplay(Console(), count_images) as display:
-            yield display.show
+        with ProgressDisplay(count_images) as display:
+            yield display.show_labelling
 
 
 def metrics_table(metrics: Sequence[RoundMetrics]) -> Table:

@@ -90,7 +90,8 @@ def main(arguments: TrainArguments) -> None:
         validation=validation,
     )
     print(f"training on {version.name} with {sizes.workers} worker(s) of {sizes.cpus_each} CPUs", flush=True)
-    run_workers(job, sizes, TrainingDisplay(arguments.training.steps).show)
+    with ProgressDisplay(arguments.training.steps, "steps") as display:
+        run_workers(job, sizes, display.show_metrics)
     print(f"network: {output.uri}/{RESULT_KEY}")
 
 

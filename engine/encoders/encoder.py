@@ -41,7 +41,7 @@ class EncoderConfig(Bounded):
     """hub (published by timm), random (drawn from the seed), a .safetensors, .pth, .pt, .ckpt or .bin file,
     or its s3://bucket/key."""
     image_size: Count = 480
-    """Side in pixels of the square to which images are resized, rounded down to a multiple of the patch size."""
+    """Side in pixels of the square to which images are resized, rounded down to a multiple of the patch."""
     batch_size: Count = 8
     """Images per forward pass; smaller batches are padded to it."""
     precision: EncoderPrecision = "float32"

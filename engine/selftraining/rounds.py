@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 import tyro
 
 from engine.bounds import Bounded, Count, Positive, Share
-from engine.encoders import EncoderConfig
 from engine.errors import ConfigurationError
 from engine.images.tiling import TilingConfig
-from engine.labelling.config import LabellingConfig
+from engine.labelling.config import LabellingConfig, NetworkConfig
 from engine.solo.training_config import TrainingConfig
 from engine.store.selection import SelectionConfig
 

@@ -126,7 +126,7 @@ def _taken_rows(
     columns: ShardColumns, is_learned: NDArray[np.bool_], keep_empty: bool, held_out: float
 ) -> NDArray[np.int64]:
     """Rows of a shard's images that are trained on."""
-    is_taken = np.bincount(columns.owners[is_learned], minlength=columns.num_images) > 0
+    is_taken = np.bincount(columns.image_of_instance[is_learned], minlength=columns.num_images) > 0
     if keep_empty:
         is_taken |= np.asarray(columns.images["status"].to_pylist()) != Status.REJECTED.value
     if held_out > 0:

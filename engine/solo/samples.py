@@ -91,7 +91,8 @@ class SampleMaker(Dataset[Sample]):
         shown = change_colours(canvas.image_hwc, task.config.augmentation.colour, rng)
         canvas = replace(canvas, shown_hwc=shown)
         sample = make_sample(image_id, canvas, task.grid, task.superpixel_loss, task.adaptive_loss)
-        if sample.superpixels is not None and len(sample.superpixels.areas) == 0:
+        superpixels = sample.targets.superpixels
+        if superpixels is not None and len(superpixels.areas) == 0:
             detail = "the image is so thin that nothing of it is left at the mask stride"
             return failed_sample(image_id, detail, (task.side, task.side), task.grid)
         return sample
@@ -106,7 +107,7 @@ class SampleMaker(Dataset[Sample]):
             # The other image is reported as unreadable in its own sample.
             return canvas
 
-    def _image(self, index: int) -> Source:
+    def _image(self, index: int) -> SampleImage:
         """The image at the network's size, with its instances. Raises ImageError, TransientError."""
         record, size = self._images.record(index), self._images.size(index)
         sha256 = self._images.sha256(index)
@@ -117,7 +118,7 @@ class SampleMaker(Dataset[Sample]):
                 Reason.FAILED, f"the image is {(height, width)} now and was {size} when it was labelled"
             )
         labels = arrays["superpixels"].astype(np.int32)
-        return Source(
+        return SampleImage(
             image_hwc=arrays["image"],
             masks=resize_masks(decode_rles(self._images.rles(index), size), labels.shape),
             weights=self._images.weights(index, self._task.adaptive_loss),

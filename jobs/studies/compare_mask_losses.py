@@ -253,7 +253,7 @@ def make_run(
         config=config,
         settings=arguments.run,
         context=WorkerContext(),
-        report=lambda step, figures: print(f"{name}, step {step}: {_shown(figures)}", flush=True),
+        report=lambda step, metrics: print(f"{name}, step {step}: {_formatted(metrics)}", flush=True),
         validation=plan_validation(open_images(arguments), records, held_out, config.samples.decoding),
     )
 

@@ -124,7 +124,7 @@ def test_the_release_of_dinov3_may_have_biases(make_model):
     biases = {f"blocks.{n}.attn.qkv.bias": torch.zeros(3 * 384) for n in range(2)}
     assert same(loaded(release | biases, model), drop_heads(model.state_dict()))
     biases["blocks.1.attn.qkv.bias"] = torch.arange(3.0).repeat_interleave(384)
-    with pytest.raises(WeightsError, match="query and value biases.*_qkvb"):
+    with pytest.raises(WeightsError, match=r"query and value biases.*_qkvb"):
         loaded(release | biases, model)
     got = loaded(release | biases, with_biases)
     assert got["blocks.1.attn.v_bias"].unique().tolist() == [2.0]

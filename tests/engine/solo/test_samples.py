@@ -12,7 +12,7 @@ import pytest
 from engine.errors import StoreError
 from engine.masks.packing import make_instances
 from engine.objects.memory import MemoryObjects
-from engine.solo.augmentation import AugmentationConfig, Source, paste_objects, place_on_canvas
+from engine.solo.augmentation import AugmentationConfig, SampleImage, paste_objects, place_on_canvas
 from engine.solo.labelled_images import list_held_out, list_images
 from engine.solo.samples import SampleMaker, cut_superpixels
 from engine.store.pseudo_labels import PseudoLabelStore
