@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from engine.encoders.encoder import EMBEDDED, EncoderConfig
 from engine.encoders.facets import Transformer
 from engine.encoders.formats import check_network
 from engine.encoders.layout import IMAGENET_MEAN, IMAGENET_STD, Layout, Statistics
-from engine.encoders.names import suggest_names
+from engine.encoders.names import change_architecture, suggest_names
 from engine.encoders.naming import State, adapt_to, drop_heads, is_square
 from engine.encoders.weights import Weights, check_fit, digest_state, read_weights, select_network
 from engine.errors import WeightsError
@@ -100,7 +99,7 @@ def _outline(name: str) -> Transformer:
     """The architecture without allocated weights. Raises WeightsError unless it can be an encoder."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        known = [*timm.list_models(pretrained=True), *timm.list_models()]
+        known = timm.list_models(pretrained="dino" in name.lower())
         raise WeightsError(f"timm knows no model {architecture!r}{_suggestion(name, known)}")
     published = timm.list_models(f"{architecture}.*", pretrained=True)
     if tag and name not in published:
@@ -221,13 +220,11 @@ def _check_patches_and_registers(model: Transformer, state: State, config: Encod
         complaint = f"they have {registers} register tokens, the model has {expected_registers}"
     else:
         return
-    sibling = re.sub(r"_reg\d+", "", config.name.partition(".")[0])
-    if patches:
-        sibling = re.sub(r"patch\d+", f"patch{patches[0]}", sibling)
-    if registers:
-        sibling = re.sub(r"(patch\d+)", rf"\1_reg{registers}", sibling)
-    advice = sibling if timm.is_model(sibling) else "with the name of their own architecture"
-    raise WeightsError(f"{what}: {complaint}: give --encoder {advice}")
+    architecture = config.name.partition(".")[0]
+    sibling = change_architecture(architecture, patches[0] if patches else None, registers)
+    if sibling == architecture or not timm.is_model(sibling):
+        sibling = "with the name of their own architecture"
+    raise WeightsError(f"{what}: {complaint}: give --encoder {sibling}")
 
 
 def _num_registers(state: State) -> int:

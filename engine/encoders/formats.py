@@ -20,7 +20,7 @@ _FILES = [
     (r"\.(?:npy|npz|msgpack)$", "a JAX or NumPy checkpoint", _SAVE_STATE),
     (r"\.(?:h5|hdf5|keras|pb)$", "a TensorFlow or Keras file", _SAVE_STATE),
     (r"\.pkl$", "a plain pickle, which may run code", _SAVE_STATE),
-    (r"\.(?:zip|tar|gz|7z)$", "an archive", "unpack it and give the checkpoint in it"),
+    (r"(?<!\.pth)\.(?:zip|tar|tgz|gz|7z)$", "an archive", "unpack it and give the checkpoint in it"),
 ]
 # Tensor name patterns, matched behind any prefix: the network and what to do instead.
 _NETWORKS = [

@@ -37,6 +37,22 @@ def suggest_names(name: str, known: Sequence[str]) -> list[str]:
     )
 
 
+def change_architecture(name: str, patch_size: int | None, num_registers: int) -> str:
+    """A timm architecture's name with another patch size, None for its own, and number of registers.
+
+    >>> change_architecture("vit_small_patch14_dinov2", None, 4)
+    'vit_small_patch14_reg4_dinov2'
+    >>> change_architecture("vit_small_patch16_224", 8, 0)
+    'vit_small_patch8_224'
+    """
+    changed = re.sub(r"_reg\d+", "", name)
+    if patch_size is not None:
+        changed = re.sub(r"patch\d+", f"patch{patch_size}", changed)
+    if num_registers > 0:
+        changed = re.sub(r"(patch\d+)", rf"\1_reg{num_registers}", changed)
+    return changed
+
+
 def _same_parts(name: str, known: Sequence[str]) -> list[str]:
     """The DINO ViTs among `known` that share most of the parts stated in `name`, short names first."""
     spelt = name.replace("-", "_")

@@ -74,7 +74,9 @@ def select_network(
     translated = translate_names(state)
     prefix = find_prefix(translated, expected)
     if prefix is None:
-        raise WeightsError(f"weights {uri!r} do not hold the network named: found {_shown(state)}")
+        raise WeightsError(
+            f"weights {uri!r} do not fit: they hold hardly any tensor of the network, but {_shown(state)}"
+        )
     network = drop_heads(
         {
             name[len(prefix) :]: tensor
@@ -110,7 +112,7 @@ def _read_bytes(uri: str) -> bytes:
 
 def parse_checkpoint(data: bytes, uri: str) -> Mapping[str, Any]:
     """The content of a checkpoint's bytes in the format of the suffix of `uri`. Raises WeightsError."""
-    suffix = PurePosixPath(uri).suffix.lower()
+    suffix = PurePosixPath(uri.lower().removesuffix(".tar")).suffix  # .pth.tar is no archive
     if suffix == SAFETENSORS_SUFFIX:
         return _parse_safetensors(data, uri)
     if suffix in PICKLE_SUFFIXES:

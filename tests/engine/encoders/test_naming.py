@@ -2,9 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
+from engine.encoders import EncoderConfig, load_encoder
 from engine.encoders.naming import adapt_to, drop_heads, find_prefix, translate_names
 from engine.encoders.weights import select_network
 from engine.errors import WeightsError
@@ -66,6 +68,23 @@ def test_hugging_face_names_with_any_prefix(make_model, name, prefix):
     assert f"{prefix}encoder.layer.1.attention.attention.key.bias" in checkpoint
     checkpoint |= {"classifier.weight": torch.ones(3), "decoder.decoder_norm.weight": torch.ones(4)}
     assert same(loaded(checkpoint, model), drop_heads(model.state_dict()))
+
+
+def test_a_file_of_hugging_face_gives_the_same_features(make_model, save_weights):
+    model = make_model()
+    state = model.state_dict()
+    contents = {
+        "timm.safetensors": state,
+        "hugging_face.bin": {f"vit.{key}": tensor for key, tensor in hugging_face(state).items()},
+        "lightning.ckpt": {"state_dict": {f"net.{key}": tensor for key, tensor in state.items()}},
+    }
+    paths = [save_weights(content, name) for name, content in contents.items()]
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    configs = [EncoderConfig(name="test_vit", weights=path, image_size=48, batch_size=1) for path in paths]
+    encoders = [load_encoder(config, "cpu") for config in configs]
+    assert len({encoder.weights_digest for encoder in encoders}) == 1
+    features = [encoder.encode([image]) for encoder in encoders]
+    assert all(torch.equal(features[0], other) for other in features[1:])
 
 
 def test_hugging_face_dinov2_with_registers_has_a_position_for_the_class_token(make_model):
