@@ -90,6 +90,70 @@ class MultiCutConfig(Bounded):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TreeConfig:
+    """Constants of region tree proposals; the weights of cues are explained in tree_scores.Cues."""
+
+    segment_side_px: int = 240
+    """Superpixels are found in the image shrunk to this longer side; masks are as exact as its pixels."""
+    num_leaves: int = 400
+    """Superpixels that merging starts from; more find smaller objects and take longer."""
+    border_weight: float = 2.0
+    """Weight of the common border's strength against the features' difference, in choosing what merges."""
+    size_power: float = 0.5
+    """How much sooner small regions merge; 0 ignores size."""
+    border_coverage: float = 0.5
+    """A region covers an image side if it holds more than this share of the side's pixels."""
+    border_sides: int = 2
+    """A region that covers at least this many of the four sides is background."""
+    min_area: float = 0.0005
+    """Smallest region, as a share of the image."""
+    max_area: float = 0.9
+    """Largest region, as a share of the image."""
+    isolation_weight: float = 1.0
+    """Weight in the score of how little a region resembles the background."""
+    contrast_weight: float = 0.5
+    """Weight of R(M), by which a region stands out from its surroundings."""
+    coherence_weight: float = 1.0
+    """Weight of how alike the features inside a region are."""
+    lifetime_weight: float = 0.5
+    """Weight of the span of dissimilarity over which a region exists."""
+    area_weight: float = 0.5
+    """Weight of a region's area."""
+    compactness_weight: float = 1.0
+    """Weight of a short outline around a large area."""
+    freedom_weight: float = 1.0
+    """Weight of touching few of the image's sides."""
+    outline_weight: float = 0.5
+    """Weight of the strength of the border around a region."""
+    detail_weight: float = 0.5
+    """Weight of the strength of the borders inside a region."""
+    duplicate_iou: float = 0.7
+    """Of two regions with a larger IoU, the one with the higher score stays."""
+    max_masks: int = 100
+    """Most masks of an image."""
+
+    def __post_init__(self) -> None:
+        for name in ("segment_side_px", "num_leaves", "max_masks"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"tree.{name} is at least 1, got {getattr(self, name)}")
+        if not 1 <= self.border_sides <= 4:
+            raise ConfigurationError(f"tree.border_sides is 1 to 4 sides, got {self.border_sides}")
+        for name in ("border_coverage", "min_area", "max_area", "duplicate_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigurationError(f"tree.{name} is a share, 0 to 1, got {getattr(self, name)}")
+        weights = (
+            "border_weight", "size_power", "isolation_weight", "contrast_weight", "coherence_weight",
+            "lifetime_weight", "area_weight", "compactness_weight", "freedom_weight", "outline_weight",
+            "detail_weight",
+        )  # fmt: skip
+        for name in weights:
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ConfigurationError(f"tree.{name} is a number >= 0, got {getattr(self, name)}")
+        if sum(getattr(self, name) for name in weights[2:]) == 0:
+            raise ConfigurationError("tree: at least one cue of the score needs a weight above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskFilterConfig:
     """Configuration of the mask score R(M)."""
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.bounds import Bounded, Count, NotNegative, Positive
 from engine.superpixels.boundary import BoundaryConfig, boundary_tensor, placing_tensor, to_lab
 from engine.superpixels.merging import MergeRule, Regions, merge_regions
-from engine.superpixels.watershed import flood, measure_arcs
+from engine.superpixels.watershed import Arcs, flood, measure_arcs
 
 # Minimum ratio of the number of the finest regions to the number of segments requested.
 _SPARE_REGIONS = 4
@@ -74,15 +74,30 @@ def build_hierarchy(
     Its finest segmentation has about H W / cell_side_px² regions, or more (up to one per pixel) if
     `num_segments` requires it. The result is deterministic.
     """
+    leaves, arcs, regions = find_regions(image_hwc, boundary, config, num_segments)
+    return merge_into_hierarchy(leaves, arcs, regions, config)
+
+
+def find_regions(
+    image_hwc: NDArray[np.float32],
+    boundary: BoundaryConfig,
+    config: HierarchyConfig,
+    num_segments: int = 1,
+) -> tuple[NDArray[np.int32], Arcs, Regions]:
+    """The finest segmentation of `build_hierarchy`: labels int32 (H, W), arcs between regions, regions."""
     lab_chw = to_lab(image_hwc)
     tensor = boundary_tensor(lab_chw, boundary)
     cell_side_px = _cell_side(lab_chw.shape[1:], config.cell_side_px, num_segments)
     leaves = flood(placing_tensor(tensor, lab_chw, boundary), cell_side_px)
-    merges, heights = merge_regions(
-        measure_arcs(leaves, tensor),
-        _measure_regions(leaves, lab_chw),
-        MergeRule(config.floor, config.colour_weight, config.area_scale_px, config.length_power),
-    )
+    return leaves, measure_arcs(leaves, tensor), _measure_regions(leaves, lab_chw)
+
+
+def merge_into_hierarchy(
+    leaves: NDArray[np.int32], arcs: Arcs, regions: Regions, config: HierarchyConfig
+) -> Hierarchy:
+    """The hierarchy of the regions that `find_regions` returned."""
+    rule = MergeRule(config.floor, config.colour_weight, config.area_scale_px, config.length_power)
+    merges, heights = merge_regions(arcs, regions, rule)
     return Hierarchy(leaves=leaves, merges=merges, heights=heights)
 
 
