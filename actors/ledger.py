@@ -1,7 +1,7 @@
 """Decisions about chunks and workers: which worker gets which chunk, and what follows when a worker dies.
 
-Pure Python: `ChunkLedger` is told what happened and returns what is to be done; `actors.pool` does it with
-Ray. Every image ends in exactly one row, whichever workers die, unless the run ends with an error.
+Pure Python: events are reported to a `ChunkLedger`, which returns decisions; `actors.pool` carries them out
+with Ray. Every image ends in exactly one row, whichever workers die, unless the run ends with an error.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class HandOut:
 
 @dataclass(frozen=True)
 class StopWorker:
-    """Kill a worker and forget what it was asked; the ledger has forgotten the worker."""
+    """Kill a worker and ignore its pending answers; the ledger no longer knows the worker."""
 
     worker: int
 

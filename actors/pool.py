@@ -1,4 +1,4 @@
-"""A pool of worker actors: carries out with Ray what `actors.ledger` decides.
+"""A pool of worker actors, which carries out the decisions of `actors.ledger` with Ray.
 
 Ray moves a chunk's records to a worker and its rows back, nothing else: a worker that dies loses only the
 chunks it holds, and those are labelled again.
@@ -119,10 +119,10 @@ class WorkerPool:
         return answers
 
     def _take(self, answer: Any, ledger: ChunkLedger) -> Iterator[list[Outcome]]:
-        """Tell the ledger what an answer says, yield its rows and carry out what the ledger decides."""
+        """Report an answer to the ledger, yield its rows and carry out the ledger's decisions."""
         call = self._calls.pop(answer, None)
         if call is None or ledger.is_finished():
-            return  # of a worker stopped since the wait, or one that started too late
+            return  # its worker was stopped after the wait, or started too late to be needed
         try:
             rows = self._runtime.get(answer)
         except RayActorError as error:

@@ -20,8 +20,11 @@ Records = tuple[ImageRecord, ...]
 
 @dataclass(eq=False)
 class FakeRay:
-    """Actors that answer in random order; `error_of` says what a call for these records raises, or a call of
-    `start` (no records). An actor of which `never_starts` is true does not answer at all."""
+    """Actors that answer in random order.
+
+    `error_of(records)` is the error of a call of `label`, or of `start` if there are no records. Actors for
+    which `never_starts` is true do not answer.
+    """
 
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     error_of: Callable[[Records], Exception | None] = lambda records: None
@@ -36,7 +39,7 @@ class FakeRay:
     def wait(
         self, refs: list["FakeRef"], *, num_returns: int, timeout: float
     ) -> tuple[list["FakeRef"], list["FakeRef"]]:
-        """Some of the actors answer the first of their calls; now and then none does before the timeout."""
+        """Some actors answer their first call; sometimes none does before the timeout."""
         first_of = {ref.actor: ref for ref in reversed(refs) if not self.never_starts(ref.actor)}
         assert first_of, "this wait would never end"
         if timeout == 0 and self.rng.random() < 0.1:
