@@ -13,12 +13,12 @@ from engine.errors import ConfigurationError
 from engine.images.crops import PreparationConfig
 from engine.images.decoding import DecodingConfig
 from engine.images.tiling import TilingConfig
-from engine.proposals.config import MaskFilterConfig, MultiCutConfig, ProMergeConfig
+from engine.proposals.config import MaskFilterConfig, MultiCutConfig, ProMergeConfig, TreeConfig
 from engine.refine import CrfConfig
 from engine.solo.config import DetectionConfig
 from engine.types import Precision
 
-PatchMethod = Literal["promerge", "multicut"]
+PatchMethod = Literal["tree", "promerge", "multicut"]
 """The methods that find masks among the patches of an encoder."""
 
 # Methods whose masks follow the borders of patches, not of objects, unless a CRF refines them.
@@ -45,18 +45,20 @@ class NetworkConfig(Bounded):
 class LabellingConfig(Bounded):
     """Everything that decides which labels an image gets."""
 
-    method: Literal[PatchMethod, "solo"] = "promerge"
-    """How instances are found: by what stands out from a common background (promerge), as parts of a
-    partition of the patches (multicut), or by a trained network (solo), which --network.weights names."""
+    method: Literal[PatchMethod, "solo"] = "tree"
+    """How instances are found: as regions of a tree over superpixels (tree), by what stands out from a common
+    background (promerge), as parts of a partition of the patches (multicut), or by a trained network (solo),
+    which --network.weights names."""
     refine: Literal["auto", "crf", "none"] = "auto"
     """How masks are fitted to the edges in the image: by a dense CRF, or not at all. auto is crf for promerge
-    and multicut, none for solo."""
+    and multicut, whose masks consist of patches, and none for tree and solo."""
     min_refined_iou: Share = 0.5
     """Drop a mask if its IoU with what the CRF makes of it is below this."""
     component_fraction: Share = 0.5
     """After the CRF, keep the components of at least this share of a mask's largest one."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    tree: TreeConfig = field(default_factory=TreeConfig)
     promerge: ProMergeConfig = field(default_factory=ProMergeConfig)
     multicut: MultiCutConfig = field(default_factory=MultiCutConfig)
     mask_filter: MaskFilterConfig = field(default_factory=MaskFilterConfig)

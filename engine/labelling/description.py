@@ -52,6 +52,9 @@ def describe_labelling(config: LabellingConfig, network: NetworkDescription) -> 
             "batch_size": config.network.batch_size,
             "precision": config.network.precision,
         }
+    if config.method != "tree":
+        # Versions older than the method do not hold its settings.
+        del configuration["tree"]
     # Weights are identified by their digests, wherever they are.
     del configuration["network"]
     configuration["refine"] = "crf" if config.uses_crf else "none"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engine.labelling.config import LabellingConfig
 from engine.proposals.multicut import run_multicut
 from engine.proposals.promerge import run_promerge
+from engine.proposals.tree import run_tree
 from engine.types import Optimality, Reason
 
 
@@ -63,6 +64,9 @@ def propose_masks(
 
     `seen_background`, bool (h, w), is given for a tile: the part of it that is background of the whole image.
     """
+    if config.method == "tree":
+        grown = run_tree(features_hwc, resized_hwc, config.tree, seen_background)
+        return Proposals(masks=grown.masks, resolution="pixels", scores=grown.scores, skipped=grown.skipped)
     if config.method == "promerge":
         merged = run_promerge(features_hwc, config.promerge, seen_background)
         return Proposals(masks=merged.masks, skipped=merged.skipped)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.bounds import Bounded, Bounds, Cosine, Count, Share
+from engine.bounds import Bounded, Bounds, Cosine, Count, NotNegative, Share
 from engine.errors import ConfigurationError
 from engine.proposals.offsets import Offset, ring_offsets
 
@@ -90,67 +90,67 @@ class MultiCutConfig(Bounded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TreeConfig:
+class TreeConfig(Bounded):
     """Constants of region tree proposals; the weights of cues are explained in tree_scores.Cues."""
 
-    segment_side_px: int = 240
+    segment_side_px: Count = 240
     """Superpixels are found in the image shrunk to this longer side; masks are as exact as its pixels."""
-    num_leaves: int = 400
+    num_leaves: Count = 400
     """Superpixels that merging starts from; more find smaller objects and take longer."""
-    border_weight: float = 2.0
+    border_weight: NotNegative = 2.0
     """Weight of the common border's strength against the features' difference, in choosing what merges."""
-    size_power: float = 0.5
+    size_power: NotNegative = 0.5
     """How much sooner small regions merge; 0 ignores size."""
-    border_coverage: float = 0.5
+    border_coverage: Share = 0.5
     """A region covers an image side if it holds more than this share of the side's pixels."""
-    border_sides: int = 2
+    border_sides: _Sides = 2
     """A region that covers at least this many of the four sides is background."""
-    min_area: float = 0.0005
+    min_area: Share = 0.0005
     """Smallest region, as a share of the image."""
-    max_area: float = 0.9
+    max_area: Share = 0.9
     """Largest region, as a share of the image."""
-    isolation_weight: float = 1.0
+    isolation_weight: NotNegative = 1.0
     """Weight in the score of how little a region resembles the background."""
-    contrast_weight: float = 0.5
+    contrast_weight: NotNegative = 0.5
     """Weight of R(M), by which a region stands out from its surroundings."""
-    coherence_weight: float = 1.0
+    coherence_weight: NotNegative = 1.0
     """Weight of how alike the features inside a region are."""
-    lifetime_weight: float = 0.5
+    lifetime_weight: NotNegative = 0.5
     """Weight of the span of dissimilarity over which a region exists."""
-    area_weight: float = 0.5
+    area_weight: NotNegative = 0.5
     """Weight of a region's area."""
-    compactness_weight: float = 1.0
+    compactness_weight: NotNegative = 1.0
     """Weight of a short outline around a large area."""
-    freedom_weight: float = 1.0
+    freedom_weight: NotNegative = 1.0
     """Weight of touching few of the image's sides."""
-    outline_weight: float = 0.5
+    outline_weight: NotNegative = 0.5
     """Weight of the strength of the border around a region."""
-    detail_weight: float = 0.5
+    detail_weight: NotNegative = 0.5
     """Weight of the strength of the borders inside a region."""
-    duplicate_iou: float = 0.7
+    duplicate_iou: Share = 0.7
     """Of two regions with a larger IoU, the one with the higher score stays."""
-    max_masks: int = 100
+    max_masks: Count = 100
     """Most masks of an image."""
 
     def __post_init__(self) -> None:
-        for name in ("segment_side_px", "num_leaves", "max_masks"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"tree.{name} is at least 1, got {getattr(self, name)}")
-        if not 1 <= self.border_sides <= 4:
-            raise ConfigurationError(f"tree.border_sides is 1 to 4 sides, got {self.border_sides}")
-        for name in ("border_coverage", "min_area", "max_area", "duplicate_iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigurationError(f"tree.{name} is a share, 0 to 1, got {getattr(self, name)}")
-        weights = (
-            "border_weight", "size_power", "isolation_weight", "contrast_weight", "coherence_weight",
-            "lifetime_weight", "area_weight", "compactness_weight", "freedom_weight", "outline_weight",
-            "detail_weight",
-        )  # fmt: skip
-        for name in weights:
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise ConfigurationError(f"tree.{name} is a number >= 0, got {getattr(self, name)}")
-        if sum(getattr(self, name) for name in weights[2:]) == 0:
-            raise ConfigurationError("tree: at least one cue of the score needs a weight above 0")
+        super().__post_init__()
+        if not any(self.cue_weights.values()):
+            raise ConfigurationError("at least one cue of the score needs a weight above 0")
+
+    @property
+    def cue_weights(self) -> dict[str, float]:
+        """The weight of each cue in the score, by the cue's name."""
+        return {
+            "isolation": self.isolation_weight,
+            "contrast": self.contrast_weight,
+            "coherence": self.coherence_weight,
+            "lifetime": self.lifetime_weight,
+            "area": self.area_weight,
+            "compactness": self.compactness_weight,
+            "freedom": self.freedom_weight,
+            "outline": self.outline_weight,
+            "detail": self.detail_weight,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,17 +45,7 @@ def score_regions(
     The weights are those of `config`; every cue counts as at least 0.001.
     """
     cues = measure_cues(leaves, members, lifetimes)
-    weights = {
-        "isolation": config.isolation_weight,
-        "contrast": config.contrast_weight,
-        "coherence": config.coherence_weight,
-        "lifetime": config.lifetime_weight,
-        "area": config.area_weight,
-        "compactness": config.compactness_weight,
-        "freedom": config.freedom_weight,
-        "outline": config.outline_weight,
-        "detail": config.detail_weight,
-    }
+    weights = config.cue_weights
     logarithm = np.zeros(len(members))
     for name, weight in weights.items():
         logarithm += weight * np.log(np.maximum(getattr(cues, name), _LEAST_CUE))
@@ -108,7 +98,8 @@ def _feature_cues(
     contrast = (weighted * cosines).sum(axis=1) / areas - ring_mean
     background = leaves.background.astype(np.float32) @ leaves.features
     isolation = 1 - directions @ _unit(background[None])[0]
-    return isolation, contrast, np.linalg.norm(sums, axis=1) / areas
+    coherence: NDArray[np.float32] = np.linalg.norm(sums, axis=1) / areas
+    return isolation, contrast, coherence
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
