@@ -189,9 +189,7 @@ def test_a_killed_worker_does_not_change_the_result(
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_how_to_resume(
-    labelled_discs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_an_interrupted_run_says_how_to_resume(labelled_discs: tuple[Path, Path], tmp_path: Path) -> None:
     output, log = tmp_path / "out", tmp_path / "log"
     command = [sys.executable, str(_JOB), *flags(labelled_discs, output, "--steps", "4000")]
     with log.open("wb") as sink:
