@@ -90,7 +90,7 @@ def pretrain(run: Run) -> None:
     loop = _Loop(run, trainer, state, len(maker))
     if state.progress < 1:
         numbers = batch_numbers(config.seed, len(maker), config.batch_size, count(trainer.step), part)
-        processes = run.settings.num_processes(context)
+        processes = run.settings.num_processes(context.num_cpus)
         loop.train(load_batches(maker, numbers, processes, collate, context.device.type == "cuda"))
     # The card lists what all workers could not read.
     wait_for_all_workers()

@@ -61,7 +61,7 @@ def train_solo(run: Run, maker: SampleMaker) -> None:
         trainer.load_initial(run.init_from)
     steps = range(trainer.step, config.steps)
     numbers = batch_numbers(config.seed, len(maker), config.batch_size, steps, part)
-    batches = load_batches(maker, numbers, run.settings.num_processes(context), collate)
+    batches = load_batches(maker, numbers, run.settings.num_processes(context.num_cpus), collate)
     _Loop(run, trainer).train(batches)
     if context.is_first:
         run.output.write(RESULT_KEY, pack_network(trainer.network.state_dict(), config.solo))

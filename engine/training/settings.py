@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.bounds import Bounded, Count, CountOrZero
-from engine.training.distribution import WorkerContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +19,10 @@ class RunSettings(Bounded):
     checkpoint_every: Count = 500
     """Steps between two checkpoints, and between two evaluations if there is a ground truth."""
 
-    def num_processes(self, context: WorkerContext) -> int:
-        """Sample processes of one worker.
+    def num_processes(self, num_cpus: int) -> int:
+        """Sample processes of a worker with `num_cpus`.
 
-        >>> RunSettings().num_processes(WorkerContext(num_cpus=4))
+        >>> RunSettings().num_processes(4)
         3
         """
-        return self.processes if self.processes is not None else context.num_cpus - 1
+        return self.processes if self.processes is not None else num_cpus - 1

@@ -185,13 +185,13 @@ def test_an_image_too_thin_for_a_superpixel_is_reported(
     labelled_folder, tiny_training, encode_image, tmp_path
 ):
     corpus, version = labelled_folder
-    (Path(corpus.uri) / "1.png").write_bytes(encode_image(np.zeros((1, 640, 3), np.uint8), "PNG"))
-    instances = make_instances(np.ones((1, 1, 640), bool), np.float32([1]), (1, 640), "promerge")
+    (Path(corpus.uri) / "1.png").write_bytes(encode_image(np.zeros((16, 1024, 3), np.uint8), "PNG"))
+    instances = make_instances(np.ones((1, 16, 1024), bool), np.float32([1]), (16, 1024), "promerge")
     thin = Outcome(
         record=ImageRecord(image_id="1.png", path="1.png"),
         status=Status.LABELLED,
-        height=1,
-        width=640,
+        height=16,
+        width=1024,
         instances=instances,
     )
     labels = PseudoLabelStore(MemoryObjects()).begin(version.info, "resume")
