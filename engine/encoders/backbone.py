@@ -199,7 +199,7 @@ def _fitting_state(model: Transformer, weights: Weights, config: EncoderConfig) 
     """The model's tensors in a checkpoint. The model takes over the checkpoint's position grid."""
     what = f"weights {config.weights!r} do not fit {config.name!r}"
     expected = drop_heads(model.state_dict())
-    state = adapt_to(expected, select_network(weights.state, expected, config.weights))
+    state = adapt_to(expected, select_network(weights.state, expected, config.weights), what)
     _check_patches_and_registers(model, state, config, what)
     _fit_position_grid(model, state, what)
     state = _convert_by_timm(model, state)

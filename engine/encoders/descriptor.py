@@ -77,7 +77,7 @@ class DescriptorEncoder:
 def describe_patches(image: NDArray[np.uint8]) -> Array:
     """Descriptors of the 8 x 8 patches of an RGB image uint8 (H, W, 3): float32 (H/8, W/8, 64), length 1.
 
-    In an image of one colour all patches have the same.
+    All patches of a single-coloured image have the same descriptor.
 
     >>> two_halves = np.zeros((32, 64, 3), np.uint8)
     >>> two_halves[:, 32:] = (200, 40, 40)

@@ -1,4 +1,4 @@
-"""What the name of an architecture leaves open about weights; it travels in their .safetensors file."""
+"""The layout of a network beyond its architecture's name, stored in the header of its .safetensors file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_layout(data: bytes, layout: Layout) -> bytes:
 
 
 def read_layout(data: bytes, uri: str) -> Layout | None:
-    """The layout in the bytes of a .safetensors file, or None where they state none.
+    """The layout in the bytes of a .safetensors file, or None if they state none.
 
     Raises WeightsError for a layout that is there and cannot be used.
 

@@ -151,27 +151,28 @@ def drop_heads(state: Mapping[str, torch.Tensor]) -> State:
     return {name: tensor for name, tensor in state.items() if not _HEADS.match(name)}
 
 
-def adapt_to(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> State:
+def adapt_to(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], what: str) -> State:
     """`state` with its tensors joined, split and shaped as a model with the `expected` tensors holds them.
 
-    Tensors without counterpart keep their names.
+    Tensors without counterpart keep their names. Raises WeightsError, opened by `what`, for an attention
+    without key or value, and for biases that the model cannot hold.
     """
-    adapted = _split_eva_biases(_fuse_projections(state), expected)
+    adapted = _split_eva_biases(_fuse_projections(state, what), expected, what)
     if {"reg_token", "cls_token", "pos_embed"} <= adapted.keys() & expected.keys():
         adapted = _fold_class_position(adapted, expected)
     renamed: State = {}
     for name, tensor in adapted.items():
         scale = re.sub(r"ls(\d)\.gamma$", r"gamma_\1", name)  # Eva's
         renamed[scale if scale in expected else name] = tensor
-    for name, num_dimensions in (("cls_token", 3), ("pos_embed", 3)):
-        while name in renamed and renamed[name].ndim < num_dimensions:
+    for name in ("cls_token", "pos_embed"):
+        while name in renamed and renamed[name].ndim < 3:  # CLIP's
             renamed[name] = renamed[name][None]
     if "norm.weight" not in expected:  # no feature passes through it
         renamed = {name: tensor for name, tensor in renamed.items() if not name.startswith("norm.")}
     return renamed
 
 
-def _fuse_projections(state: Mapping[str, torch.Tensor]) -> State:
+def _fuse_projections(state: Mapping[str, torch.Tensor], what: str) -> State:
     """Separate query, key and value maps as one; a missing bias, as keys may have, is 0."""
     fused = {name: tensor for name, tensor in state.items() if not re.search(r"\.attn\.[qkv]\.", name)}
     for name in [name for name in state if name.endswith(".attn.q.weight")]:
@@ -180,7 +181,7 @@ def _fuse_projections(state: Mapping[str, torch.Tensor]) -> State:
         biases = [state.get(f"{stem}{part}.bias") for part in "qkv"]
         known = [weight for weight in weights if weight is not None]
         if len(known) < 3:
-            raise WeightsError(f"{stem}q.weight has no key or value beside it: take the whole checkpoint")
+            raise WeightsError(f"{what}: {stem}q.weight has no key or value: give the complete checkpoint")
         fused[f"{stem}qkv.weight"] = torch.cat(known)
         if any(bias is not None for bias in biases):
             zeros = [weight.new_zeros(len(weight)) for weight in known]
@@ -190,7 +191,7 @@ def _fuse_projections(state: Mapping[str, torch.Tensor]) -> State:
     return fused
 
 
-def _split_eva_biases(state: State, expected: Mapping[str, torch.Tensor]) -> State:
+def _split_eva_biases(state: State, expected: Mapping[str, torch.Tensor], what: str) -> State:
     """The bias of a fused map as Eva models keep it: apart and without the keys', or not at all if it is 0.
 
     DINOv3's release stores it even where it is 0, and most of timm's DINOv3 models have none.
@@ -206,7 +207,7 @@ def _split_eva_biases(state: State, expected: Mapping[str, torch.Tensor]) -> Sta
             split[f"{stem}q_bias"], split[f"{stem}v_bias"] = query, value
         elif bool(query.any()) or bool(value.any()):
             raise WeightsError(
-                "the weights have query and value biases and the model has none: give the --encoder of the "
+                f"{what}: they have query and value biases, the model has none: give the --encoder of the "
                 "same name that ends in _qkvb"
             )
     return split

@@ -21,7 +21,7 @@ def same(left, right):
 def loaded(checkpoint, model):
     """What a model would load from the flat names of a checkpoint."""
     expected = drop_heads(model.state_dict())
-    return adapt_to(expected, select_network(checkpoint, expected, "a.pth"))
+    return adapt_to(expected, select_network(checkpoint, expected, "a.pth"), "a.pth does not fit")
 
 
 def hugging_face(state, attention="attention.attention", block="encoder.layer"):
@@ -220,7 +220,7 @@ def test_incomplete_attention_is_refused(make_model):
     model = make_model(depth=2)
     checkpoint = hugging_face(model.state_dict())
     del checkpoint["encoder.layer.0.attention.attention.value.weight"]
-    with pytest.raises(WeightsError, match=r"blocks\.0\.attn\.q\.weight has no key or value"):
+    with pytest.raises(WeightsError, match=r"a.pth does not fit: blocks\.0\.attn\.q.* has no key or value"):
         loaded(checkpoint, model)
 
 
