@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -20,8 +21,10 @@ from actors.pool import PoolSize, WorkerPool
 from actors.read_ahead import read_ahead
 from actors.storage import Work, commit_shard
 from actors.workers import Worker
+from engine.encoders.centring import FeatureStatistics
 from engine.errors import RunError, TransientError
 from engine.labelling.config import LabellingConfig
+from engine.labelling.labeller import load_labeller
 from engine.store.runs import RunRecord
 from engine.store.schema import ShardSummary
 from engine.types import Chunk, Outcome, Reason, ShardPlan
@@ -36,12 +39,17 @@ _WRITE_RETRIES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingRun:
-    """What to label, how, and on which device; `image_size` is the network's input (height, width)."""
+    """What to label, how, and on which device.
+
+    `image_size` is the network's input (height, width); `statistics` of the corpus centre an encoder's
+    features.
+    """
 
     work: Work
     config: LabellingConfig
     image_size: tuple[int, int]
     device: str
+    statistics: FeatureStatistics | None = None
 
 
 @dataclass
@@ -152,4 +160,5 @@ def _make_pool(run: LabellingRun, size: PoolSize) -> WorkerPool:
         num_cpus=size.cpus_each, num_gpus=size.gpus_each, max_concurrency=MAX_IN_FLIGHT
     )
     corpus, config = ray.put(run.work.corpus), ray.put(run.config)
-    return WorkerPool(lambda: actor.remote(corpus, config, run.image_size, run.device), size.workers)
+    load = ray.put(partial(load_labeller, statistics=run.statistics))
+    return WorkerPool(lambda: actor.remote(corpus, config, run.image_size, run.device, load), size.workers)

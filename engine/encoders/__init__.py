@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.encoders.centring import FeatureStatistics, measure_statistics, resolve_centring
+from engine.encoders.centring import FeatureStatistics, resolve_centring, summarise_features
 from engine.encoders.encoder import DESCRIPTOR, Encoder, EncoderConfig, finite_rows
 from engine.errors import ConfigurationError
 
@@ -17,8 +17,8 @@ __all__ = [
     "FeatureStatistics",
     "finite_rows",
     "load_encoder",
-    "measure_statistics",
     "resolve_centring",
+    "summarise_features",
 ]
 
 

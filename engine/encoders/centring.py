@@ -2,12 +2,13 @@
 
 A constant added to all keys of an attention cancels in its softmax, so training leaves it free, and raw
 cosines of keys depend on it. The keys of DINOv2 share a vector so large that their cosines lie above 0.7,
-and no threshold on cosines fits them. The keys of DINO and of the embedded encoder need no centring. Projecting
-out the position bias of a ViT (principal directions of a black image's features) as well gained nothing.
+and no threshold on cosines fits them. The keys of DINO and of the embedded encoder need no centring.
+Projecting out the position bias of a ViT (principal directions of a black image's features) as well gained
+nothing.
 
     config = EncoderConfig(name="dinov2")
     encoder = load_encoder(replace(config, centring="none"), device)
-    statistics = measure_statistics(encoder, images)  # a few dozen, resized to encoder.image_size
+    statistics = summarise_features(encoder.encode_raw(images), config.name)  # a few dozen images
     config = resolve_centring(config, statistics)
     encoder = load_encoder(config, device, statistics=statistics)
 
@@ -19,15 +20,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.encoders.encoder import Encoder, EncoderConfig
+from engine.encoders.encoder import EncoderConfig
 from engine.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 # At this length two patches of the corpus have a mean cosine of 0.25, more than the threshold at which
 # ProMerge calls two patches similar (0.2). Measured: DINOv2 ViT-S/14 0.92, the embedded encoder 0.17.
 _MAX_RESULTANT_LENGTH = 0.5
-_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,14 @@ class FeatureStatistics:
     def from_json(cls, data: bytes) -> FeatureStatistics:
         """Raises StoreError for anything that `to_json` does not write."""
         try:
-            fields = json.loads(data)
+            return cls.from_fields(json.loads(data))
+        except ValueError as error:
+            raise StoreError(f"feature statistics are damaged ({error})") from error
+
+    @classmethod
+    def from_fields(cls, fields: Any) -> FeatureStatistics:
+        """The statistics from their fields, as JSON holds them. Raises StoreError if they are damaged."""
+        try:
             return cls(
                 mean=tuple(float(value) for value in fields["mean"]),
                 resultant_length=float(fields["resultant_length"]),
@@ -82,34 +88,35 @@ class FeatureStatistics:
             raise StoreError(f"feature statistics are damaged ({type(error).__name__}: {error})") from error
 
 
-def measure_statistics(encoder: Encoder, images: Iterable[NDArray[np.uint8]]) -> FeatureStatistics:
-    """Statistics of the raw features of RGB images uint8 (H, W, 3), all of one size.
+def summarise_features(features: Iterable[torch.Tensor], name: str) -> FeatureStatistics:
+    """Statistics of raw features of the encoder `name`, one tensor (h, w, C) per image.
 
     A few dozen images are enough. Images with non-finite features are skipped. The result depends on the
-    images and their order alone.
-
-    Raises: ConfigurationError if no image has finite features.
+    images and their order alone. Raises ConfigurationError if no image has finite features.
     """
-    total = np.zeros(encoder.feature_size)
-    total_unit = np.zeros(encoder.feature_size)
-    num_images = 0
-    for batch in _batches(images):
-        for features in encoder.encode_raw(batch).cpu().numpy().astype(np.float64):
-            if np.isfinite(features).all():
-                length = np.linalg.norm(features, axis=2, keepdims=True)
-                total += features.mean(axis=(0, 1))
-                total_unit += (features / np.maximum(length, np.finfo(np.float32).tiny)).mean(axis=(0, 1))
-                num_images += 1
-    if num_images == 0:
+    totals: list[NDArray[np.float64]] = []
+    unit_totals: list[NDArray[np.float64]] = []
+    for image in features:
+        values = image.cpu().numpy().astype(np.float64)
+        if np.isfinite(values).all():
+            lengths = np.linalg.norm(values, axis=2, keepdims=True)
+            totals.append(values.mean(axis=(0, 1)))
+            unit_totals.append((values / np.maximum(lengths, np.finfo(np.float32).tiny)).mean(axis=(0, 1)))
+    if not totals:
         raise ConfigurationError(
-            f"no image to measure the features of {encoder.name} on: give at least one that can be read, or "
-            "centring none or image"
+            f"no image with finite features of {name}: give a corpus with readable images, or centring none "
+            "or image"
         )
     return FeatureStatistics(
-        mean=tuple((total / num_images).astype(np.float32).tolist()),
-        resultant_length=float(np.linalg.norm(total_unit / num_images)),
-        num_images=num_images,
+        mean=tuple(np.mean(totals, axis=0).astype(np.float32).tolist()),
+        resultant_length=float(np.linalg.norm(np.mean(unit_totals, axis=0))),
+        num_images=len(totals),
     )
+
+
+def centre(raw_bhwc: torch.Tensor, config: EncoderConfig, statistics: FeatureStatistics) -> torch.Tensor:
+    """Raw features float32 (B, h, w, C), centred as `config` says and L2-normalised, float16."""
+    return Normaliser(config, statistics, raw_bhwc.shape[3], raw_bhwc.device)(raw_bhwc)
 
 
 def resolve_centring(config: EncoderConfig, statistics: FeatureStatistics) -> EncoderConfig:
@@ -167,9 +174,3 @@ class Normaliser:
         if self._mean is not None:
             features = features - self._mean
         return torch.nn.functional.normalize(features, dim=-1).to(torch.float16)
-
-
-def _batches(images: Iterable[NDArray[np.uint8]]) -> Iterator[Sequence[NDArray[np.uint8]]]:
-    remaining = iter(images)
-    while batch := list(islice(remaining, _BATCH_SIZE)):
-        yield batch

@@ -180,3 +180,14 @@ def patch_grid(image_size: int, patch_size: tuple[int, int], name: str) -> tuple
             "give a larger image_size"
         )
     return image_size // patch_size[0], image_size // patch_size[1]
+
+
+def is_known_to_fit(config: EncoderConfig) -> bool:
+    """Whether the methods' constants fit the encoder's raw features: DINO's keys, and both built-in encoders.
+
+    >>> is_known_to_fit(EncoderConfig()), is_known_to_fit(EncoderConfig(name="dinov2"))
+    (True, False)
+    """
+    is_raw_key = (config.facet, config.layer) == ("key", -1)
+    has_dino_weights = config.name.endswith(".dino") and config.weights == DEFAULT_WEIGHTS
+    return config.name == DESCRIPTOR or (is_raw_key and (config.name == EMBEDDED or has_dino_weights))

@@ -33,7 +33,9 @@ def describe_network(config: LabellingConfig) -> NetworkDescription:
     # torch takes seconds to import.
     from engine.labelling.labeller import load_labeller
 
-    labeller = load_labeller(config, device="cpu")
+    # Nothing is encoded here: centring waits for the statistics of the corpus.
+    plain = replace(config, encoder=replace(config.encoder, centring="none"))
+    labeller = load_labeller(plain, device="cpu")
     return NetworkDescription(
         image_size=labeller.image_size,
         weights_digest=labeller.weights_digest,

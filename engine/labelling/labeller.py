@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.encoders import load_encoder
+from engine.encoders import FeatureStatistics, load_encoder
 from engine.images.crops import Crop, cut_crops
 from engine.labelling.config import LabellingConfig
 from engine.labelling.methods import propose_masks
@@ -45,10 +45,15 @@ class Labeller(Protocol):
         """
 
 
-def load_labeller(config: LabellingConfig, device: str) -> Labeller:
-    """The labeller that `config` describes, ready on `device`. Raises WeightsError, ConfigurationError."""
+def load_labeller(
+    config: LabellingConfig, device: str, statistics: FeatureStatistics | None = None
+) -> Labeller:
+    """The labeller that `config` describes, ready on `device`.
+
+    `statistics` of the corpus centre an encoder's features. Raises WeightsError, ConfigurationError.
+    """
     if not config.uses_network:
-        return PatchLabeller(config, load_encoder(config.encoder, device))
+        return PatchLabeller(config, load_encoder(config.encoder, device, statistics=statistics))
     # timm, which makes the networks, takes seconds to import.
     from engine.labelling.network_labeller import NetworkLabeller, load_networks
 

@@ -90,7 +90,7 @@ def _feature_cues(
     weights = leaves.areas.astype(np.float32)
     weighted = inside * weights
     areas = weighted.sum(axis=1)
-    sums = weighted @ leaves.features
+    sums = (weighted @ leaves.features).astype(np.float32)
     directions = _unit(sums)
     cosines = directions @ _unit(leaves.features).T
     around = ring * weights

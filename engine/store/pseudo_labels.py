@@ -8,6 +8,8 @@
         manifest.parquet                    a row per shard; written when all shards are committed
         evaluation/77aa01c93e5d.json        metrics against a ground truth, named by the digest of the
                                             protocol and ground truth, so that rounds are comparable
+        calibration.json                    settings that were chosen on the corpus, see
+                                            engine.labelling.calibration
         runs/000002.json                    duration of a finished run
     tar-index/                            positions of images in tars, see engine.corpora.tar_index
 
@@ -43,6 +45,7 @@ _SHARD = re.compile(r"shard-(\d{6,})\.parquet$")
 _MANIFEST = "manifest.parquet"
 _EVALUATIONS = "evaluation/"
 _RUNS = "runs/"
+_CALIBRATION = "calibration.json"
 # Footers that are read concurrently.
 _READERS = 16
 
@@ -253,6 +256,23 @@ class Version:
             except ValueError as error:
                 raise StoreError(f"{key} is not JSON ({error}); remove it and evaluate again") from error
         return found
+
+    def record_calibration(self, calibration: Mapping[str, Any]) -> None:
+        """Fix the settings that were chosen on the corpus, for this and every later run."""
+        self._objects.create(self._key(_CALIBRATION), _to_json(calibration))
+
+    def calibration(self) -> dict[str, Any] | None:
+        """The recorded settings, None if there are none yet. Raises StoreError if the file is damaged."""
+        key = self._key(_CALIBRATION)
+        try:
+            recorded: dict[str, Any] = json.loads(self._objects.read(key))
+        except ObjectMissing:
+            return None
+        except ValueError as error:
+            raise StoreError(
+                f"{self._objects.uri}/{key} is not JSON ({error}): restore it, or label with --overwrite"
+            ) from error
+        return recorded
 
     def record_run(self, run: RunRecord) -> None:
         """Store the record of a finished run, after those of earlier runs."""

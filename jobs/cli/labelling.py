@@ -27,6 +27,7 @@ from jobs.cli.flags import ClusterFlags
 from jobs.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
+    from engine.labelling.calibration import Calibration
     from jobs.cli.cluster import ClusterResources
 
 _MAX_LISTED_REJECTS = 20
@@ -113,6 +114,24 @@ def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
         _write_previews(corpus, version, previews, arguments.labelling.decoding)
 
 
+def _calibrate(
+    corpus: Corpus, version: Version, config: LabellingConfig, cluster: ClusterResources
+) -> Calibration | None:
+    """The calibration recorded in the version, made now if there is none; None for a trained network."""
+    if config.uses_network:
+        return None
+    from actors.calibration import run_calibration
+    from engine.labelling.calibration import Calibration
+
+    if version.calibration() is None:
+        calibration = run_calibration(corpus, config, cluster.device, cluster.cpus, cluster.gpus)
+        version.record_calibration(calibration.to_json())
+    # Of two jobs that begin a version together, the first to record decides for both.
+    recorded = Calibration.from_json(version.calibration() or {})
+    print(f"encoder {config.encoder.name}: {recorded.describe()}", flush=True)
+    return recorded
+
+
 def _label(
     corpus: Corpus,
     version: Version,
@@ -126,6 +145,7 @@ def _label(
     from actors.pool import size_pool
     from actors.storage import Work
 
+    calibration = _calibrate(corpus, version, arguments.labelling, cluster)
     work = Work(
         corpus=corpus,
         version=version,
@@ -134,7 +154,13 @@ def _label(
         limit=arguments.limit,
         extend=arguments.extend,
     )
-    run = LabellingRun(work=work, config=arguments.labelling, image_size=image_size, device=cluster.device)
+    run = LabellingRun(
+        work=work,
+        config=arguments.labelling if calibration is None else calibration.apply(arguments.labelling),
+        image_size=image_size,
+        device=cluster.device,
+        statistics=None if calibration is None else calibration.statistics,
+    )
     size = size_pool(cluster.cpus, cluster.gpus)
 
     def count() -> int:

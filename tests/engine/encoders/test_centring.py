@@ -8,8 +8,8 @@ from engine.encoders import (
     EncoderConfig,
     FeatureStatistics,
     load_encoder,
-    measure_statistics,
     resolve_centring,
+    summarise_features,
 )
 from engine.encoders.centring import Normaliser
 from engine.errors import ConfigurationError, StoreError
@@ -20,20 +20,12 @@ IMAGES = list(np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8
 SHARED = FeatureStatistics(mean=(10.0, 0.0), resultant_length=0.9, num_images=2)
 
 
-class FixedEncoder:
-    """An encoder whose raw features are given."""
-
-    name, feature_size = "fixed", 2
-
-    def __init__(self, features):
-        self.features = iter(torch.tensor(features, dtype=torch.float32))
-
-    def encode_raw(self, images):
-        return torch.stack([next(self.features) for _ in images])
-
-
 def measured(*features):
-    return measure_statistics(FixedEncoder([[list(image)] for image in features]), IMAGES[:1] * len(features))
+    return summarise_features((torch.tensor([list(image)]) for image in features), "fixed")
+
+
+def statistics_of(config, images):
+    return summarise_features(load_encoder(config, "cpu").encode_raw(images), config.name)
 
 
 def normalised(config, statistics, features):
@@ -54,21 +46,21 @@ def test_images_with_features_that_are_not_finite_do_not_count():
     nan = float("nan")
     assert measured([(2.0, 0.0)], [(nan, 0.0)]) == measured([(2.0, 0.0)])
     for features in ([], [[(nan, 1.0)]]):
-        with pytest.raises(ConfigurationError, match="no image to measure the features of fixed"):
+        with pytest.raises(ConfigurationError, match="no image with finite features of fixed"):
             measured(*features)
 
 
 def test_statistics_do_not_depend_on_the_batch_size():
     images = IMAGES * 4
-    statistics = measure_statistics(load_encoder(RANDOM_VIT, "cpu"), images)
-    single = measure_statistics(load_encoder(replace(RANDOM_VIT, batch_size=1), "cpu"), iter(images))
+    statistics = statistics_of(RANDOM_VIT, images)
+    single = statistics_of(replace(RANDOM_VIT, batch_size=1), images)
     assert np.allclose(statistics.mean, single.mean, atol=1e-5)
     assert statistics.num_images == single.num_images == 12
-    assert statistics == measure_statistics(load_encoder(RANDOM_VIT, "cpu"), images)
+    assert statistics == statistics_of(RANDOM_VIT, images)
 
 
 def test_statistics_survive_as_json():
-    statistics = measure_statistics(load_encoder(RANDOM_VIT, "cpu"), IMAGES)
+    statistics = statistics_of(RANDOM_VIT, IMAGES)
     again = FeatureStatistics.from_json(statistics.to_json())
     assert again == statistics
     assert again.digest == statistics.digest != SHARED.digest
@@ -111,7 +103,7 @@ def test_the_mean_of_each_image_is_subtracted():
 
 @pytest.mark.parametrize("config", [RANDOM_VIT, EncoderConfig(name="descriptor", image_size=64)])
 def test_encoders_centre_as_configured(config):
-    statistics = measure_statistics(load_encoder(replace(config, centring="none"), "cpu"), IMAGES)
+    statistics = statistics_of(replace(config, centring="none"), IMAGES)
     corpus = load_encoder(replace(config, centring="corpus"), "cpu", statistics=statistics).encode(IMAGES)
     raw = load_encoder(replace(config, centring="none"), "cpu").encode_raw(IMAGES)
     expected = torch.nn.functional.normalize(raw - torch.tensor(statistics.mean), dim=-1)
