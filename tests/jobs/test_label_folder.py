@@ -169,7 +169,7 @@ def test_from_s3_to_s3(
         (("--encodr", "x"), "did you mean --encoder"),
         (("--method", "magic"), "promerge"),
         (("--method", "solo"), "needs a trained network: give --weights"),
-        (("--method", "solo", "--weights", __file__), "no network that jobs/train_solo.py has written"),
+        (("--method", "solo", "--weights", __file__), "not a network written by jobs/train_solo.py"),
         (("--shard-size", "0"), "at least 1 image"),
         (("--promerge.tau-b", "7"), "tau_b"),
         (("--extend", "--overwrite"), "one of the two"),

@@ -171,8 +171,8 @@ def test_other_weights_are_one_line(tmp_path: Path, weights: str) -> None:
         LabellingConfig(method="solo", encoder=EncoderConfig(weights=weights)).check_has_features()
     data = Path(weights).read_bytes()
     for name, content, message in (
-        ("checkpoint.pt", b"PK\x03\x04 and so on", "no network that jobs/train_solo.py has written"),
-        ("half.safetensors", data[: len(data) // 2], "no whole .safetensors file"),
+        ("checkpoint.pt", b"PK\x03\x04 and so on", "not a network written by jobs/train_solo.py"),
+        ("half.safetensors", data[: len(data) // 2], "not a complete .safetensors file"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError, match=message):

@@ -279,7 +279,7 @@ def test_networks_are_read_back_with_their_configuration(make_maker, tiny_traini
     assert len(digest) == 64
     assert len(find_instances(network, [photograph(0)], config)) <= 50
     output.write("other.safetensors", b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
-    for name, message in (("other.safetensors", "no network that"), ("none.safetensors", "no weights at")):
+    for name, message in (("other.safetensors", "not a network"), ("none.safetensors", "no weights at")):
         with pytest.raises(WeightsError, match=message):
             load_network(f"{output.uri}/{name}", torch.device("cpu"))
 
@@ -292,8 +292,8 @@ def test_networks_are_read_back_with_their_configuration(make_maker, tiny_traini
         (lambda: TrainingConfig(seed=-1), "seed"),
         (lambda: RunSettings(processes=-1), "processes"),
         (lambda: RunSettings(log_every=0), "log_every"),
-        (lambda: AugmentationConfig(flip=2), "flip is 0 to 1"),
-        (lambda: AugmentationConfig(scales=(2, 1)), "rising"),
+        (lambda: AugmentationConfig(flip=2), "flip is a share, 0 to 1"),
+        (lambda: AugmentationConfig(scales=(2, 1)), "scales are the smallest"),
         (lambda: OptimiserConfig(learning_rate=0), "above 0"),
         (lambda: OptimiserConfig(warmup_steps=-1), "negative"),
     ],
