@@ -84,7 +84,8 @@ def merge_regions(
         arc = queue.heap[0]
         height = max(height, queue.dissimilarities[arc])
         _remove(queue, arc)
-        kept, absorbed = min(arcs.pairs[arc]), max(arcs.pairs[arc])
+        first, second = arcs.pairs[arc, 0], arcs.pairs[arc, 1]
+        kept, absorbed = min(first, second), max(first, second)
         pairs[num_merged, 0], pairs[num_merged, 1] = kept, absorbed
         heights[num_merged] = height
         num_merged += 1
@@ -155,7 +156,7 @@ def _remove(queue: _Queue, arc: int) -> None:
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _dissimilarity(arc: int, arcs: Arcs, regions: Regions, rule: MergeRule) -> float:
     """The dissimilarity of the two regions of one arc, see `MergeRule`."""
-    first, second = arcs.pairs[arc]
+    first, second = arcs.pairs[arc, 0], arcs.pairs[arc, 1]
     squared = 0.0
     for channel in range(regions.colours.shape[1]):
         squared += (regions.colours[first, channel] - regions.colours[second, channel]) ** 2

@@ -172,7 +172,7 @@ def test_from_s3_to_s3(
         (("--method", "solo", "--weights", __file__), "needs a trained network: give --network.weights"),
         (
             ("--method", "solo", "--network.weights", __file__),
-            "no network that jobs/train_solo.py has",
+            "not a network written by jobs/train_solo.py",
         ),
         (("--shard-size", "0"), "shard_size is a whole number >= 1"),
         (("--promerge.tau-b", "7"), "tau_b"),

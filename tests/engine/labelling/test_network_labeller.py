@@ -198,8 +198,8 @@ def test_a_networks_description_names_no_path(weights: str) -> None:
 def test_files_that_are_no_network_are_refused_in_one_line(tmp_path: Path, weights: str) -> None:
     data = Path(weights).read_bytes()
     for name, content, message in (
-        ("checkpoint.pt", b"PK\x03\x04 and so on", "no network that jobs/train_solo.py has written"),
-        ("half.safetensors", data[: len(data) // 2], "no whole .safetensors file"),
+        ("checkpoint.pt", b"PK\x03\x04 and so on", "not a network written by jobs/train_solo.py"),
+        ("half.safetensors", data[: len(data) // 2], "not a complete .safetensors file"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError, match=message):
