@@ -60,7 +60,8 @@ class DescriptorEncoder:
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """B images uint8 (H, W, 3) -> float16 (B, h, w, C) on the encoder's device; see `Encoder.encode`."""
-        return self._normalise(self.encode_raw(images))
+        features = self.encode_raw(images)  # of length 1
+        return self._normalise(features) if self._normalise.centres else features.to(torch.float16)
 
     def encode_raw(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """B images uint8 (H, W, 3) -> float32 (B, h, w, C); see `Encoder.encode_raw`."""
