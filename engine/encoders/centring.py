@@ -2,15 +2,9 @@
 
 A constant added to all keys of an attention cancels in its softmax, so training leaves it free, and raw
 cosines of keys depend on it. The keys of DINOv2 share a vector so large that their cosines lie above 0.7,
-<<<<<<< HEAD
-and no threshold on cosines fits them. The keys of DINO and of the embedded encoder need no centring.
-Projecting out the position bias of a ViT (principal directions of a black image's features) as well gained
-nothing.
-=======
 and no threshold on cosines fits them. The thresholds published for DINO fit its raw keys; the embedded
 encoder needs no centring either. Projecting out the position bias of a ViT as well (principal directions of a
 black image's features) gained nothing.
->>>>>>> f4db279b9839c49bc8ff7ce14058ae4c1fc2349c
 
     config = EncoderConfig(name="dinov2")
     encoder = load_encoder(replace(config, centring="none"), device)
