@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from engine.training.log import read_figures
 from safetensors.numpy import load_file
 
 from engine.corpora import FolderCorpus
@@ -27,7 +28,6 @@ from engine.solo.run import Run, train_solo
 from engine.solo.samples import SampleMaker, list_images
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.training.distribution import WorkerContext
-from engine.training.log import read_figures
 from engine.types import Status
 from jobs.cli.console import parse_arguments
 from jobs.train_solo import TrainArguments
