@@ -42,7 +42,7 @@ def normalised_features(features_hwc: NDArray[np.floating] | torch.Tensor) -> to
 
 
 def touched_sides(masks: NDArray[np.bool_], coverage: float) -> NDArray[np.int64]:
-    """Number of image sides of which each mask (N, h, w) covers more than the share `coverage`, int64 (N,).
+    """Number of image sides that each mask (N, h, w) covers by more than the share `coverage`, int64 (N,).
 
     >>> touched_sides(np.array([[[1, 1, 0], [1, 0, 0], [1, 0, 0]]], dtype=bool), 0.5).tolist()
     [2]

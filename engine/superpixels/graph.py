@@ -82,8 +82,8 @@ def adjacent_pairs(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     """
     first = np.concatenate([labels[:, :-1].ravel(), labels[:-1].ravel()]).astype(np.int64)
     second = np.concatenate([labels[:, 1:].ravel(), labels[1:].ravel()]).astype(np.int64)
-    apart = first != second
-    low, high = np.minimum(first, second)[apart], np.maximum(first, second)[apart]
+    is_boundary = first != second
+    low, high = np.minimum(first, second)[is_boundary], np.maximum(first, second)[is_boundary]
     num_labels = int(labels.max()) + 1
     keys = np.unique(low * num_labels + high)
     return np.stack([keys // num_labels, keys % num_labels], axis=1).astype(np.int32)
