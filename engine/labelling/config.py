@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, get_args
 
 import tyro
 
 from engine.bounds import Bounded, Count, Share
 from engine.encoders import EncoderConfig
+from engine.encoders.encoder import DEFAULT_WEIGHTS
 from engine.errors import ConfigurationError
 from engine.images.crops import PreparationConfig
 from engine.images.decoding import DecodingConfig
@@ -69,10 +70,15 @@ class LabellingConfig(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.uses_network and not self.network.weights and self.encoder.weights != DEFAULT_WEIGHTS:
+            # The short flag --weights names the weights of whatever looks at the images.
+            network = replace(self.network, weights=self.encoder.weights)
+            object.__setattr__(self, "network", network)
+            object.__setattr__(self, "encoder", replace(self.encoder, weights=DEFAULT_WEIGHTS))
         if self.uses_network and not self.network.weights:
             raise ConfigurationError(
-                f"method {self.method} needs a trained network: give --network.weights FILE or "
-                "s3://bucket/key, the network.safetensors that jobs/train_solo.py writes"
+                f"method {self.method} needs a trained network: give --weights FILE or s3://bucket/key, the "
+                "network.safetensors that jobs/train_solo.py writes"
             )
         if not self.uses_network and self.network != NetworkConfig():
             raise ConfigurationError(

@@ -168,8 +168,8 @@ def test_from_s3_to_s3(
         (("--encoder", "vit_tiny_patch16_224", "--weights", "/nonexistent.pth"), "/nonexistent.pth"),
         (("--encodr", "x"), "did you mean --encoder"),
         (("--method", "magic"), "promerge"),
-        (("--method", "solo"), "needs a trained network: give --network.weights"),
-        (("--method", "solo", "--weights", __file__), "needs a trained network: give --network.weights"),
+        (("--method", "solo"), "needs a trained network: give --weights"),
+        (("--method", "solo", "--weights", __file__), "not a network written by jobs/train_solo.py"),
         (
             ("--method", "solo", "--network.weights", __file__),
             "not a network written by jobs/train_solo.py",

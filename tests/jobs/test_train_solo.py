@@ -1,4 +1,4 @@
-"""Training as a user runs it: on a local Ray, with one worker or two, and with workers that die."""
+"""Training from the command line: on a local Ray, with one or two workers, and with crashing ones."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from engine.training.log import read_figures
 from safetensors.numpy import load_file
 
 from engine.corpora import FolderCorpus
 from engine.errors import UsageError
 from engine.objects.local import LocalObjects
+from engine.solo.labelled_images import list_images
 from engine.solo.run import Run, train_solo
-from engine.solo.samples import SampleMaker, list_images
+from engine.solo.samples import SampleMaker
 from engine.store.pseudo_labels import PseudoLabelStore
 from engine.training.distribution import WorkerContext
+from engine.training.metrics import read_metrics
 from engine.types import Status
 from jobs.cli.console import parse_arguments
 from jobs.train_solo import TrainArguments
@@ -50,7 +51,7 @@ def flags(discs: tuple[Path, Path], output: Path, *more: str) -> list[str]:
 
 
 def losses(output: Path) -> list[float]:
-    return [line["loss"] for line in read_figures(LocalObjects(output)) if "loss" in line]
+    return [line["loss"] for line in read_metrics(LocalObjects(output)) if "loss" in line]
 
 
 def test_train_measure_and_label(
@@ -76,11 +77,11 @@ def test_train_measure_and_label(
         "checkpoint.pt", "log", "network-000000004.safetensors", "network-000000008.safetensors",
         "network.safetensors", "training.json",
     }  # fmt: skip
-    # The network's labels take the place of those that it has learned from, if they may.
+    # The network's labels replace those that it learned from, if --overwrite allows it.
     labels = PseudoLabelStore(LocalObjects(labelled_discs[1]))
     before = labels.version()
     by_network = ["--method", "solo", "--weights", str(output / "network-000000004.safetensors")]
-    # 8 steps teach little: every cell is taken for an object, so that there is something to store.
+    # After 8 steps scores are low: thresholds of 0 make every cell an object.
     by_network += ["--detection.min-score", "0", "--detection.min-score-after-nms", "0"]
     command = ["--corpus", str(labelled_discs[0]), "--store", str(labelled_discs[1]), *by_network]
     command += ["--preview", str(tmp_path / "previews")]
@@ -100,19 +101,19 @@ def test_train_measure_and_label(
     assert len(version.info.weights_digest) == 64
 
 
-def test_a_share_without_a_truth_is_wrong_use() -> None:
+def test_held_out_without_ground_truth_is_wrong_use() -> None:
     places = ["--store", "a", "--corpus", "b", "--output", "c"]
     for given in (["--held-out", "0.4"], ["--ground-truth", "d"]):
         with pytest.raises(UsageError, match="go together"):
             parse_arguments(TrainArguments, [*places, *given])
     assert parse_arguments(TrainArguments, [*places, *_FLAGS]).training.solo.backbone == "test_resnet"
     for given in (["--workers", "0"], ["--optimiser.learning-rate", "nan"]):
-        with pytest.raises(UsageError, match=r">= 1|> 0|above 0"):
+        with pytest.raises(UsageError, match=r"workers is a whole number >= 1|learning_rate is a number > 0"):
             parse_arguments(TrainArguments, [*places, *given])
 
 
 def true_annotations(store: Path) -> dict[str, list[dict[str, object]]]:
-    """The store's instances as ground truth in COCO's format."""
+    """The store's instances as COCO ground truth."""
     content: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": []}
     for number, outcome in enumerate(PseudoLabelStore(LocalObjects(store)).version().outcomes(), 1):
         if outcome.instances is None:
@@ -134,7 +135,7 @@ def true_annotations(store: Path) -> dict[str, list[dict[str, object]]]:
 
 
 def train_here(given: list[str]) -> Path:
-    """The same training in this process, undisturbed: its output."""
+    """Run the same training in this process without interruption; returns its output."""
     arguments = parse_arguments(TrainArguments, given)
     config, output = arguments.training, LocalObjects(Path(arguments.output))
     version = PseudoLabelStore(LocalObjects(Path(arguments.store))).version()
@@ -145,13 +146,13 @@ def train_here(given: list[str]) -> Path:
         config.sample_task,
     )
     train_solo(
-        Run(output=output, config=config, settings=arguments.trainer.run, place=WorkerContext()), maker
+        Run(output=output, config=config, settings=arguments.trainer.run, context=WorkerContext()), maker
     )
     return Path(output.uri)
 
 
 @pytest.mark.slow
-def test_two_workers_learn_what_one_learns(
+def test_two_workers_learn_the_same_as_one(
     labelled_discs: tuple[Path, Path],
     run_job: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
@@ -164,8 +165,10 @@ def test_two_workers_learn_what_one_learns(
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_nothing_but_time(labelled_discs: tuple[Path, Path], tmp_path: Path) -> None:
-    # Enough steps that the death falls in the run, and checkpoints so far apart that work is lost.
+def test_a_killed_worker_does_not_change_the_result(
+    labelled_discs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    # Enough steps for the crash to fall into the run, and checkpoints far enough apart to lose work.
     long = ("--steps", "60", "--checkpoint-every", "7")
     output, log = tmp_path / "out", tmp_path / "log"
     with log.open("wb") as sink:
@@ -177,7 +180,7 @@ def test_a_killed_worker_costs_nothing_but_time(labelled_discs: tuple[Path, Path
     (worker,) = (c for c in psutil.Process(process.pid).children(recursive=True) if is_worker(c))
     worker.send_signal(signal.SIGKILL)
     assert process.wait() == 0, log.read_text()
-    # The sums of a process depend on its number of threads.
+    # The last bits of sums depend on the number of threads.
     torch.set_num_threads(threads_in(log.read_text()))
     undisturbed = train_here(flags(labelled_discs, tmp_path / "undisturbed", *long))
     expected, found = (load_file(folder / "network.safetensors") for folder in (undisturbed, output))
@@ -186,11 +189,11 @@ def test_a_killed_worker_costs_nothing_but_time(labelled_discs: tuple[Path, Path
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_says_how_to_go_on(labelled_discs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_interrupted_run_says_how_to_resume(labelled_discs: tuple[Path, Path], tmp_path: Path) -> None:
     output, log = tmp_path / "out", tmp_path / "log"
     command = [sys.executable, str(_JOB), *flags(labelled_discs, output, "--steps", "4000")]
     with log.open("wb") as sink:
-        # A session of its own, whose processes are interrupted together as a terminal does it.
+        # A session of its own, whose processes are interrupted together, as by a terminal.
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True)
     while not (output / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.05)
@@ -200,14 +203,14 @@ def test_an_interrupted_training_says_how_to_go_on(labelled_discs: tuple[Path, P
 
 
 def threads_in(log: str) -> int:
-    """What the job says of its workers' CPUs."""
+    """The number of CPUs per worker, as the job prints it."""
     found = re.search(r"worker\(s\) of (\d+) CPUs", log)
     assert found is not None
     return int(found[1])
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """Whether this is a training worker; Ray names its processes by what they do."""
+    """Whether this is a training worker, by the name that Ray gives the process."""
     try:
         return "RayTrainWorker" in " ".join(process.cmdline())
     except psutil.Error:
