@@ -71,8 +71,9 @@ def main(arguments: BiasArguments) -> None:
     # Imported late, so that --help answers at once.
     from engine.proposals.bias import choose_biases, score_biases
 
-    encoder = load_encoder(arguments.encoder, arguments.device)
-    images = read_images(FolderCorpus.open(arguments.corpus), encoder.image_size, arguments)
+    corpus = FolderCorpus.open(arguments.corpus)
+    encoder = load_centred(corpus, arguments)
+    images = read_images(corpus, encoder.image_size, arguments)
     features = encode_images(list(images.values()), encoder, arguments.encoder.batch_size)
     config = replace(arguments.multicut, starts=arguments.starts)
     scores: list[BiasScore] = []
@@ -86,9 +87,23 @@ def main(arguments: BiasArguments) -> None:
             "images with more objects, or more images with --num-images"
         )
     biases = choose_biases(scores)
+    if biases in (scores[0].biases, scores[-1].biases):
+        print(
+            "warning: the best biases are the first or the last that were tried, so better ones may lie "
+            "beyond: shift --multicut.biases that way and run again"
+        )
     print(f"\nbest of {len(images)} images: --multicut.biases {_format(biases)}")
     content = {"images": list(images), "biases": biases, "scores": [asdict(score) for score in scores]}
     write_output(arguments.output, json.dumps(content, indent=2) + "\n")
+
+
+def load_centred(corpus: Corpus, arguments: BiasArguments) -> Encoder:
+    """The encoder, centred on the corpus as a label job does it."""
+    from engine.labelling.calibration import measure_features
+
+    resolved, measured = measure_features(corpus, arguments.encoder, arguments.decoding, arguments.device)
+    statistics = None if measured is None else measured.statistics
+    return load_encoder(resolved, arguments.device, statistics=statistics)
 
 
 def read_images(

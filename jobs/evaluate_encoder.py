@@ -51,14 +51,15 @@ def main(arguments: EvaluateEncoderArguments) -> None:
     from engine.sweep.points import SweepPoint
 
     corpus, matches = arguments.find_images()
-    encoder = arguments.load_encoder(arguments.labelling.encoder)
+    resolved, encoder = arguments.load_encoder(arguments.labelling.encoder, corpus)
+    labelling = replace(arguments.labelling, encoder=resolved)
     # Warm up: the first image of a process takes longer.
     encoder.encode([np.zeros((*encoder.image_size, 3), np.uint8)])
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(open_objects(folder))
-        images, cached = encode_images(corpus, matches, encoder, arguments.labelling, cache)
+        images, cached = encode_images(corpus, matches, encoder, labelling, cache)
         aucs = probe_images(images, cache, arguments.probe)
-        configs = [replace(arguments.labelling, method=method) for method in METHODS]
+        configs = [replace(labelling, method=method) for method in METHODS]
         results = arguments.evaluate([SweepPoint(config=c, images=images) for c in configs], cache)
     cpu_s, wall_s = (s / max(cached.num_encoded, 1) for s in (cached.encoder_cpu_s, cached.encoder_wall_s))
     Console().print(

@@ -8,7 +8,7 @@ import io
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -99,14 +99,16 @@ def make_points(
     from engine.sweep.points import SweepPoint
 
     corpus, matches = arguments.find_images()
-    encoded: dict[tuple[EncoderConfig, DecodingConfig], tuple[SweptImage, ...]] = {}
+    encoded: dict[tuple[EncoderConfig, DecodingConfig], tuple[EncoderConfig, tuple[SweptImage, ...]]] = {}
     points = []
     for config in configs:
         key = (config.encoder, config.decoding)
         if key not in encoded:
-            encoder = arguments.load_encoder(config.encoder)
-            encoded[key], _ = encode_images(corpus, matches, encoder, config, cache)
-        points.append(SweepPoint(config=config, images=encoded[key]))
+            resolved, encoder = arguments.load_encoder(config.encoder, corpus)
+            images, _ = encode_images(corpus, matches, encoder, replace(config, encoder=resolved), cache)
+            encoded[key] = resolved, images
+        resolved, images = encoded[key]
+        points.append(SweepPoint(config=replace(config, encoder=resolved), images=images))
     return points
 
 

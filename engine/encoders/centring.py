@@ -133,7 +133,10 @@ def resolve_centring(config: EncoderConfig, statistics: FeatureStatistics) -> En
 
 
 class Normaliser:
-    """Centres raw features as configured, then scales them to length 1."""
+    """Centres raw features as configured, then scales them to length 1.
+
+    `digest` is that of the corpus statistics, empty if they are not used.
+    """
 
     def __init__(
         self,
@@ -151,6 +154,7 @@ class Normaliser:
         if statistics is not None:
             config = resolve_centring(config, statistics)
         self._per_image = config.centring == "image"
+        self.digest = statistics.digest if statistics is not None and config.centring == "corpus" else ""
         self._mean: torch.Tensor | None = None
         if config.centring != "corpus":
             return

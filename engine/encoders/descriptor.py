@@ -55,6 +55,7 @@ class DescriptorEncoder:
         self.image_size = (self.grid[0] * PATCH_SIZE, self.grid[1] * PATCH_SIZE)
         self.weights_digest = hashlib.sha256(_VERSION.encode()).hexdigest()
         self._normalise = Normaliser(config, statistics, FEATURE_SIZE, device)
+        self.centring_digest = self._normalise.digest
         self._device = device
         self._libraries = ThreadpoolController()
 

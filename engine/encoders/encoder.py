@@ -44,7 +44,7 @@ class EncoderConfig(Bounded):
     """Side in pixels of the square to which images are resized, rounded down to a multiple of the patch."""
     batch_size: Count = 8
     """Images per forward pass; smaller batches are padded to it."""
-    precision: EncoderPrecision = "float32"
+    precision: EncoderPrecision = "auto"
     """Autocast dtype of the network: auto is bfloat16 on processors with native bfloat16 matrix products,
     otherwise float32. Features are always returned as float16."""
     seed: Annotated[int, Bounds(0, 2**63, "a whole number", below=True)] = 0
@@ -83,9 +83,12 @@ class EncoderConfig(Bounded):
         >>> "facet" in EncoderConfig().describe(), EncoderConfig(facet="value").describe()["facet"]
         (False, 'value')
         """
+        fields = asdict(self)
+        if self.centring == "auto" and is_known_to_fit(self):
+            fields["centring"] = "none"
         return {
             name: value
-            for name, value in asdict(self).items()
+            for name, value in fields.items()
             if name not in _ADDED_FIELDS or value != _ADDED_FIELDS[name]
         }
 
@@ -128,6 +131,10 @@ class Encoder(Protocol):
     @property
     def weights_digest(self) -> str:
         """SHA-256 in hex of the weights, independent of their file's format and path."""
+
+    @property
+    def centring_digest(self) -> str:
+        """Digest of the corpus statistics that centre the features; empty if there are none."""
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """Features of B RGB images (H, W, 3), all of one size: float16 (B, h, w, C), on the encoder's device.

@@ -45,6 +45,7 @@ class VitEncoder:
         self.image_size = (self.grid[0] * self.patch_size[0], self.grid[1] * self.patch_size[1])
         self.feature_size = keep_facet(backbone.model, config.facet, config.layer)
         self._normalise = Normaliser(config, statistics, self.feature_size, device)
+        self.centring_digest = self._normalise.digest
         self._model = backbone.model.to(device)
         self._mean = torch.tensor(backbone.mean, device=device)
         self._std = torch.tensor(backbone.std, device=device)

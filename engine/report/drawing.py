@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from engine.masks.instances import Instances
-from engine.masks.rle import decode_rles
+from engine.masks.rle import decode_rles, overlaps
 
 # Distinguishable with most kinds of colour vision: Okabe and Ito's palette without black.
 _COLOURS = np.array(
@@ -20,6 +20,10 @@ _COLOURS = np.array(
     np.float32,
 )  # fmt: skip
 _FILL_OPACITY = 0.45
+# A picture with more masks shows colours, not objects.
+_MAX_SHOWN = 10
+# A mask is left out if it and one that is shown share more than this of the smaller of the two.
+_MAX_SHARED = 0.3
 
 
 def draw_instances(image_hwc: NDArray[np.uint8], instances: Instances | None) -> NDArray[np.uint8]:
@@ -38,6 +42,22 @@ def draw_instances(image_hwc: NDArray[np.uint8], instances: Instances | None) ->
         inside = ndimage.binary_erosion(mask, iterations=thickness, border_value=0)
         drawn[mask & ~inside] = colour
     return drawn.round().astype(np.uint8)
+
+
+def select_shown(instances: Instances) -> Instances:
+    """The best instances that can be told apart in a picture: at most 10, which hardly overlap.
+
+    Methods that propose regions within regions give many masks that cover each other.
+    """
+    _, ioas = overlaps(instances.rles, instances.size)
+    shared = np.maximum(ioas, ioas.T)
+    shown: list[int] = []
+    for i in range(len(instances)):
+        if len(shown) < _MAX_SHOWN and not (shared[i, shown] > _MAX_SHARED).any():
+            shown.append(i)
+    is_shown = np.zeros(len(instances), bool)
+    is_shown[shown] = True
+    return instances.keep(is_shown)
 
 
 def contact_sheet(

@@ -19,7 +19,7 @@ from engine.masks.components import resize_masks
 from engine.masks.instances import Instances
 from engine.masks.rle import decode_rles, encode_rles
 from engine.report.colours import colour_ratios
-from engine.report.drawing import draw_instances, encode_jpeg
+from engine.report.drawing import draw_instances, encode_jpeg, select_shown
 from engine.store.columns import ShardColumns
 from engine.types import ImageRecord
 
@@ -130,7 +130,7 @@ class PictureMaker:
         else:
             return None
         small = _resize_instances(instances, size) if instances is not None else None
-        drawn = draw_instances(ground, small)
+        drawn = draw_instances(ground, select_shown(small) if small is not None else None)
         return Picture(jpeg=encode_jpeg(drawn), size=size)
 
     def colour_ratios(self, images: Sequence[Picked]) -> NDArray[np.float64]:

@@ -149,5 +149,5 @@ def _folder(encoder: Encoder, config: LabellingConfig) -> str:
     """Digest of everything that decides an image's features."""
     settings = asdict(config.encoder)
     settings.pop("weights")  # identified by their digest
-    decisive = [settings, encoder.weights_digest, asdict(config.decoding)]
+    decisive = [settings, encoder.weights_digest, encoder.centring_digest, asdict(config.decoding)]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -109,6 +109,8 @@ def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
     console.print(_summary_table(summaries))
     for line in _rejected_lines(version, summaries):
         print(line)
+    for line in _note_lines(version):
+        print(line)
     print(f"labels: {store.uri} (version {version.name})")
     if previews is not None:
         _write_previews(corpus, version, previews, arguments.labelling.decoding)
@@ -204,9 +206,17 @@ def _rejected_lines(version: Version, summaries: list[ShardSummary]) -> list[str
     return [*lines, f"... and {num_more} more, see the column reason of the store"] if num_more > 0 else lines
 
 
+def _note_lines(version: Version) -> list[str]:
+    """What the statistics of a version say about its labels, for people."""
+    from engine.report.notes import find_notes, note_lines
+    from engine.report.statistics import read_statistics
+
+    return note_lines(find_notes(read_statistics(version)))
+
+
 def _write_previews(corpus: Corpus, version: Version, previews: ObjectStore, config: DecodingConfig) -> None:
     """Draw the first labelled images, one picture each, and all of them on one sheet."""
-    from engine.report.drawing import contact_sheet, draw_instances, encode_jpeg
+    from engine.report.drawing import contact_sheet, draw_instances, encode_jpeg, select_shown
 
     labelled = (outcome for outcome in version.outcomes() if outcome.status == Status.LABELLED)
     pictures = []
@@ -216,11 +226,12 @@ def _write_previews(corpus: Corpus, version: Version, previews: ObjectStore, con
         except (ImageError, TransientError) as error:
             print(f"no preview of {outcome.record.image_id!r}: {error}")
             continue
-        pictures.append(draw_instances(image, outcome.instances))
+        shown = select_shown(outcome.instances) if outcome.instances is not None else None
+        pictures.append(draw_instances(image, shown))
         # File systems limit names to 255 bytes.
         name = PurePosixPath(outcome.record.path).stem[:60]
         previews.write(f"{number:03d}-{name}.jpg", encode_jpeg(pictures[-1]))
     if pictures:
         sheet = contact_sheet(pictures, _PREVIEW_COLUMNS, _PREVIEW_TILE_HEIGHT)
         previews.write("sheet.jpg", encode_jpeg(sheet))
-    print(f"previews: {previews.uri} ({len(pictures)} images and sheet.jpg)")
+    print(f"previews: {previews.uri} ({len(pictures)} images and sheet.jpg; at most 10 masks of an image)")

@@ -64,9 +64,16 @@ class MeasuringArguments(Bounded):
         matches = match_images(records, list(read_ground_truth(self.ground_truth)))
         return corpus, subsample(matches, self.limit)
 
-    def load_encoder(self, config: EncoderConfig) -> Encoder:
-        """Load an encoder onto the device, with all cores of this process."""
-        return load_encoder(config, self.device, count_cores())
+    def load_encoder(self, config: EncoderConfig, corpus: Corpus) -> tuple[EncoderConfig, Encoder]:
+        """Load an encoder, centred on the corpus, onto the device, with all cores of this process.
+
+        Also returns the configuration without "auto".
+        """
+        from engine.labelling.calibration import measure_features
+
+        resolved, measured = measure_features(corpus, config, self.labelling.decoding, self.device)
+        statistics = None if measured is None else measured.statistics
+        return resolved, load_encoder(resolved, self.device, count_cores(), statistics)
 
     def evaluate(self, points: Sequence[SweepPoint], cache: FeatureCache) -> list[PointResult]:
         """Label and measure the points in processes of one thread each, and show the progress."""

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from actors.pipeline import Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
+# Warn once this many images are labelled and more than this share of them has no masks.
+_MIN_IMAGES, _MANY_EMPTY = 16, 0.7
+_EMPTY_REASONS = ("no_background", "small_background", "no_foreground", "refined_away")
+_ADVICE = (
+    "Thresholds may not fit the encoder's features: stop with Ctrl-C and look at a preview of --limit 16, or "
+    "try --method tree"
+)
 
 
 class ProgressDisplay:
@@ -43,6 +50,7 @@ class ProgressDisplay:
         self._label = label
         self._first: tuple[float, int] | None = None
         self._last_line = time.monotonic()
+        self._has_warned = False
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> ProgressDisplay:
@@ -74,6 +82,11 @@ class ProgressDisplay:
         masks = f"{progress.instances / progress.images:.1f} masks/image" if progress.images else "starting"
         rejects = (f"{reason} {count}" for reason, count in sorted(progress.reasons.items()))
         self.show(progress.images, [masks, *rejects])
+        empty = sum(progress.reasons[reason] for reason in _EMPTY_REASONS)
+        if not self._has_warned and progress.images >= _MIN_IMAGES and empty > _MANY_EMPTY * progress.images:
+            self._has_warned = True
+            warning = f"warning: no masks in {empty} of the first {progress.images} images. {_ADVICE}"
+            self._console.print(warning, style="bold red", soft_wrap=True, markup=False, highlight=False)
 
     def show_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a training step; the first and the last line stay, and every line with AP."""

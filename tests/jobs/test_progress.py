@@ -31,6 +31,16 @@ def test_labelling_shows_masks_and_rejects(terminal: Console) -> None:
     assert "40/100 images, 2.5 masks/image, truncated 2" in written(terminal)
 
 
+@pytest.mark.parametrize(("empty", "is_warned"), [(25, True), (20, False)])
+def test_a_run_that_finds_nothing_says_so_once(log: Console, empty: int, is_warned: bool) -> None:
+    progress = Progress(images=32)
+    progress.reasons[Reason.NO_FOREGROUND] = empty
+    display = ProgressDisplay(100, console=log)
+    for _ in range(2):
+        display.show_labelling(progress)
+    assert written(log).count(f"warning: no masks in {empty} of the first 32 images") == is_warned
+
+
 def test_a_log_gets_the_first_and_the_last_step_and_every_ap(log: Console) -> None:
     with ProgressDisplay(8, "steps", console=log) as display:
         for step in (1, 2, 8):

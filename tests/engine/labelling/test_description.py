@@ -16,7 +16,7 @@ from engine.labelling.description import (
 )
 from engine.store.version_info import VersionInfo
 
-DESCRIPTOR = EncoderConfig(name="descriptor", batch_size=4)
+DESCRIPTOR = EncoderConfig(name="descriptor", batch_size=4, precision="float32")
 TILED = LabellingConfig(method="multicut", encoder=DESCRIPTOR, tiling=TilingConfig(tile=64))
 FIXED = NetworkDescription(image_size=(64, 64), weights_digest="fixed", settings={})
 SOLO = NetworkDescription(
@@ -35,13 +35,17 @@ def describe(config: LabellingConfig, network: NetworkDescription) -> VersionInf
 @pytest.mark.parametrize(
     ("config", "network", "digest"),
     [
-        (LabellingConfig(encoder=DESCRIPTOR), FIXED, "d01a00dcee45"),
+        (LabellingConfig(method="promerge", encoder=DESCRIPTOR), FIXED, "d01a00dcee45"),
         (
             LabellingConfig(method="multicut", encoder=DESCRIPTOR, tiling=TilingConfig(tile=64)),
             FIXED,
             "bbce737036d1",
         ),
-        (LabellingConfig(), FIXED, "9a23172fbff0"),
+        (
+            LabellingConfig(method="promerge", encoder=EncoderConfig(precision="float32")),
+            FIXED,
+            "9a23172fbff0",
+        ),
         (BY_NETWORK, SOLO, "b5f3d0c42d35"),
     ],
 )
