@@ -17,7 +17,7 @@ from jobs.cli.labelling import LabelArguments, run_label_job
 class HrsidArguments(LabelArguments):
     """Label HRSID: radar images in, a store of instance masks out. Run it again to resume after a stop.
 
-    Ships are small, so images are labelled in tiles as well. Only the file names and ids of an annotation
+    Ships are small and the sea is a common background, so ProMerge labels images and tiles of them. Only the file names and ids of an annotation
     file are used, never its annotations.
     Exit codes: 0 done (images that could not be read are rows with a reason), 1 failed, 2 wrong use.
     """
@@ -28,7 +28,7 @@ class HrsidArguments(LabelArguments):
     """The list of images (relative to the corpus, or an absolute path or S3 URI): train2017.json or
     test2017.json. Default: the only file in annotations/."""
     labelling: Annotated[LabellingConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: LabellingConfig(tiling=TilingConfig(tile=400))
+        default_factory=lambda: LabellingConfig(method="promerge", tiling=TilingConfig(tile=400))
     )
 
 
