@@ -17,8 +17,8 @@ from jobs.cli.labelling import LabelArguments, run_label_job
 class HrsidArguments(LabelArguments):
     """Label HRSID: radar images in, a store of instance masks out. Run it again to resume after a stop.
 
-    Ships are small and the sea is a common background, so ProMerge labels images and tiles of them. Only the file names and ids of an annotation
-    file are used, never its annotations.
+    Ships are small and the sea is a common background, so ProMerge labels images and tiles of them. Only the
+    file names and ids of an annotation file are used, never its annotations.
     Exit codes: 0 done (images that could not be read are rows with a reason), 1 failed, 2 wrong use.
     """
 

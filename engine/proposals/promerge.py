@@ -36,6 +36,16 @@ class ProMergeResult:
     skipped: Reason | None = None
 
 
+def promerge_masks(
+    features_hwc: NDArray[np.floating] | torch.Tensor, config: ProMergeConfig
+) -> NDArray[np.bool_]:
+    """Instance masks of one image over its patches, bool (N, h, w), largest first, ties by first patch.
+
+    For use outside the labelling path; `run_promerge` also returns the background and the reason for N = 0.
+    """
+    return run_promerge(features_hwc, config).masks
+
+
 def run_promerge(
     features_hwc: NDArray[np.floating] | torch.Tensor,
     config: ProMergeConfig,

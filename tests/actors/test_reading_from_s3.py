@@ -14,8 +14,8 @@ from actors.reader import ReadCrop, Reader
 from engine.corpora import Corpus, Sa1bCorpus, open_coco, open_corpus, open_hrsid
 from engine.errors import CorpusError
 from engine.images.crops import PreparationConfig
-from engine.objects import s3
 from engine.objects.memory import MemoryObjects
+from engine.objects.s3 import S3Objects
 from engine.store.planning import check_has_images
 from engine.types import Chunk, ImageRecord, Outcome, Reason
 
@@ -34,9 +34,8 @@ def photographs(
 
 @pytest.mark.parametrize("is_tar", [True, False])
 def test_a_server_that_is_killed_and_restarted_loses_no_image(
-    s3_server: Any, photographs: dict[str, bytes], is_tar: bool, monkeypatch: pytest.MonkeyPatch
+    s3_server: Any, photographs: dict[str, bytes], is_tar: bool
 ) -> None:
-    monkeypatch.setattr(s3, "_ATTEMPTS", 2)
     folder = s3_server.root / "bucket/sa1b"
     folder.mkdir()
     if is_tar:
@@ -64,7 +63,7 @@ def test_a_server_that_is_killed_and_restarted_loses_no_image(
 
     deaths: list[float] = []
     restart = threading.Timer(1, s3_server.start)
-    crops = read_chunk(Killer.open("s3://bucket/sa1b"), records)
+    crops = read_chunk(Killer(S3Objects("bucket", "sa1b", attempts=2)), records)
     assert time.monotonic() - deaths[0] > 1
     restart.join()
     assert [crop.crop.size for crop in crops if isinstance(crop, ReadCrop)] == [(48, 64)] * 5

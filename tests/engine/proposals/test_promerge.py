@@ -10,14 +10,10 @@ from hypothesis import strategies as st
 from engine.errors import ConfigurationError
 from engine.proposals.config import ProMergeConfig
 from engine.proposals.patches import touched_sides
-from engine.proposals.promerge import run_promerge
+from engine.proposals.promerge import promerge_masks, run_promerge
 from engine.types import Reason
 
 CONFIG = ProMergeConfig()
-
-
-def patch_masks(features: np.ndarray | torch.Tensor, config: ProMergeConfig) -> np.ndarray:
-    return run_promerge(features, config).masks
 
 
 def rectangle_features(
@@ -41,7 +37,7 @@ def rectangles(size: tuple[int, int], *objects: tuple[slice, slice]) -> np.ndarr
 
 def test_objects_on_a_plain_background_are_found_largest_first() -> None:
     small, large = np.s_[2:8, 3:9], np.s_[12:22, 14:30]
-    masks = patch_masks(rectangle_features((24, 36), small, large), CONFIG)
+    masks = promerge_masks(rectangle_features((24, 36), small, large), CONFIG)
     assert np.array_equal(masks, rectangles((24, 36), large, small))
 
 
@@ -49,18 +45,18 @@ def test_similar_objects_that_do_not_touch_are_not_merged() -> None:
     first, second = np.s_[4:12, 4:12], np.s_[4:12, 20:28]
     features = rectangle_features((20, 32), first, second)
     features[second] = features[first]
-    assert np.array_equal(patch_masks(features, CONFIG), rectangles((20, 32), first, second))
+    assert np.array_equal(promerge_masks(features, CONFIG), rectangles((20, 32), first, second))
 
 
 def test_features_may_have_any_length_and_dtype() -> None:
     features = rectangle_features((24, 24), np.s_[4:12, 8:16])
-    expected = patch_masks(features, CONFIG)
+    expected = promerge_masks(features, CONFIG)
     scaled = features * np.random.default_rng(1).uniform(0.1, 10, (24, 24, 1))
     for dtype in (np.float16, np.float64):
-        assert np.array_equal(patch_masks(scaled.astype(dtype), CONFIG), expected)
-    assert np.array_equal(patch_masks(torch.as_tensor(features).double(), CONFIG), expected)
+        assert np.array_equal(promerge_masks(scaled.astype(dtype), CONFIG), expected)
+    assert np.array_equal(promerge_masks(torch.as_tensor(features).double(), CONFIG), expected)
     before = features.copy()
-    patch_masks(features, CONFIG)
+    promerge_masks(features, CONFIG)
     assert np.array_equal(features, before)
 
 
@@ -87,7 +83,7 @@ def test_an_image_without_objects_is_skipped_with_a_reason() -> None:
 
 
 def test_a_single_patch_is_background() -> None:
-    assert patch_masks(np.ones((1, 1, 3), np.float32), CONFIG).shape == (0, 1, 1)
+    assert promerge_masks(np.ones((1, 1, 3), np.float32), CONFIG).shape == (0, 1, 1)
 
 
 def test_each_filter_applies_its_own_tests() -> None:
@@ -95,7 +91,7 @@ def test_each_filter_applies_its_own_tests() -> None:
     features = rectangle_features((24, 24), np.s_[8:16, 8:16], noise=0)
     features[8:16, 8:16] = 0.15 * np.eye(8)[0] + np.sqrt(1 - 0.15**2) * np.eye(8)[1]
     found = {
-        name: len(patch_masks(features, ProMergeConfig(filter=name)))
+        name: len(promerge_masks(features, ProMergeConfig(filter=name)))
         for name in ("cascade", "ioa", "feature")
     }
     assert found == {"cascade": 0, "ioa": 1, "feature": 0}
@@ -115,18 +111,18 @@ def test_masks_of_noise_are_valid_sorted_and_reproducible(
     seed: int, height: int, width: int, stride: int
 ) -> None:
     features = np.random.default_rng(seed).standard_normal((height, width, 5))
-    masks = patch_masks(features, ProMergeConfig(stride=stride))
+    masks = promerge_masks(features, ProMergeConfig(stride=stride))
     areas = masks.sum(axis=(1, 2))
     assert masks.shape[1:] == (height, width)
     assert (areas > 0).all()
     assert (np.diff(areas) <= 0).all()
-    assert np.array_equal(masks, patch_masks(features, ProMergeConfig(stride=stride)))
+    assert np.array_equal(masks, promerge_masks(features, ProMergeConfig(stride=stride)))
 
 
 @pytest.mark.parametrize("bad", [np.zeros((4, 4)), np.full((4, 4, 2), np.nan), np.full((4, 4, 2), np.inf)])
 def test_invalid_features_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match="features must"):
-        patch_masks(bad, CONFIG)
+        promerge_masks(bad, CONFIG)
 
 
 @pytest.mark.parametrize("wrong", [{"stride": 0}, {"border_sides": 5}, {"vote_fraction": 1.5}, {"tau_b": -2}])
@@ -155,5 +151,5 @@ def test_reference_cases_are_reproduced_exactly(development_data: Callable[[str]
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_gpu_gives_the_same_masks() -> None:
     features = rectangle_features((60, 60), np.s_[2:8, 3:9], np.s_[12:22, 14:30])
-    on_gpu = patch_masks(torch.as_tensor(features, device="cuda"), CONFIG)
-    assert np.array_equal(on_gpu, patch_masks(features, CONFIG))
+    on_gpu = promerge_masks(torch.as_tensor(features, device="cuda"), CONFIG)
+    assert np.array_equal(on_gpu, promerge_masks(features, CONFIG))
