@@ -119,42 +119,47 @@ class MultiCutConfig:
 class TreeConfig:
     """Constants of region tree proposals; the weights of cues are explained in tree_scores.Cues."""
 
-    segment_side_px: int = 240
+    segment_side_px: int = 480
     """Superpixels are found in the image shrunk to this longer side; masks are as exact as its pixels."""
     num_leaves: int = 400
     """Superpixels that merging starts from; more find smaller objects and take longer."""
-    border_weight: float = 2.0
+    border_weight: float = 4.0
     """Weight of the common border's strength against the features' difference, in choosing what merges."""
-    size_power: float = 0.5
+    size_power: float = 0.4
     """How much sooner small regions merge; 0 ignores size."""
     border_coverage: float = 0.5
     """A region covers an image side if it holds more than this share of the side's pixels."""
     border_sides: int = 2
     """A region that covers at least this many of the four sides is background."""
-    min_area: float = 0.0005
+    min_area: float = 0.0004
     """Smallest region, as a share of the image."""
     max_area: float = 0.9
     """Largest region, as a share of the image."""
-    isolation_weight: float = 1.0
-    """Weight in the score of how little a region resembles the background."""
+    isolation_weight: float = 1.5
+    """Power in the score of how little a region resembles the background. All cues are multiplied."""
     contrast_weight: float = 0.5
-    """Weight of R(M), by which a region stands out from its surroundings."""
+    """Power of R(M), by which a region stands out from its surroundings."""
     coherence_weight: float = 1.0
-    """Weight of how alike the features inside a region are."""
+    """Power of how alike the features inside a region are."""
     lifetime_weight: float = 0.5
-    """Weight of the span of dissimilarity over which a region exists."""
-    area_weight: float = 0.5
-    """Weight of a region's area."""
-    compactness_weight: float = 1.0
-    """Weight of a short outline around a large area."""
+    """Power of the span of dissimilarity over which a region exists."""
+    area_weight: float = 0.75
+    """Power of a region's area."""
+    compactness_weight: float = 2.0
+    """Power of a short outline around a large area."""
     freedom_weight: float = 1.0
-    """Weight of touching few of the image's sides."""
+    """Power of touching few of the image's sides."""
     outline_weight: float = 0.5
-    """Weight of the strength of the border around a region."""
+    """Power of the strength of the border around a region."""
     detail_weight: float = 0.5
-    """Weight of the strength of the borders inside a region."""
+    """Power of the strength of the borders inside a region."""
     duplicate_iou: float = 0.7
     """Of two regions with a larger IoU, the one with the higher score stays."""
+    overlap_penalty: float = 1.0
+    """A region's score is multiplied by exp(-penalty x IoU) for every better one; 0 has no effect."""
+    relative_power: float = 0.5
+    """Scores are divided by this power of the image's typical score: 0 compares regions of all images as they
+    are, 1 only says how far a region stands out in its image."""
     max_masks: int = 100
     """Most masks of an image."""
 
@@ -170,13 +175,11 @@ class TreeConfig:
         weights = (
             "border_weight", "size_power", "isolation_weight", "contrast_weight", "coherence_weight",
             "lifetime_weight", "area_weight", "compactness_weight", "freedom_weight", "outline_weight",
-            "detail_weight",
+            "detail_weight", "overlap_penalty", "relative_power",
         )  # fmt: skip
         for name in weights:
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ConfigurationError(f"tree.{name} is a number >= 0, got {getattr(self, name)}")
-        if sum(getattr(self, name) for name in weights[2:]) == 0:
-            raise ConfigurationError("tree: at least one cue of the score needs a weight above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

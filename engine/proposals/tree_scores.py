@@ -40,9 +40,9 @@ class Cues:
 def score_regions(
     leaves: Leaves, members: NDArray[np.bool_], lifetimes: NDArray[np.float64], config: TreeConfig
 ) -> NDArray[np.float32]:
-    """Scores float32 (N,) of regions of leaves, bool (N, K): the weighted geometric mean of the cues.
+    """Scores float32 (N,), above 0, of regions of leaves, bool (N, K): the product of powers of the cues.
 
-    The weights are those of `config`; every cue counts as at least 0.001.
+    The powers are the weights in `config`; every cue counts as at least 0.001.
     """
     cues = measure_cues(leaves, members, lifetimes)
     weights = {
@@ -56,12 +56,10 @@ def score_regions(
         "outline": config.outline_weight,
         "detail": config.detail_weight,
     }
-    logarithm = np.zeros(len(members))
+    scores = np.ones(len(members), np.float32)
     for name, weight in weights.items():
-        logarithm += weight * np.log(np.maximum(getattr(cues, name), _LEAST_CUE))
-    total = sum(weights.values())
-    scores: NDArray[np.float32] = np.exp(logarithm / total).astype(np.float32)
-    return scores
+        scores *= np.maximum(getattr(cues, name), np.float32(_LEAST_CUE)) ** np.float32(weight)
+    return np.maximum(scores, np.finfo(np.float32).tiny)
 
 
 def measure_cues(leaves: Leaves, members: NDArray[np.bool_], lifetimes: NDArray[np.float64]) -> Cues:
@@ -108,7 +106,8 @@ def _feature_cues(
     contrast = (weighted * cosines).sum(axis=1) / areas - ring_mean
     background = leaves.background.astype(np.float32) @ leaves.features
     isolation = 1 - directions @ _unit(background[None])[0]
-    return isolation, contrast, np.linalg.norm(sums, axis=1) / areas
+    coherence: NDArray[np.float32] = np.linalg.norm(sums, axis=1) / areas
+    return isolation, contrast, coherence
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -84,13 +84,33 @@ class Hierarchy:
         contours: NDArray[np.float32] = _draw_contours(self.leaves, self.merges, self.heights)
         return contours
 
+    def segments_of_regions(self, num_segments: int) -> NDArray[np.int32]:
+        """Segment of each of the R finest regions, int32 (R,), in the cut with `num_segments`.
+
+        Segments are numbered 0..K-1, K = min(num_segments, R), in the order of their smallest region.
+
+        >>> merges = np.array([[0, 2], [1, 3], [0, 1]], np.int32)
+        >>> leaves = np.int32([[0, 1, 2, 3]])
+        >>> hierarchy = Hierarchy(leaves=leaves, merges=merges, heights=np.float64([1, 2, 3]))
+        >>> hierarchy.segments_of_regions(3).tolist()
+        [0, 1, 0, 2]
+        """
+        parents = self._parents_after(max(self.num_leaves - num_segments, 0))
+        is_kept = parents == np.arange(self.num_leaves)
+        segments: NDArray[np.int32] = (np.cumsum(is_kept, dtype=np.int32) - 1)[parents]
+        return segments
+
     def _labels_after(self, num_merges: int) -> NDArray[np.int32]:
+        return number_by_first_pixel(self._parents_after(num_merges)[self.leaves])
+
+    def _parents_after(self, num_merges: int) -> NDArray[np.int64]:
+        """The region by which each of the finest regions goes after some merges, int64 (R,)."""
         parents = np.arange(self.num_leaves)
         parents[self.merges[:num_merges, 1]] = self.merges[:num_merges, 0]
         # A kept region is always the smaller number, so that parents are final before they are followed.
         for region in range(self.num_leaves):
             parents[region] = parents[parents[region]]
-        return number_by_first_pixel(parents[self.leaves])
+        return parents
 
 
 def build_hierarchy(
