@@ -93,53 +93,53 @@ class MultiCutConfig(Bounded):
 class TreeConfig(Bounded):
     """Constants of region tree proposals; the weights of cues are explained in tree_scores.Cues."""
 
-    segment_side_px: Count = 240
+    segment_side_px: Count = 480
     """Superpixels are found in the image shrunk to this longer side; masks are as exact as its pixels."""
     num_leaves: Count = 400
     """Superpixels that merging starts from; more find smaller objects and take longer."""
-    border_weight: NotNegative = 2.0
+    border_weight: NotNegative = 4.0
     """Weight of the common border's strength against the features' difference, in choosing what merges."""
-    size_power: NotNegative = 0.5
+    size_power: NotNegative = 0.4
     """How much sooner small regions merge; 0 ignores size."""
     border_coverage: Share = 0.5
     """A region covers an image side if it holds more than this share of the side's pixels."""
     border_sides: _Sides = 2
     """A region that covers at least this many of the four sides is background."""
-    min_area: Share = 0.0005
+    min_area: Share = 0.0004
     """Smallest region, as a share of the image."""
     max_area: Share = 0.9
     """Largest region, as a share of the image."""
-    isolation_weight: NotNegative = 1.0
-    """Weight in the score of how little a region resembles the background."""
+    isolation_weight: NotNegative = 1.5
+    """Power in the score of how little a region resembles the background. All cues are multiplied."""
     contrast_weight: NotNegative = 0.5
-    """Weight of R(M), by which a region stands out from its surroundings."""
+    """Power of R(M), by which a region stands out from its surroundings."""
     coherence_weight: NotNegative = 1.0
-    """Weight of how alike the features inside a region are."""
+    """Power of how alike the features inside a region are."""
     lifetime_weight: NotNegative = 0.5
-    """Weight of the span of dissimilarity over which a region exists."""
-    area_weight: NotNegative = 0.5
-    """Weight of a region's area."""
-    compactness_weight: NotNegative = 1.0
-    """Weight of a short outline around a large area."""
+    """Power of the span of dissimilarity over which a region exists."""
+    area_weight: NotNegative = 0.75
+    """Power of a region's area."""
+    compactness_weight: NotNegative = 2.0
+    """Power of a short outline around a large area."""
     freedom_weight: NotNegative = 1.0
-    """Weight of touching few of the image's sides."""
+    """Power of touching few of the image's sides."""
     outline_weight: NotNegative = 0.5
-    """Weight of the strength of the border around a region."""
+    """Power of the strength of the border around a region."""
     detail_weight: NotNegative = 0.5
-    """Weight of the strength of the borders inside a region."""
+    """Power of the strength of the borders inside a region."""
     duplicate_iou: Share = 0.7
     """Of two regions with a larger IoU, the one with the higher score stays."""
+    overlap_penalty: NotNegative = 1.0
+    """A region's score is multiplied by exp(-penalty x IoU) for every better one; 0 has no effect."""
+    relative_power: NotNegative = 0.5
+    """Scores are divided by this power of the image's typical score: 0 compares regions of all images as they
+    are, 1 only says how far a region stands out in its image."""
     max_masks: Count = 100
     """Most masks of an image."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not any(self.cue_weights.values()):
-            raise ConfigurationError("at least one cue of the score needs a weight above 0")
-
     @property
     def cue_weights(self) -> dict[str, float]:
-        """The weight of each cue in the score, by the cue's name."""
+        """The power of each cue in the score, by the cue's name."""
         return {
             "isolation": self.isolation_weight,
             "contrast": self.contrast_weight,

@@ -21,6 +21,9 @@ from engine.proposals.tree_scores import score_regions
 from engine.superpixels.graph import resize_labels
 from engine.types import Reason
 
+# An image's typical score is the mean over this many of its best regions.
+_NUM_TYPICAL = 10
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TreeProposals:
@@ -63,23 +66,24 @@ def rank_regions(
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """The tree's best regions, bool (N, K) over leaves, and scores float32 (N,), best first.
 
-    Left out are background, small regions and duplicates. Equal scores keep the order of the tree's nodes.
+    Left out are background, small and large regions, and duplicates. Of equal scores, the node that is born
+    first comes first.
     """
     members, lifetimes = tree.members(), tree.lifetimes()
     kept = _are_candidates(leaves, members, config, is_tile)
     members, lifetimes = members[kept], lifetimes[kept]
     scores = score_regions(leaves, members, lifetimes, config)
-    order = np.argsort(-scores, kind="stable")
-    members, scores = members[order], scores[order]
-    chosen = _drop_duplicates(_ious(members, leaves.areas), config.duplicate_iou, config.max_masks)
-    return members[chosen], scores[chosen]
+    chosen, scores = choose_regions(
+        scores, _ious(members, leaves.areas), config.duplicate_iou, config.overlap_penalty, config.max_masks
+    )
+    return members[chosen], relative_scores(scores, config.relative_power)
 
 
 def _are_candidates(
     leaves: Leaves, members: NDArray[np.bool_], config: TreeConfig, is_tile: bool
 ) -> NDArray[np.bool_]:
     """Which regions (N, K) are neither background nor too small or too large; bool (N,)."""
-    inside = members.astype(np.float64)
+    inside = members.astype(np.float32)
     shares = inside @ leaves.areas / leaves.labels.size
     if is_tile:
         is_background = inside @ leaves.background > config.border_coverage * leaves.background.sum()
@@ -91,29 +95,58 @@ def _are_candidates(
     return kept
 
 
-def _ious(members: NDArray[np.bool_], areas: NDArray[np.float64]) -> NDArray[np.float64]:
-    """IoU of every pair of regions (N, K) of leaves with `areas` (K,); float64 (N, N)."""
-    inside = members.astype(np.float64)
-    shared = (inside * areas) @ inside.T
+def _ious(members: NDArray[np.bool_], areas: NDArray[np.float64]) -> NDArray[np.float32]:
+    """IoU of every pair of regions (N, K) of leaves with `areas` (K,); float32 (N, N)."""
+    inside = members.astype(np.float32)
+    shared = (inside * areas.astype(np.float32)) @ inside.T
     own = np.diagonal(shared)
-    ious: NDArray[np.float64] = shared / (own[:, None] + own - shared)
+    ious: NDArray[np.float32] = shared / (own[:, None] + own - shared)
     return ious
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _drop_duplicates(ious: NDArray[np.float64], max_iou: float, max_masks: int) -> NDArray[np.int64]:
-    """Positions, in order, of at most `max_masks` regions whose IoU with all before is at most `max_iou`."""
-    kept = np.empty(min(len(ious), max_masks), np.int64)
+def choose_regions(
+    scores: NDArray[np.float32],
+    ious: NDArray[np.float32],
+    duplicate_iou: float,
+    overlap_penalty: float,
+    max_masks: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Positions and scores of at most `max_masks` of N regions, best first; of equals the first.
+
+    Each choice drops the regions whose IoU with it is above `duplicate_iou`, and multiplies the scores (N,)
+    of the others by exp(-overlap_penalty IoU).
+
+    Source: Bodla et al., "Soft-NMS", ICCV 2017, section 3, with another decay.
+    """
+    current = scores.copy()
+    chosen = np.empty(min(len(scores), max_masks), np.int64)
+    final = np.empty(len(chosen), np.float32)
     count = 0
-    for region in range(len(ious)):
-        if count == max_masks:
+    while count < len(chosen):
+        best = current.argmax()
+        if current[best] < 0:
             break
-        is_new = True
-        for position in range(count):
-            if ious[region, kept[position]] > max_iou:
-                is_new = False
-                break
-        if is_new:
-            kept[count] = region
-            count += 1
-    return kept[:count]
+        chosen[count], final[count] = best, current[best]
+        count += 1
+        for region in range(len(current)):
+            iou = ious[best, region]
+            if iou > duplicate_iou or region == best:
+                current[region] = -1
+            elif iou > 0:
+                current[region] *= np.exp(-overlap_penalty * iou)
+    return chosen[:count], final[:count]
+
+
+def relative_scores(scores: NDArray[np.float32], power: float) -> NDArray[np.float32]:
+    """Scores (N,), falling, over a power of the geometric mean of the image's ten best.
+
+    >>> relative_scores(np.float32([0.5, 0.5]), 1.0).tolist()
+    [1.0, 1.0]
+    """
+    if len(scores) == 0:
+        return scores
+    best = np.maximum(scores[:_NUM_TYPICAL], np.finfo(np.float32).tiny)
+    typical = np.exp(np.log(best).mean())
+    relative: NDArray[np.float32] = (scores / typical**power).astype(np.float32)
+    return relative

@@ -18,8 +18,21 @@ from engine.superpixels.hierarchy import HierarchyConfig, find_regions, merge_in
 from engine.superpixels.segmentation import to_unit_rgb
 from engine.superpixels.watershed import Arcs
 
-# Features are read at every second pixel of the shrunk image, in both directions.
-_SAMPLE_STRIDE = 2
+# Twice as fast as the defaults, which were chosen for superpixels that follow human segmentations: features,
+# not histograms, tell here what belongs together.
+_BOUNDARY = BoundaryConfig(
+    colour_scales_px=(1.0, 2.0),
+    colour_weights=(1.0, 1.2),
+    histogram_scales_px=(),
+    lightness_weights=(),
+    chroma_weights=(),
+    texture_scales_px=(),
+    texture_weights=(),
+)
+_HIERARCHY = HierarchyConfig(cell_side_px=8)
+
+# Features are read at about this many places along the longer side of the image.
+_NUM_SAMPLES = 120
 
 
 class Borders(NamedTuple):
@@ -92,12 +105,11 @@ def shrink(image_hwc: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
 
 def _segment(image_hwc: NDArray[np.uint8], num_leaves: int) -> tuple[NDArray[np.int32], Borders]:
     """Labels (H, W) of at most `num_leaves` superpixels, and the borders between them."""
-    config = HierarchyConfig()
-    regions, arcs, measures = find_regions(to_unit_rgb(image_hwc), BoundaryConfig(), config, num_leaves)
-    labels = merge_into_hierarchy(regions, arcs, measures, config).cut_at_count(num_leaves)
-    leaf_of_region = np.empty(len(measures.areas), np.int32)
-    leaf_of_region[regions.ravel()] = labels.ravel()
-    return labels, _sum_borders(arcs, leaf_of_region, int(labels.max()) + 1)
+    regions, arcs, measures = find_regions(to_unit_rgb(image_hwc), _BOUNDARY, _HIERARCHY, num_leaves)
+    hierarchy = merge_into_hierarchy(regions, arcs, measures, _HIERARCHY)
+    leaf_of_region = hierarchy.segments_of_regions(num_leaves)
+    borders = _sum_borders(arcs, leaf_of_region, int(leaf_of_region.max()) + 1)
+    return leaf_of_region[regions], borders
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -118,21 +130,25 @@ def _mean_features(
     labels: NDArray[np.int32], num_leaves: int, features: NDArray[np.float32], grid: tuple[int, int]
 ) -> NDArray[np.float32]:
     """Mean features float32 (K, C) of labels (H, W); patches (h * w, C) are interpolated bilinearly."""
-    means: NDArray[np.float32] = _patch_weights(labels, num_leaves, grid) @ features
+    stride = max(max(labels.shape) // _NUM_SAMPLES, 1)
+    means: NDArray[np.float32] = _patch_weights(labels, num_leaves, grid, stride) @ features
     return means
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _patch_weights(labels: NDArray[np.int32], num_leaves: int, grid: tuple[int, int]) -> NDArray[np.float32]:
+def _patch_weights(
+    labels: NDArray[np.int32], num_leaves: int, grid: tuple[int, int], stride: int
+) -> NDArray[np.float32]:
     """Weight of every patch in each leaf's mean, float32 (K, h * w), rows sum to 1.
 
-    A leaf without a sampled pixel takes its first pixel in reading order.
+    Pixels are sampled every `stride` rows and columns. A leaf without a sampled pixel takes its first one in
+    reading order.
     """
     height, width = labels.shape
     weights = np.zeros((num_leaves, grid[0] * grid[1]), np.float32)
     counts = np.zeros(num_leaves, np.int64)
-    for y in range(0, height, _SAMPLE_STRIDE):
-        for x in range(0, width, _SAMPLE_STRIDE):
+    for y in range(stride // 2, height, stride):
+        for x in range(stride // 2, width, stride):
             counts[labels[y, x]] += 1
             _add_patches(weights[labels[y, x]], y, x, labels.shape, grid)
     for y in range(height):

@@ -40,18 +40,15 @@ class Cues:
 def score_regions(
     leaves: Leaves, members: NDArray[np.bool_], lifetimes: NDArray[np.float64], config: TreeConfig
 ) -> NDArray[np.float32]:
-    """Scores float32 (N,) of regions of leaves, bool (N, K): the weighted geometric mean of the cues.
+    """Scores float32 (N,), above 0, of regions of leaves, bool (N, K): the product of powers of the cues.
 
-    The weights are those of `config`; every cue counts as at least 0.001.
+    The powers are the weights in `config`; every cue counts as at least 0.001.
     """
     cues = measure_cues(leaves, members, lifetimes)
-    weights = config.cue_weights
-    logarithm = np.zeros(len(members))
-    for name, weight in weights.items():
-        logarithm += weight * np.log(np.maximum(getattr(cues, name), _LEAST_CUE))
-    total = sum(weights.values())
-    scores: NDArray[np.float32] = np.exp(logarithm / total).astype(np.float32)
-    return scores
+    scores = np.ones(len(members), np.float32)
+    for name, weight in config.cue_weights.items():
+        scores *= np.maximum(getattr(cues, name), np.float32(_LEAST_CUE)) ** np.float32(weight)
+    return np.maximum(scores, np.finfo(np.float32).tiny)
 
 
 def measure_cues(leaves: Leaves, members: NDArray[np.bool_], lifetimes: NDArray[np.float64]) -> Cues:
@@ -102,7 +99,7 @@ def _feature_cues(
     return isolation, contrast, coherence
 
 
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     """Rows (N, C) of length 1; zero rows stay zero."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: NDArray[np.float32] = rows / np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -59,6 +59,23 @@ class Hierarchy:
         """Labels (H, W), 0..K-1 in order of first pixels, after all merges up to height `level`."""
         return self._labels_after(int(np.searchsorted(self.heights, level, side="right")))
 
+    def segments_of_regions(self, num_segments: int) -> NDArray[np.int32]:
+        """Segment of each of the R finest regions, int32 (R,), in the cut with `num_segments`.
+
+        Segments are numbered 0..K-1, K = min(num_segments, R), in the order of their smallest region.
+
+        >>> merges = np.array([[0, 2], [1, 3], [0, 1]], np.int32)
+        >>> leaves = np.int32([[0, 1, 2, 3]])
+        >>> hierarchy = Hierarchy(leaves=leaves, merges=merges, heights=np.float64([1, 2, 3]))
+        >>> hierarchy.segments_of_regions(3).tolist()
+        [0, 1, 0, 2]
+        """
+        num_merges = max(self.num_leaves - num_segments, 0)
+        parents = _roots(self.merges[:num_merges], self.num_leaves)
+        is_kept = parents == np.arange(self.num_leaves)
+        segments: NDArray[np.int32] = (np.cumsum(is_kept, dtype=np.int32) - 1)[parents]
+        return segments
+
     def _labels_after(self, num_merges: int) -> NDArray[np.int32]:
         return number_by_first_pixel(_roots(self.merges[:num_merges], self.num_leaves)[self.leaves])
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.errors import ConfigurationError
 from engine.proposals.config import TreeConfig
 from engine.proposals.merge_tree import MergeTree
-from engine.proposals.tree import rank_regions, run_tree
+from engine.proposals.tree import choose_regions, rank_regions, relative_scores, run_tree
 from engine.proposals.tree_leaves import Borders, Leaves, make_leaves, shrink
 from engine.proposals.tree_scores import measure_cues, score_regions
 from engine.types import Reason
@@ -186,15 +186,38 @@ def test_cues_by_hand() -> None:
     assert cues.detail.tolist() == [0.5]
 
 
-def test_score_is_the_weighted_geometric_mean() -> None:
+def test_score_is_the_product_of_powers_of_the_cues() -> None:
     leaves = row_of_leaves([8, 4], [[1, 0], [0, 1]], [[4, 4, 2, 0], [0, 0, 0, 2]])
-    weights = {
-        f"{name}_weight": 0.0
-        for name in ("isolation", "coherence", "compactness", "freedom", "outline", "detail", "contrast")
-    }
-    config = TreeConfig(**weights, lifetime_weight=1.0, area_weight=3.0)
-    scores = score_regions(leaves, np.array([[False, True]]), np.array([1 / 27]), config)
-    assert np.allclose(scores, (1 / 27 * (1 / 3) ** 3) ** 0.25)
+    cues = (
+        "isolation", "coherence", "compactness", "freedom", "outline", "detail", "contrast",
+    )  # fmt: skip
+    config = TreeConfig(**{f"{cue}_weight": 0.0 for cue in cues}, lifetime_weight=2.0, area_weight=3.0)
+    members = np.array([[False, True], [False, True]])
+    scores = score_regions(leaves, members, np.array([0.5, 0.0]), config)
+    # A lifetime of 0 counts as 0.001.
+    assert np.allclose(scores, [0.5**2 / 27, 0.001**2 / 27])
+
+
+def test_regions_that_overlap_better_ones_fall_back() -> None:
+    ious = np.float32([[1, 0.5, 0.8, 0], [0.5, 1, 0.2, 0], [0.8, 0.2, 1, 0], [0, 0, 0, 1]])
+    scores = np.float32([1.0, 0.9, 0.8, 0.7])
+    chosen, final = choose_regions(scores, ious, 0.7, 2.0, 100)
+    # Region 2 is a duplicate of 0; region 1 falls to 0.9 / e, behind region 3.
+    assert chosen.tolist() == [0, 3, 1]
+    assert np.allclose(final, [1.0, 0.7, 0.9 / np.e])
+    assert scores.tolist() == np.float32([1.0, 0.9, 0.8, 0.7]).tolist()
+    assert choose_regions(scores, ious, 0.7, 2.0, 1)[0].tolist() == [0]
+    assert choose_regions(scores, ious, 1.0, 0.0, 100)[0].tolist() == [0, 1, 2, 3]
+    assert choose_regions(np.float32([1, 1]), np.eye(2, dtype=np.float32), 0.7, 1.0, 9)[0].tolist() == [0, 1]
+
+
+def test_relative_scores_are_measured_by_the_ten_best() -> None:
+    scores = np.float32([8.0, 2.0])
+    assert np.allclose(relative_scores(scores, 1.0), [2.0, 0.5])
+    assert np.allclose(relative_scores(scores, 0.5), [4.0, 1.0])
+    assert relative_scores(scores, 0.0).tolist() == [8.0, 2.0]
+    assert np.allclose(relative_scores(np.float32([1.0] * 10 + [0.1]), 1.0)[-1], 0.1)
+    assert len(relative_scores(np.zeros(0, np.float32), 1.0)) == 0
 
 
 @pytest.mark.parametrize(
@@ -208,6 +231,8 @@ def test_score_is_the_weighted_geometric_mean() -> None:
         {"min_area": -0.1},
         {"size_power": -1.0},
         {"area_weight": float("nan")},
+        {"overlap_penalty": -1.0},
+        {"relative_power": float("inf")},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
