@@ -37,7 +37,11 @@ from engine.types import Chunk, ImageRecord, Outcome, Reason, ShardPlan, Status
 from tests.fake_cuda import fake_cuda, in_fake_cuda
 
 Load = Callable[[LabellingConfig, str], Labeller]
-CONFIG = LabellingConfig(refine="none", encoder=EncoderConfig(image_size=96, batch_size=2))
+CONFIG = LabellingConfig(
+    method="promerge",
+    refine="none",
+    encoder=EncoderConfig(image_size=96, batch_size=2, precision="float32"),
+)
 SIZE = (96, 96)
 
 

@@ -42,7 +42,7 @@ def test_the_benchmark_times_stages_and_pipeline(
 ) -> None:
     output = tmp_path / "benchmark.json"
     small = ("--num-images", "12", "--stage-images", "2", "--chunk-size", "1", "--encoder.image-size", "96",
-             "--encoder", "descriptor")  # fmt: skip
+             "--encoder", "descriptor", "--refine", "crf")  # fmt: skip
     few = (*small, "--encoder-seconds", "0.1")
     result = run_job("benchmark", "--corpus", str(image_folder(3)), *few, "--output", str(output))
     assert result.returncode == 0, result.stdout + result.stderr

@@ -231,13 +231,13 @@ def test_labels_that_settle_end_it(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--rounds", "0"], "rounds is a whole number >= 1"),
+        (["--rounds", "0"], "--rounds is a whole number >= 1"),
         (["--snapshots", "1"], "set snapshots to 2 or more"),
-        (["--min-change", "2"], "min_change is a share"),
+        (["--min-change", "2"], "--min-change is a share"),
         (["--objective.mask-term", "adaptive"], "labels of round 0 have no stability"),
         (["--held-out", "0.5"], "give their --ground-truth"),
         (["--later.steps", "1"], "snapshots are at most"),
-        (["--chunk-size", "0"], "chunk_size is a whole number >= 1"),
+        (["--chunk-size", "0"], "--chunk-size is a whole number >= 1"),
     ],
 )
 def test_wrong_use_is_one_line(more: list[str], message: str) -> None:

@@ -108,7 +108,9 @@ def test_held_out_without_ground_truth_is_wrong_use() -> None:
             parse_arguments(TrainArguments, [*places, *given])
     assert parse_arguments(TrainArguments, [*places, *_FLAGS]).training.solo.backbone == "test_resnet"
     for given in (["--workers", "0"], ["--optimiser.learning-rate", "nan"]):
-        with pytest.raises(UsageError, match=r"workers is a whole number >= 1|learning_rate is a number > 0"):
+        with pytest.raises(
+            UsageError, match=r"--workers is a whole number >= 1|--optimiser.learning-rate is a number > 0"
+        ):
             parse_arguments(TrainArguments, [*places, *given])
 
 

@@ -48,8 +48,10 @@ def test_encoders_that_need_no_weights_take_none(fields, complaint):
 
 def test_descriptions_of_raw_keys_have_no_newer_fields():
     raw = EncoderConfig(centring="none").describe()
+    assert EncoderConfig().describe() == raw  # auto means none for this encoder
+    assert EncoderConfig(name="dinov2").describe()["centring"] == "auto"
     assert raw == {
-        "name": "embedded", "weights": "hub", "image_size": 480, "batch_size": 8, "precision": "float32",
+        "name": "embedded", "weights": "hub", "image_size": 480, "batch_size": 8, "precision": "auto",
         "seed": 0,
     }  # fmt: skip
     other = EncoderConfig(facet="token", layer=9, centring="corpus").describe()

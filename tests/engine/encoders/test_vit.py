@@ -13,7 +13,16 @@ IMAGES = list(np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8
 
 
 def config_of(name=TINY, **fields):
-    return EncoderConfig(**{"name": name, "weights": "random", "image_size": 64, "batch_size": 2, **fields})
+    return EncoderConfig(
+        **{
+            "name": name,
+            "weights": "random",
+            "image_size": 64,
+            "batch_size": 2,
+            "precision": "float32",
+            **fields,
+        }
+    )
 
 
 def normalised(image):

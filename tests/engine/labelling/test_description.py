@@ -69,7 +69,7 @@ def test_places_of_weights_are_no_part_of_it() -> None:
 def test_everything_else_is_part_of_it() -> None:
     first = describe(LabellingConfig(), FIXED)
     others = [
-        describe(LabellingConfig(refine="none"), FIXED),
+        describe(LabellingConfig(refine="crf"), FIXED),
         describe(LabellingConfig(tiling=TilingConfig(tile=64)), FIXED),
         describe(LabellingConfig(), replace(FIXED, weights_digest="other")),
         describe_first_round(LabellingConfig(), FIXED, "folder", shard_size=1000, chunk_size=8, limit=5),
@@ -77,7 +77,7 @@ def test_everything_else_is_part_of_it() -> None:
     ]
     assert len({info.digest for info in (first, *others)}) == 6
     # auto is described by what it means.
-    assert describe(LabellingConfig(refine="crf"), FIXED) == first
+    assert describe(LabellingConfig(refine="none"), FIXED) == first
     batch = replace(BY_NETWORK, network=replace(BY_NETWORK.network, batch_size=1))
     assert describe(batch, SOLO).digest != describe(BY_NETWORK, SOLO).digest
 

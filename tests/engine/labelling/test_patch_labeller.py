@@ -20,7 +20,7 @@ from engine.proposals.config import ProMergeConfig
 from engine.types import Optimality, Reason
 
 EVERY_PATCH = ProMergeConfig(stride=1)
-PLAIN = LabellingConfig(refine="none", promerge=EVERY_PATCH)
+PLAIN = LabellingConfig(method="promerge", refine="none", promerge=EVERY_PATCH)
 SIZE = (48, 64)
 
 
@@ -95,7 +95,9 @@ def test_refinement_finds_the_edge() -> None:
     image[17:33, 16:34] = 200  # its edge lies off the patches
     features = DiscEncoder().encode([image])[0]
     coarse = masks_of(label_features(features, image, PLAIN))[0]
-    fine = masks_of(label_features(features, image, LabellingConfig(promerge=EVERY_PATCH)))[0]
+    fine = masks_of(
+        label_features(features, image, LabellingConfig(method="promerge", promerge=EVERY_PATCH))
+    )[0]
     truth = image[..., 0] > 0
     assert np.count_nonzero(fine ^ truth) < np.count_nonzero(coarse ^ truth)
 
@@ -106,7 +108,7 @@ def test_a_mask_that_refinement_changes_too_much_is_dropped() -> None:
     features[..., 1] = 1
     features[0:1, 6:7] = torch.tensor([1.0, 0.0])  # an object where the image shows none
     assert label_features(features, image, PLAIN).instances is not None
-    strict = LabellingConfig(min_refined_iou=1.0, promerge=EVERY_PATCH)
+    strict = LabellingConfig(method="promerge", min_refined_iou=1.0, promerge=EVERY_PATCH)
     assert label_features(features, image, strict).reason == Reason.REFINED_AWAY
 
 
@@ -134,7 +136,7 @@ def test_an_error_in_one_image_does_not_affect_the_others() -> None:
 def test_warming_up_changes_nothing() -> None:
     image = disc_image(SIZE)
     features = DiscEncoder().encode([image])[0]
-    config = LabellingConfig(promerge=EVERY_PATCH)
+    config = LabellingConfig(method="promerge", promerge=EVERY_PATCH)
     before = masks_of(label_features(features, image, config))
     warm_up(config)
     assert np.array_equal(masks_of(label_features(features, image, config)), before)
@@ -143,8 +145,10 @@ def test_warming_up_changes_nothing() -> None:
 def test_configurations_that_contradict_themselves() -> None:
     with pytest.raises(ConfigurationError, match="component_fraction is a share, 0 to 1"):
         LabellingConfig(component_fraction=1.1)
-    with pytest.raises(ConfigurationError, match=r"needs a trained network: give --network\.weights"):
-        LabellingConfig(method="solo", encoder=EncoderConfig(weights="network.safetensors"))
+    with pytest.raises(ConfigurationError, match="needs a trained network: give --weights"):
+        LabellingConfig(method="solo")
+    short = LabellingConfig(method="solo", encoder=EncoderConfig(weights="network.safetensors"))
+    assert (short.network.weights, short.encoder) == ("network.safetensors", EncoderConfig())
     with pytest.raises(ConfigurationError, match="give --method solo"):
         LabellingConfig(network=NetworkConfig(earlier_weights=("network.safetensors",)))
     with pytest.raises(ConfigurationError, match="batch_size is a whole number >= 1"):

@@ -49,7 +49,7 @@ def test_rejected_and_empty_images_are_left_out(labelled_folder, make_maker, tin
     assert len(trained) + len(held_out - {"0.png"}) == 5
     with_empty = replace(tiny_training, keep_empty=True)
     assert len(make_maker(with_empty)) == 6
-    assert make_maker(with_empty)[SampleNumber(0, 0)].masks.shape == (0, 256)
+    assert make_maker(with_empty)[SampleNumber(0, 0)].targets.masks.shape == (0, 256)
     with pytest.raises(StoreError, match="no image with a selected instance"):
         list_images(version, SelectionConfig(min_score=5))
 
@@ -72,7 +72,7 @@ def test_without_augmentation_the_image_is_the_one_of_inference(make_maker, tiny
     assert not on_image[12:].any()
     assert (sample.shown_chw[:, 48:] == 0).all()
     # A disc of radius 12, not resized.
-    assert sample.masks.sum() * 16 == pytest.approx(np.pi * 144, rel=0.1)
+    assert sample.targets.masks.sum() * 16 == pytest.approx(np.pi * 144, rel=0.1)
 
 
 def test_superpixels_are_computed_at_the_images_own_size():
@@ -87,9 +87,9 @@ def test_superpixels_are_computed_at_the_images_own_size():
     assert cut_superpixels(image, (15, 30), config, max_side=30).max() < 20
 
 
-def test_pasted_objects_hide_what_is_behind(make_scene):
-    behind = make_scene(0, [(0, 0, 30, 30), (40, 40, 44, 44)])
-    front = make_scene(1, [(20, 20, 50, 50)])
+def test_pasted_objects_hide_what_is_behind(make_canvas):
+    behind = make_canvas(0, [(0, 0, 30, 30), (40, 40, 44, 44)])
+    front = make_canvas(1, [(20, 20, 50, 50)])
     rng = np.random.default_rng(0)
     pasted = behind
     while pasted is behind:
@@ -142,19 +142,23 @@ def test_ignored_instances_are_neither_learned_nor_background(labelled_folder, t
         ignoring = maker[SampleNumber(0, other)]
         if images.weights(other, None).tolist() == [1.0]:
             assert equal_samples(ignoring, sample)
-            assert np.array_equal(ignoring.cells.objectness, sample.cells.objectness)
+            assert np.array_equal(ignoring.targets.cells.objectness, sample.targets.cells.objectness)
         else:
             num_ignored += 1
-            assert len(ignoring.masks) == len(ignoring.cells.cells) == 0
-            assert np.array_equal(np.isnan(ignoring.cells.objectness), sample.cells.objectness == 1)
+            assert len(ignoring.targets.masks) == len(ignoring.targets.cells.indices) == 0
+            assert np.array_equal(
+                ignoring.targets.cells.objectness.isnan(), sample.targets.cells.objectness == 1
+            )
     assert num_ignored == 2
     # With a score below `ignore_above_score` they are background.
     _, taught = make(selection=strict, keep_empty=True, ignore_above_score=0.3499)
-    assert all(np.isfinite(taught[SampleNumber(0, i)].cells.objectness).all() for i in range(len(images)))
+    assert all(
+        taught[SampleNumber(0, i)].targets.cells.objectness.isfinite().all() for i in range(len(images))
+    )
 
 
-def test_ignored_objects_are_not_pasted(make_scene):
-    behind, front = make_scene(0, [(0, 0, 30, 30)]), make_scene(1, [(20, 20, 50, 50)])
+def test_ignored_objects_are_not_pasted(make_canvas):
+    behind, front = make_canvas(0, [(0, 0, 30, 30)]), make_canvas(1, [(20, 20, 50, 50)])
     ignored = replace(front, weights=np.zeros(1, np.float32))
     assert all(paste_objects(behind, ignored, np.random.default_rng(seed)) is behind for seed in range(8))
 

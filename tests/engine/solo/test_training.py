@@ -272,7 +272,10 @@ def test_networks_are_loaded_with_their_configuration(make_maker, tiny_training,
     assert len(digest) == 64
     assert len(find_instances(network, [photograph(0)], config)) <= 50
     output.write("other.safetensors", b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
-    for name, message in (("other.safetensors", "no network that"), ("none.safetensors", "no weights at")):
+    for name, message in (
+        ("other.safetensors", "is not a network written by"),
+        ("none.safetensors", "no weights at"),
+    ):
         with pytest.raises(WeightsError, match=message):
             load_network(f"{output.uri}/{name}", torch.device("cpu"))
 

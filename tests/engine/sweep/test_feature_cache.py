@@ -16,6 +16,7 @@ from engine.sweep.feature_cache import CachedImages, FeatureCache, cache_feature
 
 class CountingEncoder:
     name, feature_size, image_size, grid, weights_digest = "counting", 1, (16, 24), (2, 3), "fixed"
+    centring_digest = ""
 
     def __init__(self) -> None:
         self.batches: list[int] = []

@@ -18,7 +18,7 @@ from engine.sweep.feature_cache import EncodedImage, FeatureCache
 from engine.sweep.points import PointResult, SweepPoint, SweptImage, evaluate_points
 
 SIZE = (48, 64)
-PLAIN = LabellingConfig(refine="none", promerge=ProMergeConfig(stride=1))
+PLAIN = LabellingConfig(method="promerge", refine="none", promerge=ProMergeConfig(stride=1))
 CASES = (((1, 3), (1, 3)), ((2, 5), (4, 6)))  # rows and columns of an object on 6 x 8 patches
 
 
