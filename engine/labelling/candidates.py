@@ -124,9 +124,15 @@ def refine_candidates(
 
     A mask that the CRF changes too much is dropped.
     """
-    coarse = [resize_masks(item.masks, _resized_size(item.crop)) for item in found]
     if not config.uses_crf or not found:
-        return [replace(item, masks=masks) for item, masks in zip(found, coarse, strict=True)]
+        # Masks over patches are resized twice, so that they agree with refined ones but for the refinement.
+        return [
+            item
+            if item.masks.shape[1:] == _resized_size(item.crop)
+            else replace(item, masks=resize_masks(item.masks, _resized_size(item.crop)))
+            for item in found
+        ]
+    coarse = [resize_masks(item.masks, _resized_size(item.crop)) for item in found]
     results = []
     with stage("refine"):
         images = [item.crop.resized_hwc for item in found]

@@ -103,27 +103,6 @@ def encode_rles(masks: NDArray[np.bool_]) -> tuple[bytes, ...]:
     return tuple(rle["counts"] for rle in coco_mask.encode(column_major))
 
 
-def encode_rle_within(mask: NDArray[np.bool_], x0: int, y0: int, size: tuple[int, int]) -> bytes:
-    """Encode `mask` (h, w) at (x0, y0) in an otherwise empty image of `size` = (height, width).
-
-    Time and memory depend on the mask, not on the image.
-    """
-    height, width = size
-    by_column = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
-    by_column[:, 1:-1] = mask.T
-    steps = np.diff(by_column, axis=1)
-    starts, stops = (
-        (x0 + column) * height + y0 + row for column, row in map(np.nonzero, (steps > 0, steps < 0))
-    )
-    # A run that reaches the end of a column of the image continues in the next.
-    continues = np.flatnonzero(starts[1:] == stops[:-1])
-    edges = np.stack([np.delete(starts, continues + 1), np.delete(stops, continues)], axis=1).ravel()
-    counts = np.diff(edges, prepend=0, append=height * width)
-    runs = counts[: -1 if counts[-1] == 0 else None].tolist()
-    rle: bytes = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
-    return rle
-
-
 def overlaps(rles: Sequence[bytes], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """IoU and IoA of every pair of masks, (N, N) each; IoA is the share of the first in the second."""
     if len(rles) == 0:
