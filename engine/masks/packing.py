@@ -31,7 +31,8 @@ def make_instances(
     x0, y0, x1, y1 = box_xyxy or (0, 0, size[1], size[0])
     found: list[tuple[float, int, int, bytes, NDArray[np.int64]]] = []
     for mask, score in zip(masks, scores, strict=True):
-        rows, columns = nearest_neighbours(mask.shape[0], y1 - y0), nearest_neighbours(mask.shape[1], x1 - x0)
+        rows = nearest_neighbours(mask.shape[0], y1 - y0)
+        columns = nearest_neighbours(mask.shape[1], x1 - x0)
         runs = trace_runs(mask, rows, columns, (y0, x0), size[0])
         if len(runs) > 0:
             area, first_pixel, box = _measure(runs, size)
@@ -57,13 +58,13 @@ def nearest_neighbours(length: int, new_length: int) -> NDArray[np.int64]:
     ([0, 0, 1, 1, 1], [1, 3])
     """
     line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
-    positions = np.asarray(line.resize((new_length, 1), Image.Resampling.NEAREST))[0]
-    return positions.astype(np.int64)
+    resized = line.resize((new_length, 1), Image.Resampling.NEAREST)
+    return np.asarray(resized, np.int64)[0]
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _measure(runs: NDArray[np.int64], size: tuple[int, int]) -> tuple[int, int, NDArray[np.int64]]:
-    """Area, first pixel in reading order and box (4,), xyxy half-open, of runs as `trace_runs` returns them."""
+    """Area, first pixel in reading order and half-open xyxy box (4,) of runs from `trace_runs`."""
     height, width = size
     area, top, bottom, first_column = 0, height, 0, width
     for start, stop in runs:
