@@ -25,8 +25,8 @@ def make_instances(
     """Pack N masks (h, w) of an image of `size` = (height, width) as instances.
 
     Masks are resized to the image, or to the part `box_xyxy` of it, each pixel taking the value of its
-    nearest neighbour; those that vanish are left out. Ordered by falling score, then falling area, then first pixel
-    in reading order. Time and memory depend on the areas of the masks, not on the size of the image.
+    nearest neighbour; those that vanish are left out. Ordered by falling score, then falling area, then first
+    pixel in reading order. Time and memory depend on the areas of the masks, not on the size of the image.
     """
     x0, y0, x1, y1 = box_xyxy or (0, 0, size[1], size[0])
     found: list[tuple[float, int, int, bytes, NDArray[np.int64]]] = []
@@ -59,7 +59,8 @@ def nearest_neighbours(length: int, new_length: int) -> NDArray[np.int64]:
     """
     line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     resized = line.resize((new_length, 1), Image.Resampling.NEAREST)
-    return np.asarray(resized, np.int64)[0]
+    positions: NDArray[np.int64] = np.asarray(resized, np.int64)[0]
+    return positions
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -55,7 +55,7 @@ def run_tree(
     members, scores = rank_regions(leaves, tree, config, is_tile=seen_background is not None)
     labels = resize_labels(leaves.labels, (image_hwc.shape[0], image_hwc.shape[1]))
     return TreeProposals(
-        masks=members[:, labels],
+        masks=members.take(labels, axis=1),
         scores=scores,
         skipped=Reason.NO_FOREGROUND if len(members) == 0 else None,
     )
