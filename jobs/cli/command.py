@@ -17,18 +17,27 @@ class Subcommand:
     """A job as a subcommand.
 
     `module` holds `main` and the dataclass `arguments` of its flags. Words before the first flag are values
-    of the flag `first`.
+    of the flag `first`. --help shows the flags `common`, or those of no nested settings if there are none.
     """
 
     module: str
     arguments: str
     first: str
     summary: str
+    common: tuple[str, ...] = ()
 
 
+_LABEL_FLAGS = (
+    "--corpus", "--store", "--kind", "--annotations", "--method", "--encoder.name", "--encoder.weights",
+    "--tile", "--limit", "--preview", "--extend", "--overwrite", "--device", "--address",
+)  # fmt: skip
 SUBCOMMANDS = {
     "label": Subcommand(
-        "jobs.label", "CorpusArguments", "--corpus", "label the images of a folder, a bucket or a data set"
+        "jobs.label",
+        "CorpusArguments",
+        "--corpus",
+        "label the images of a folder, a bucket or a data set",
+        _LABEL_FLAGS,
     ),
     "report": Subcommand("jobs.report", "ReportArguments", "--store", "summarise labels on one HTML page"),
     "evaluate": Subcommand(
@@ -71,12 +80,14 @@ def run(args: Sequence[str]) -> NoReturn:
     if subcommand is None:
         exit_with(WRONG_USE, UsageError(unknown_text(name)))
     module = import_module(subcommand.module)
-    run_job(
-        getattr(module, subcommand.arguments),
-        module.main,
-        name_first(rest, subcommand.first),
-        f"maskmill {name}",
-    )
+    arguments_type = getattr(module, subcommand.arguments)
+    if "--help-all" in rest:
+        rest = ["--help"]
+    elif "--help" in rest or "-h" in rest:
+        from jobs.cli.short_help import shorten
+
+        arguments_type = shorten(arguments_type, subcommand.common)
+    run_job(arguments_type, module.main, name_first(rest, subcommand.first), f"maskmill {name}")
 
 
 def help_text() -> str:
