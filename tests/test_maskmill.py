@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader
+
+import maskmill
+from engine.errors import CorpusError
+from engine.masks.rle import cross_ious
 
 _ROOT = Path(__file__).parents[1]
 # As where maskmill is installed: the working folder comes first on the path, its own packages last.
@@ -88,3 +97,72 @@ def test_a_mistake_is_one_line_and_exit_code_2(project: Path, args: list[str], m
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_page_about_python_runs(
+    labelled_discs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, store = labelled_discs
+    Path("photos").symlink_to(images)
+    Path("photos-labels").symlink_to(store)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (_ROOT / "docs/api.md").read_text(), re.DOTALL):
+        exec(block, names)
+    height, width = names["instances"].size
+    assert names["masks"].shape == (len(names["masks"]), height, width)
+    assert names["masks"].any()
+    assert names["image"].shape == (3, height, width)
+    assert names["target"]["masks"].shape == (1, height, width)
+    assert names["target"]["boxes"].shape == (1, 4)
+    assert names["target"]["labels"].tolist() == [1]
+    with Image.open("drawn.png") as drawn:
+        assert drawn.size == (width, height)
+    assert Path("training/annotations/instances_train.json").is_file()
+
+
+def test_a_batch_for_a_detector(labelled_discs: tuple[Path, Path]) -> None:
+    images, store = labelled_discs
+    dataset = maskmill.LabelDataset(*maskmill.open_labels(str(store), str(images)))
+    loader = DataLoader(dataset, batch_size=2, collate_fn=lambda items: tuple(zip(*items, strict=True)))
+    pictures, targets = next(iter(loader))
+    assert [picture.dtype for picture in pictures] == [torch.uint8, torch.uint8]
+    for target in targets:
+        rows, columns = torch.nonzero(target["masks"][0], as_tuple=True)
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert target["boxes"][0].tolist() == [int(side) for side in box]
+    with pytest.raises(IndexError, match="there is none of number"):
+        dataset[len(dataset)]
+
+
+def test_images_of_another_size_are_refused(labelled_discs: tuple[Path, Path]) -> None:
+    images, store = labelled_discs
+    dataset = maskmill.LabelDataset(*maskmill.open_labels(str(store), str(images)))
+    for path in images.iterdir():
+        Image.new("RGB", (30, 20)).save(path)
+    with pytest.raises(CorpusError, match=r"\(20, 30\) now"):
+        dataset[0]
+
+
+def test_labels_of_no_image_one_pixel_and_another_type() -> None:
+    config = maskmill.LabellingConfig(encoder=maskmill.EncoderConfig(name="descriptor"))
+    assert maskmill.label([], config) == []
+    (found,) = maskmill.label([np.zeros((1, 1, 3), np.uint8)], config)
+    assert found.size == (1, 1)
+    assert maskmill.masks_of(found).shape == (len(found), 1, 1)
+    with pytest.raises(ValueError, match=r"images are uint8 \(H, W, 3\), got float64 \(2, 3\)"):
+        maskmill.label([np.zeros((2, 3))], config)
+
+
+def test_a_single_image_gets_the_masks_that_it_gets_among_others(photograph: Any) -> None:
+    images = [photograph(seed) for seed in range(3)]
+    alone, among = maskmill.label(images[:1])[0], maskmill.label(images)[0]
+    assert abs(len(alone) - len(among)) <= 2
+    assert cross_ious(alone.rles[:1], among.rles, alone.size).max() > 0.9
+
+
+def test_every_public_name_exists_and_has_a_docstring() -> None:
+    for name in maskmill.__all__:
+        assert inspect.getdoc(getattr(maskmill, name))
+    with pytest.raises(AttributeError, match="no attribute 'lable'"):
+        maskmill.lable  # noqa: B018
