@@ -20,7 +20,11 @@ _STILL_LOADED = {
     "self_train": {"torch", "scipy", "numba", "skimage"},
     "pretrain_encoder": {"torch", "torchvision", "timm", "scipy", "numba", "skimage"},
 }
-_FORBIDDEN = {"engine": {"ray", "actors", "jobs", "tests"}, "actors": {"jobs", "tests"}, "jobs": {"tests"}}
+_FORBIDDEN = {
+    "engine": {"ray", "actors", "jobs", "maskmill", "tests"},
+    "actors": {"jobs", "maskmill", "tests"},
+    "jobs": {"maskmill", "tests"},
+}
 
 
 def _imports(source: str) -> set[str]:

@@ -11,7 +11,9 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from jobs.cli.command import SUBCOMMANDS
 from jobs.cli.console import parse_arguments
+from jobs.cli.messages import flags_of
 
 _ROOT = Path(__file__).parents[1]
 _README = (_ROOT / "README.md").read_text()
@@ -59,6 +61,23 @@ def test_every_flag_of_a_job_in_the_pages_exists(job: str, capsys: pytest.Captur
     uses = re.findall(rf"{re.escape(job)}((?:[^\n]|\\\n)*)", _PAGES)
     flags = {flag for use in uses for flag in re.findall(r"--[a-z][\w.-]*", use)}
     assert flags <= said
+
+
+def test_every_subcommand_in_the_pages_exists() -> None:
+    code = "\n".join(re.findall(r"```.*?```|`[^`]+`", _PAGES, re.DOTALL))
+    named = set(re.findall(r"\bmaskmill ([a-z][a-z-]*)", code))
+    assert {"label", "report"} <= named <= set(SUBCOMMANDS)
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_flag_of_a_subcommand_in_the_pages_exists(name: str) -> None:
+    subcommand = SUBCOMMANDS[name]
+    arguments_type = getattr(importlib.import_module(subcommand.module), subcommand.arguments)
+    known = {flag.name for flag in flags_of(arguments_type)}
+    known |= {"--encoder", "--weights", "--help", "--help-all"}
+    uses = re.findall(rf"\bmaskmill {name}(?=\s)((?:[^\n`]|\\\n)*)", _PAGES)
+    assert {flag for use in uses for flag in re.findall(r"--[a-z][\w.-]*", use)} <= known
+    assert subcommand.first in known
 
 
 @pytest.mark.slow

@@ -13,11 +13,11 @@ import torch
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
-from engine.encoders.encoder import EMBEDDED, EncoderConfig
+from engine.encoders.encoder import DESCRIPTOR, EMBEDDED, EncoderConfig
 from engine.encoders.facets import Transformer
 from engine.encoders.formats import check_network
 from engine.encoders.layout import IMAGENET_MEAN, IMAGENET_STD, Layout, Statistics
-from engine.encoders.names import change_architecture, suggest_names
+from engine.encoders.names import SHORT_NAMES, change_architecture, suggest_names
 from engine.encoders.naming import State, adapt_to, drop_heads, is_square
 from engine.encoders.weights import Weights, check_fit, digest_state, read_weights, select_network
 from engine.errors import WeightsError
@@ -99,7 +99,8 @@ def _outline(name: str) -> Transformer:
     """The architecture without allocated weights. Raises WeightsError unless it can be an encoder."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        known = timm.list_models(pretrained="dino" in name.lower())
+        models = timm.list_models(pretrained="dino" in name.lower())
+        known = [EMBEDDED, DESCRIPTOR, *SHORT_NAMES, *models]
         raise WeightsError(f"timm knows no model {architecture!r}{_suggestion(name, known)}")
     published = timm.list_models(f"{architecture}.*", pretrained=True)
     if tag and name not in published:

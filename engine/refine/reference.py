@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-import pydensecrf.densecrf as pydensecrf
 from numpy.typing import NDArray
 
+from engine.errors import ConfigurationError
 from engine.refine.config import CrfConfig
 
 
 def refine_masks(
     image_hwc: NDArray[np.uint8], masks: NDArray[np.bool_], config: CrfConfig
 ) -> NDArray[np.bool_]:
-    """Masks bool (N, H, W) of an image uint8 (H, W, 3) after the CRF, by pydensecrf; ties are background."""
+    """Masks bool (N, H, W) of an image uint8 (H, W, 3) after the CRF, by pydensecrf; ties are background.
+
+    Raises ConfigurationError if pydensecrf is not installed.
+    """
     image = np.array(image_hwc, order="C")  # a copy: pydensecrf needs a writable buffer
     refined = [_foreground_margin(image, mask, config) > 0 for mask in masks]
     return np.array(refined, bool).reshape(masks.shape)
@@ -22,6 +25,14 @@ def _foreground_margin(
     image_hwc: NDArray[np.uint8], mask: NDArray[np.bool_], config: CrfConfig
 ) -> NDArray[np.float32]:
     """Foreground minus background probability (H, W) after the last mean-field step."""
+    # The only library of the project that has to be compiled, and no other backend needs it.
+    try:
+        import pydensecrf.densecrf as pydensecrf
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "backend pydensecrf is not installed: leave crf.backend out, or compile it with "
+            "pip install 'maskmill[reference]'"
+        ) from error
     height, width = mask.shape
     crf = pydensecrf.DenseCRF2D(width, height, 2)
     crf.setUnaryEnergy(unary_energy(mask))

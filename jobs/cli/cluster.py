@@ -6,10 +6,12 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import ray
 from ray.exceptions import RaySystemError
+from ray.job_config import JobConfig
 
 from engine.errors import ConfigurationError, UsageError
 from jobs.cli.console import exit_on_sigterm
@@ -41,14 +43,14 @@ def connect(flags: ClusterFlags) -> ClusterResources:
     address = flags.address or os.environ.get("RAY_ADDRESS", "local")
     if ":" in address:
         _check_reachable(address)
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    options = {"logging_level": logging.ERROR, "log_to_driver": False, "job_config": _job_config()}
     # Results of a worker that was dropped are never fetched; Ray would report their errors.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         if address == "local":
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
         else:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, RaySystemError) as error:
         if address == "local":
             raise UsageError(
@@ -67,6 +69,16 @@ def connect(flags: ClusterFlags) -> ClusterResources:
     return ClusterResources(
         device=device, cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0) if device == "cuda" else 0.0
     )
+
+
+def _job_config() -> JobConfig:
+    """Settings by which workers import engine, actors and jobs from where this process does.
+
+    By default, Ray puts the driver's working folder first on the workers' path, and a folder engine/ of the
+    user's project in it would hide ours. Ray leaves the working folder out for jobs of its own client.
+    """
+    root = Path(__file__).resolve().parents[2]
+    return JobConfig(_client_job=True, _py_driver_sys_path=[str(root)])
 
 
 def leave_cluster() -> None:

@@ -74,7 +74,21 @@ def tell_panel(panel: str, arguments_type: type, args: Sequence[str]) -> str:
         message = f"{name} is one of {choices.rstrip(',').replace(chr(39), '')}, got {got}"
     elif similar and message.startswith("Unrecognized"):
         message += f"; did you mean {' or '.join(similar)}?"
+    elif (word := re.match(r"Unrecognized options: ([^-]\S*)", message)) and not similar:
+        message = f"{word.group(1)!r} follows no flag: a value needs one, such as --output"
+    elif message.startswith("Missing from"):
+        message = f"missing: {', '.join(_required_flags(message))}"
     return f"{message} (--help lists all flags)"
+
+
+def _required_flags(message: str) -> list[str]:
+    """The flags that tyro's message about missing ones describes.
+
+    >>> _required_flags("Missing from x: --store STR The labels. (required) --output STR A file. (required)")
+    ['--store', '--output']
+    """
+    described = message.partition(": ")[2].split("(required)")
+    return [text.split()[0].partition("/")[0] for text in described if text.strip().startswith("--")]
 
 
 def expected_of(hint: Any) -> str | None:

@@ -18,6 +18,8 @@ from engine.masks.components import paired_ious
 from engine.refine import CrfConfig, refine_images, refine_masks
 from engine.refine.tensor_mean_field import refine_batch
 
+pytest.importorskip("pydensecrf")
+
 NUMBA = CrfConfig(backend="numba")
 TORCH = CrfConfig(backend="torch")
 REFERENCE = CrfConfig(backend="pydensecrf")

@@ -21,6 +21,8 @@ def two_halves(height: int, width: int) -> NDArray[np.uint8]:
 
 @pytest.fixture(params=BACKENDS)
 def config(request: pytest.FixtureRequest) -> CrfConfig:
+    if request.param == "pydensecrf":
+        pytest.importorskip("pydensecrf")
     return CrfConfig(backend=request.param)
 
 
