@@ -57,9 +57,10 @@ def main(arguments: CorpusArguments) -> None:
     kind = kind_of(arguments)
     arguments = replace(arguments, store=store, preview=preview)
     if kind == "hrsid" and arguments.labelling.tiling.tile is None:
-        # Its ships are smaller than a patch of the whole image.
-        tiling = HrsidArguments(corpus="", store="").labelling.tiling
-        arguments = replace(arguments, labelling=replace(arguments.labelling, tiling=tiling))
+        # Its ships are smaller than a patch of the whole image, and lie on a common background.
+        usual = HrsidArguments(corpus="", store="").labelling
+        labelling = replace(arguments.labelling, tiling=usual.tiling, method=usual.method)
+        arguments = replace(arguments, labelling=labelling)
     print(f"corpus: {arguments.corpus} (kind {kind})", flush=True)
     run_label_job(open_kind(kind, arguments), arguments)
     print(f"next: look at {preview}/sheet.jpg, then {report_command(store, arguments.corpus)}")
