@@ -63,7 +63,9 @@ def main(arguments: CorpusArguments) -> None:
         arguments = replace(arguments, labelling=labelling)
     print(f"corpus: {arguments.corpus} (kind {kind})", flush=True)
     run_label_job(open_kind(kind, arguments), arguments)
-    print(f"next: look at {preview}/sheet.jpg, then {report_command(store, arguments.corpus)}")
+    has_sheet = next(open_objects(preview).keys("sheet.jpg"), None) is not None
+    look = f"look at {preview}/sheet.jpg, then " if has_sheet else ""
+    print(f"next: {look}{report_command(store, arguments.corpus)}")
 
 
 def default_store(corpus: str) -> str:

@@ -80,6 +80,12 @@ def test_help_needs_no_heavy_library(job: str) -> None:
     assert _loaded(f"jobs.{job}") & _HEAVY <= _STILL_LOADED.get(job, set())
 
 
+def test_the_import_and_the_command_are_light() -> None:
+    """`import maskmill` loads libraries on first use; the list of subcommands does not load tyro either."""
+    assert _loaded("maskmill") & {*_HEAVY, "numpy", "PIL", "tyro"} == set()
+    assert _loaded("jobs.cli.command") & {*_HEAVY, "tyro"} == set()
+
+
 def test_instances_need_numpy_alone() -> None:
     packages = {"numpy", "scipy", "torch", "pycocotools", "PIL", "pyarrow", "numba", "ray"}
     assert _loaded("engine.masks.instances") & packages == {"numpy"}
