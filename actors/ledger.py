@@ -81,6 +81,7 @@ class ChunkLedger:
     """
 
     def __init__(self, chunks: Iterator[Chunk]) -> None:
+        """`chunks` may end for now and have more after the rows of a chunk were handled."""
         self._source = chunks
         # Taken from the source to see whether there are any, and not yet handed out.
         self._upcoming: deque[Chunk] = deque()
@@ -112,6 +113,12 @@ class ChunkLedger:
         self._workers[worker].has_started = True
         self._failed_starts = 0
         return self._fill(worker)
+
+    def source_refilled(self) -> list[Decision]:
+        """The source may have chunks again after its end: hand them out, by a new worker if there is none."""
+        if self.is_finished():
+            return []
+        return self._fill_idle() if self._workers else [self._start_worker()]
 
     def chunk_done(self, worker: int, chunk: Chunk) -> list[Decision]:
         """The rows of a chunk have come: hand out the next."""

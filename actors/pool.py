@@ -93,6 +93,8 @@ class WorkerPool:
     def label(self, chunks: Iterator[Chunk]) -> Generator[list[Outcome]]:
         """Label all chunks; yields rows as they come, and an empty list if none came for a few seconds.
 
+        `chunks` may end for now and have more after rows were yielded: an iterator that is asked again.
+
         A worker that dies is replaced and its chunks are labelled again. A worker that runs out of memory is
         dropped and its chunks go to the others. Ends with the last row, even if some workers have not started
         by then. Raises RunError if no worker is left or workers keep dying before they have started, and
@@ -138,6 +140,8 @@ class WorkerPool:
                 yield rows
                 decisions = ledger.chunk_done(call.worker, call.chunk)
         yield from self._carry_out(decisions)
+        if any(isinstance(decision, GiveUp) for decision in decisions):
+            yield from self._carry_out(ledger.source_refilled())
 
     def _carry_out(self, decisions: list[Decision]) -> Iterator[list[Outcome]]:
         for decision in decisions:

@@ -6,20 +6,21 @@ Like actors.reader, this module does not import torch: its tasks run in processe
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.bounds import Bounded, Count
 from engine.corpora import Corpus
 from engine.store.planning import shard_plans
 from engine.store.pseudo_labels import Version
-from engine.types import Outcome, ShardPlan
+from engine.types import Outcome, Reason, ShardPlan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work(Bounded):
     """The corpus to label and the version to label it into; sizes and `limit` are numbers of images.
 
-    `limit` and `extend` are those of `shard_plans`.
+    `limit` and `extend` are those of `shard_plans`. Images that were rejected for a reason in `retry` are
+    labelled again.
     """
 
     corpus: Corpus
@@ -28,16 +29,31 @@ class Work(Bounded):
     chunk_size: Count
     limit: Count | None = None
     extend: bool = False
+    retry: frozenset[Reason] = frozenset()
 
     def plans_to_do(self) -> Generator[ShardPlan]:
-        """Yield the plans of uncommitted shards while the corpus is listed."""
+        """Yield the plans of uncommitted shards while the corpus is listed, and what to do again in others.
+
+        The plan of a committed shard holds the images that are labelled again, if any.
+        """
         committed = self.version.committed()
+        again = self.version.rows_with(self.retry) if self.retry else {}
         plans = shard_plans(
             self.corpus, self.version, shard_size=self.shard_size, limit=self.limit, extend=self.extend
         )
-        return (plan for plan in plans if plan.index not in committed)
+        for plan in plans:
+            if plan.index not in committed:
+                yield plan
+            elif plan.index in again:
+                yield replace(plan, records=tuple(again[plan.index]))
 
 
-def commit_shard(version: Version, shard: int, outcomes: list[Outcome]) -> None:
-    """Write a full shard; run as a task, so that the driver does not wait for storage."""
-    version.commit(shard, outcomes)
+def commit_shard(version: Version, shard: int, outcomes: list[Outcome], is_retry: bool) -> None:
+    """Write a full shard, or rows of a committed one that were made again.
+
+    Run as a task, so that the driver does not wait for storage.
+    """
+    if is_retry:
+        version.replace_rows(shard, outcomes)
+    else:
+        version.commit(shard, outcomes)

@@ -6,6 +6,7 @@ MaskmillError
 │   │   └── OutOfBoundsError    a number lies outside the bounds of its field
 │   ├── CorpusError           the corpus is missing, empty or of another kind
 │   ├── StoreError            the store cannot be read or written, or does not match the request
+│   │   └── PlaceError            a bucket or folder is gone, silent or refuses access (also a CorpusError)
 │   └── WeightsError          the weights are unknown, unreachable or do not fit the network
 ├── ImageError              an image failed; it becomes a row with a reason
 ├── ObjectMissing           no object has this key
@@ -51,6 +52,13 @@ class CorpusError(UsageError):
 
 class StoreError(UsageError):
     """The store cannot be read or written, or does not match the request."""
+
+
+class PlaceError(CorpusError, StoreError):
+    """A bucket or folder as a whole is gone, refuses access or does not answer.
+
+    No single image is the cause: a run stops with a RunError, and no row is made.
+    """
 
 
 class WeightsError(UsageError):

@@ -48,6 +48,22 @@ class Reason(StrEnum):
     FAILED = "failed"
 
 
+# Reasons that go with `Status.REJECTED`.
+REJECTION_REASONS = tuple(Reason)[tuple(Reason).index(Reason.MISSING) :]
+# Reasons that an outage can cause: such an image is read again before its row is stored.
+DOUBTFUL_REASONS = frozenset(
+    {
+        Reason.MISSING,
+        Reason.UNREADABLE,
+        Reason.UNREACHABLE,
+        Reason.EMPTY_FILE,
+        Reason.NOT_AN_IMAGE,
+        Reason.TRUNCATED,
+        Reason.CORRUPT,
+    }
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
     """The name of an image in a corpus.

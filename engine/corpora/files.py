@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 
-from engine.errors import CorpusError, ImageError, ObjectMissing, StoreError
+from engine.errors import CorpusError, ImageError, ObjectMissing, PlaceError, StoreError
 from engine.images.decoding import IMAGE_SUFFIXES
 from engine.objects.local import LocalObjects
 from engine.objects.object_store import ObjectStore, open_objects
@@ -65,15 +66,41 @@ def escapes_root(path: str) -> bool:
     return path.startswith("/") or ".." in path.split("/")
 
 
+def list_keys(objects: ObjectStore, start_after: str = "") -> Iterator[str]:
+    """List the keys of a corpus; see `ObjectStore.keys`.
+
+    Raises PlaceError if the corpus vanished meanwhile, which looks like its end.
+    """
+    is_empty = True
+    for key in objects.keys(start_after=start_after):
+        is_empty = False
+        yield key
+    if start_after or not is_empty:
+        check_reachable(objects)
+
+
+def check_reachable(objects: ObjectStore) -> None:
+    """Raise PlaceError if the folder of a corpus is gone or empty; S3 itself reports such errors."""
+    if isinstance(objects, LocalObjects):
+        objects.check_not_empty()
+
+
 def read_file(objects: ObjectStore, key: str, start: int = 0, size: int | None = None) -> bytes:
-    """Read an object from byte `start`, all of it or `size` bytes. Raises ImageError or TransientError."""
+    """Read an object from byte `start`, all of it or `size` bytes.
+
+    Raises ImageError, TransientError, or PlaceError if the whole corpus is out of reach.
+    """
     if escapes_root(key):
         raise ImageError(Reason.UNREADABLE, "its path leads out of the corpus")
     try:
         data = objects.read_range(key, start, MAX_FILE_BYTES + 1 if size is None else size)
+    except PlaceError:
+        raise
     except ObjectMissing as error:
+        check_reachable(objects)
         raise ImageError(Reason.MISSING, "the file is not there") from error
     except StoreError as error:
+        check_reachable(objects)
         # Rows must not depend on where the corpus is.
         raise ImageError(Reason.UNREADABLE, str(error).replace(f"{objects.uri}/", "")) from error
     if len(data) > MAX_FILE_BYTES:

@@ -6,8 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from engine.corpora.files import is_image, key_to_text, open_corpus_objects, read_file, text_to_key
-from engine.errors import CorpusError, StoreError
+from engine.corpora.files import (
+    is_image,
+    key_to_text,
+    list_keys,
+    open_corpus_objects,
+    read_file,
+    text_to_key,
+)
+from engine.errors import CorpusError, PlaceError, StoreError
 from engine.objects.local import LocalObjects
 from engine.objects.object_store import ObjectStore
 from engine.types import ImageRecord
@@ -48,12 +55,14 @@ class FolderCorpus:
             for key in self._keys(text_to_key(after.path) if after is not None else ""):
                 if is_image(key):
                     yield ImageRecord(image_id=key_to_text(key), path=key_to_text(key))
+        except PlaceError:
+            raise
         except StoreError as error:
             raise CorpusError(str(error)) from error
 
     def _keys(self, start_after: str) -> Iterator[str]:
         if self._names is None:
-            return self._objects.keys(start_after=start_after)
+            return list_keys(self._objects, start_after)
         return (name for name in self._names if name > start_after)
 
     def read(self, record: ImageRecord) -> bytes:

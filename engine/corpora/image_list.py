@@ -12,7 +12,7 @@ from typing import Any
 import ijson
 import numpy as np
 
-from engine.errors import CorpusError, ObjectMissing, StoreError
+from engine.errors import CorpusError, ObjectMissing, PlaceError, StoreError
 from engine.objects.object_store import ObjectStore
 
 _BLOCK_BYTES = 4 << 20
@@ -118,6 +118,8 @@ class ImageList:
         except ijson.JSONError as error:
             message = " ".join(str(error).split())[:100]
             raise CorpusError(f"{self.name} is not JSON, or incomplete: {message}") from error
+        except PlaceError:
+            raise
         except (ObjectMissing, StoreError) as error:
             raise CorpusError(f"cannot read the annotation file: {error}") from error
 

@@ -8,9 +8,18 @@ from collections.abc import Iterator
 from threading import Lock
 from typing import Any, Literal
 
-from engine.corpora.files import is_hidden, is_image, key_to_text, open_corpus_objects, read_file, text_to_key
+from engine.corpora.files import (
+    check_reachable,
+    is_hidden,
+    is_image,
+    key_to_text,
+    list_keys,
+    open_corpus_objects,
+    read_file,
+    text_to_key,
+)
 from engine.corpora.tar_index import TarIndex, TarIndexConfig
-from engine.errors import CorpusError, ImageError, ObjectMissing, StoreError
+from engine.errors import CorpusError, ImageError, ObjectMissing, PlaceError, StoreError
 from engine.objects.object_store import ObjectStore
 from engine.types import ImageRecord, Reason
 
@@ -64,11 +73,13 @@ class Sa1bCorpus:
         try:
             if member is not None:
                 yield from self._members(tar, member)
-            for key in self._objects.keys(start_after=tar):
+            for key in list_keys(self._objects, tar):
                 if _is_tar(key):
                     yield from self._members(key, None)
                 elif is_image(key) or _is_compressed_tar(key):
                     yield _record(key_to_text(key))
+        except PlaceError:
+            raise
         except StoreError as error:
             raise CorpusError(str(error)) from error
 
@@ -81,7 +92,10 @@ class Sa1bCorpus:
         try:
             index = self._index(key)
             member = index.find(name) if name is not None else None
+        except PlaceError:
+            raise
         except ObjectMissing as error:
+            check_reachable(self._objects)
             raise ImageError(Reason.MISSING, "the tar is not there") from error
         except StoreError as error:
             raise ImageError(Reason.UNREADABLE, str(error).replace(f"{self.uri}/", "")) from error
@@ -108,6 +122,8 @@ class Sa1bCorpus:
     def _has(self, key: str) -> bool:
         try:
             self._objects.size(key)
+        except PlaceError:
+            raise
         except (ObjectMissing, StoreError):
             return False
         return True
@@ -115,7 +131,10 @@ class Sa1bCorpus:
     def _members(self, key: str, after: str | None) -> Iterator[ImageRecord]:
         try:
             members = self._index(key).members(after)
+        except PlaceError:
+            raise
         except (ObjectMissing, StoreError):
+            check_reachable(self._objects)
             yield _record(key_to_text(key))
             return
         for member in members:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -24,6 +25,8 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284
 # A day.
 _MAX_TIMEOUT_S = 86_400.0
+# Rows whose grey values are converted at a time: wider types of a whole large image would take gigabytes.
+_ROWS_AT_A_TIME = 256
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -142,8 +145,19 @@ def _to_8_bit(grey: NDArray[np.number]) -> NDArray[np.uint8]:
         if not np.isfinite(grey).all():
             raise ImageError(Reason.NON_FINITE, "the image has pixels that are not finite numbers")
         low, high = float(grey.min()), float(grey.max())
-        scaled = (grey - low) * (255.0 / (high - low) if high > low else 0.0)
-        return np.round(scaled).astype(np.uint8)
-    shifted = grey.astype(np.int64) - min(int(grey.min()), 0)
-    bits = max(int(shifted.max()).bit_length(), 8)
-    return (shifted >> (bits - 8)).astype(np.uint8)
+        factor = 255.0 / (high - low) if high > low else 0.0
+        return _by_rows(grey, lambda rows: np.round((rows - low) * factor))
+    offset = min(int(grey.min()), 0)
+    bits = max((int(grey.max()) - offset).bit_length(), 8)
+    return _by_rows(grey, lambda rows: (rows.astype(np.int64) - offset) >> (bits - 8))
+
+
+def _by_rows(
+    grey: NDArray[np.number], convert: Callable[[NDArray[np.number]], NDArray[np.number]]
+) -> NDArray[np.uint8]:
+    """Apply an elementwise function to (H, W), a few rows at a time, and convert the result to uint8."""
+    result = np.empty(grey.shape, np.uint8)
+    for start in range(0, len(grey), _ROWS_AT_A_TIME):
+        block = slice(start, start + _ROWS_AT_A_TIME)
+        result[block] = convert(grey[block]).astype(np.uint8)
+    return result

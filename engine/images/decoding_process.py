@@ -1,7 +1,9 @@
 """Decoding in a process of its own, which the kernel kills when an image takes too long.
 
 A decoder stuck in a damaged or malicious file runs C code and cannot be interrupted by an exception, and one
-that crashes takes its process with it; here either costs one image. Both ends of the pipe are in this module:
+that crashes takes its process with it; here either costs one image. Its memory is limited, and an image whose
+process is killed, as by a kernel out of memory, is tried again before it is given up. Both ends of the pipe
+are in this module:
 
     to the process      length (8 bytes), the file
     back, one or more   length of a JSON object (8 bytes), the object, and its pixels if it is a crop
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -21,6 +24,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import IO, Any
 
 import numpy as np
@@ -38,7 +42,15 @@ _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[2:]; "
     "from engine.images.decoding_process import serve; serve(sys.argv[1])"
 )
+# Memory beyond what the process has at its start; compositing transparency takes 16 bytes per pixel.
+_BYTES_PER_PIXEL, _EXTRA_BYTES = 20, 512 << 20
+# Attempts to decode an image at which the process is killed.
+_ATTEMPTS = 2
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+
+
+class _KilledError(Exception):
+    """The process ended for a reason that may have nothing to do with the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +72,18 @@ class DecodingProcess:
 
         The process counts its own CPU time, so that a busy machine does not change which images time out.
         """
+        num_received = 0
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                for crop in islice(self._crops_once(data), num_received, None):
+                    num_received += 1
+                    yield crop
+                return
+            except _KilledError as error:
+                if attempt == _ATTEMPTS:
+                    raise ImageError(Reason.FAILED, str(error)) from error
+
+    def _crops_once(self, data: bytes) -> Iterator[Crop]:
         running = self._running = self._running or _start(self._config)
         is_done = False
         try:
@@ -111,7 +135,7 @@ class DecodingProcess:
             raise self._exit_error(running)
         return np.frombuffer(pixels, np.uint8).reshape(shape)
 
-    def _exit_error(self, running: _Running) -> ImageError:
+    def _exit_error(self, running: _Running) -> ImageError | _KilledError:
         """The error of the image at which the process ended, from its exit code."""
         code = running.process.wait()
         if code == -signal.SIGPROF:
@@ -119,7 +143,7 @@ class DecodingProcess:
             return ImageError(Reason.TIMED_OUT, f"not decoded in {limit_s:g} s (decoding.timeout-s)")
         if -code in _CRASHES:
             return ImageError(Reason.CORRUPT, f"the decoder crashed: {signal.Signals(-code).name}")
-        return ImageError(Reason.FAILED, f"the decoding process ended with {code}")
+        return _KilledError(f"the decoding process ended with {code}, {_ATTEMPTS} times")
 
 
 def _start(config: PreparationConfig) -> _Running:
@@ -136,11 +160,24 @@ def serve(settings: str) -> None:
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output of libraries must not mix with the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _limit_memory(config.decoding)
     while (data := _receive(requests)) is not None:
         # When the timer expires, the signal kills the process: it has no handler.
         signal.setitimer(signal.ITIMER_PROF, config.decoding.timeout_s)
         _answer_file(data, config, answers)
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _limit_memory(config: DecodingConfig) -> None:
+    """Let this process raise MemoryError before a small file of a huge image takes the machine's memory."""
+    if not os.path.exists("/proc/self/statm"):
+        return
+    with open("/proc/self/statm") as status:
+        size = int(status.read().split()[0]) * resource.getpagesize()
+    limit = size + _EXTRA_BYTES + int(config.max_megapixels * 1e6) * _BYTES_PER_PIXEL
+    _, highest = resource.getrlimit(resource.RLIMIT_AS)
+    if highest == resource.RLIM_INFINITY or limit < highest:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, highest))
 
 
 def _answer_file(data: bytes, config: PreparationConfig, answers: IO[bytes]) -> None:

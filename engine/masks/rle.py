@@ -49,21 +49,54 @@ def decode_counts(counts: bytes) -> NDArray[np.int64]:
     >>> decode_counts(b"52203").tolist()
     [5, 2, 2, 2, 5]
     """
-    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - _FIRST_DIGIT
+    try:
+        lengths, _ = _parse_numbers(np.frombuffer(counts, np.uint8))
+    except ValueError as error:
+        raise ValueError(f"{_shortened(counts)} are no compressed run lengths: {error}") from error
+    for first in (1, 2):
+        lengths[first::2] = np.cumsum(lengths[first::2])
+    return lengths
+
+
+def check_counts(counts: NDArray[np.uint8], offsets: NDArray[np.int64], pixels: NDArray[np.int64]) -> None:
+    """Raise ValueError unless the compressed counts of M >= 1 masks decode to masks of `pixels` (M,) pixels.
+
+    Mask i has the characters offsets[i] to offsets[i + 1] of `counts`. All masks are checked together: one by
+    one, a million of them would take a minute.
+    """
+    if np.diff(offsets).min() < 1 or (counts[offsets[1:] - 1] >= _FIRST_DIGIT + _MORE).any():
+        raise ValueError("run lengths end within a number")
+    lengths, ends = _parse_numbers(counts)
+    firsts = np.searchsorted(ends, offsets[:-1])
+    masks = np.repeat(np.arange(len(firsts)), np.diff(np.append(firsts, len(ends))))
+    positions = np.arange(len(ends)) - firsts[masks]
+    # Differences add up along three chains per mask: the first number, the odd ones, the other even ones.
+    chains = 3 * masks + np.where(positions == 0, 0, 2 - positions % 2)
+    order = np.argsort(chains, kind="stable")
+    sums = np.cumsum(lengths[order])
+    starts = np.flatnonzero(np.diff(chains[order], prepend=-1))
+    before = np.repeat((sums - lengths[order])[starts], np.diff(np.append(starts, len(order))))
+    lengths[order] = sums - before
+    if lengths.min() < 0:
+        raise ValueError(f"a run length is negative: {lengths.min()}")
+    if (np.add.reduceat(lengths, firsts) != pixels).any():
+        raise ValueError("run lengths do not add up to the pixels of their image")
+
+
+def _parse_numbers(counts: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers in compressed counts, and the position of each one's last character. Raises ValueError."""
+    digits = counts.astype(np.int64) - _FIRST_DIGIT
     if digits.size == 0 or digits.min() < 0 or digits.max() >= 2 * _MORE or digits[-1] >= _MORE:
-        raise ValueError(f"{_shortened(counts)} are no compressed run lengths")
+        raise ValueError("a character is not a digit, or the last number has no end")
     ends = np.flatnonzero(digits < _MORE)
     starts = np.append(0, ends[:-1] + 1)
     num_digits = ends - starts + 1
     if num_digits.max() > _MAX_DIGITS:
-        raise ValueError(f"{_shortened(counts)} are no compressed run lengths: a number is too long")
+        raise ValueError("a number is too long")
     places = np.arange(len(digits)) - np.repeat(starts, num_digits)
-    lengths = np.add.reduceat((digits % _MORE) << (_DIGIT_BITS * places), starts)
+    numbers = np.add.reduceat((digits % _MORE) << (_DIGIT_BITS * places), starts)
     is_negative = digits[ends] >= _MORE // 2
-    lengths -= is_negative.astype(np.int64) << (_DIGIT_BITS * num_digits)
-    for first in (1, 2):
-        lengths[first::2] = np.cumsum(lengths[first::2])
-    return lengths
+    return numbers - (is_negative.astype(np.int64) << (_DIGIT_BITS * num_digits)), ends
 
 
 def check_lengths(lengths: NDArray[np.int64], size: tuple[int, int]) -> None:

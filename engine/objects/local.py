@@ -12,13 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.errors import ObjectMissing, RunError, StoreError
+from engine.errors import ObjectMissing, PlaceError, RunError, StoreError
 from engine.objects.keys import byte_order
 
 # Name prefix of unfinished files, which killed writers leave behind; they are not listed.
 PARTIAL_PREFIX = ".partial-"
 # Errors of a full disk or quota, which are no mistake of the user.
 _FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+# Errors of a network file system or a disk that is no longer there.
+_PLACE_ERRORS = (
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ETIMEDOUT,
+    errno.ENODEV,
+)
 
 
 class LocalObjects:
@@ -84,6 +93,16 @@ class LocalObjects:
             if key.startswith(prefix) and byte_order(key) > byte_order(start_after):
                 yield key
 
+    def check_not_empty(self) -> None:
+        """Raise PlaceError if the folder is gone or empty, as a mount point is after an unmount."""
+        try:
+            with os.scandir(self._root) as entries:
+                if next(entries, None) is not None:
+                    return
+        except OSError as error:
+            raise PlaceError(f"the folder {self._root} is gone ({_os_reason(error)})") from error
+        raise PlaceError(f"the folder {self._root} is empty now: is its disk still mounted?")
+
     def _walk(
         self, folder: Path, prefix: str, start_after: str, above: frozenset[tuple[int, int]]
     ) -> Iterator[str]:
@@ -98,9 +117,13 @@ class LocalObjects:
                 return
             with os.scandir(folder) as entries:
                 names = [entry.name + "/" if _is_folder(entry) else entry.name for entry in entries]
-        except FileNotFoundError:
-            return
+        except FileNotFoundError as error:
+            if not above:
+                return
+            raise PlaceError(f"{folder} vanished while {self._root} was listed") from error
         except OSError as error:
+            if error.errno in _PLACE_ERRORS:
+                raise PlaceError(f"cannot list {folder}: {_os_reason(error)}") from error
             raise StoreError(
                 f"cannot list {folder}: {_os_reason(error)}; make it readable, or move it elsewhere"
             ) from error
@@ -124,6 +147,8 @@ class LocalObjects:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ObjectMissing(f"no file {path}") from error
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _PLACE_ERRORS:
+                raise PlaceError(f"cannot read {path}: {_os_reason(error)}") from error
             raise StoreError(f"cannot read {path}: {_os_reason(error)}") from error
 
     @contextmanager

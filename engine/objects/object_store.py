@@ -6,7 +6,8 @@ of the file system:
 
     ObjectMissing    no object has the key
     TransientError   a retry may succeed (time-outs, throttling, an unreachable server)
-    StoreError       a retry would not help (no such bucket, wrong credentials, no permission)
+    PlaceError       the bucket or folder as a whole cannot be used (gone, wrong credentials, no permission)
+    StoreError       this object cannot be used, and a retry would not help
     RunError         the disk is full
 """
 

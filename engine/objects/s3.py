@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
@@ -11,7 +12,7 @@ import boto3
 import botocore.config
 import botocore.exceptions
 
-from engine.errors import ObjectMissing, StoreError, TransientError
+from engine.errors import ObjectMissing, PlaceError, StoreError, TransientError
 from engine.objects.keys import byte_order
 
 _CONFLICT_CODES = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
@@ -20,6 +21,16 @@ _BEYOND_CODES = frozenset({"InvalidRange", "416"})
 _TRANSIENT_CODES = frozenset(
     {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError", "ServiceUnavailable"}
 )
+# Refusals of one object; all others are about the bucket or the credentials.
+_OBJECT_CODES = frozenset({"InvalidObjectState", "KeyTooLongError"})
+# A body that was cut short, or is not the one that its checksum was made of.
+_CUT_BODY = (
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ResponseStreamingError,
+    botocore.exceptions.ReadTimeoutError,
+    botocore.exceptions.FlexibleChecksumError,
+)
+_MAX_WAIT_S = 5.0
 # A request fails after this long without a byte; botocore retries it with back-off, ten attempts in all.
 _TIMEOUT_S = 30
 _ATTEMPTS = 10
@@ -55,26 +66,49 @@ class S3Objects:
                 read_timeout=_TIMEOUT_S,
                 retries={"mode": "standard", "max_attempts": self._attempts},
             )
-            self._connection = boto3.Session().client("s3", config=config)
+            try:
+                self._connection = boto3.Session().client("s3", config=config)
+            except ValueError as error:
+                raise PlaceError(f"cannot use S3: {error} (AWS_ENDPOINT_URL)") from error
         return self._connection
 
     def read(self, key: str) -> bytes:
         with self._translated_errors(key):
-            data: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
-            return data
+            return self._read_body(
+                lambda: self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+            )
 
     def read_range(self, key: str, start: int, size: int) -> bytes:
         with self._translated_errors(key):
             try:
-                answer = self._client.get_object(
-                    Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={start}-{start + size - 1}"
+                return self._read_body(
+                    lambda: self._client.get_object(
+                        Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={start}-{start + size - 1}"
+                    )
                 )
             except botocore.exceptions.ClientError as error:
                 if error.response["Error"]["Code"] in _BEYOND_CODES:
                     return b""
                 raise
-            data: bytes = answer["Body"].read()
-            return data
+
+    def _read_body(self, ask: Callable[[], Any]) -> bytes:
+        """Read the body of an answer; ask again if it is cut short, which botocore does not."""
+        for attempt in range(self._attempts):
+            try:
+                answer = ask()
+                data: bytes = answer["Body"].read()
+                # botocore checks this too, but not for every kind of stream.
+                expected = int(answer.get("ContentLength", len(data)))
+                if len(data) != expected:
+                    raise botocore.exceptions.IncompleteReadError(
+                        actual_bytes=len(data), expected_bytes=expected
+                    )
+                return data
+            except _CUT_BODY:
+                if attempt + 1 == self._attempts:
+                    raise
+                time.sleep(min(0.05 * 2**attempt, _MAX_WAIT_S))
+        raise AssertionError("the last attempt returns or raises")
 
     def size(self, key: str) -> int:
         with self._translated_errors(key):
@@ -137,7 +171,7 @@ class S3Objects:
         except botocore.exceptions.ClientError as error:
             raise _client_error(error, place) from error
         except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
-            raise StoreError(
+            raise PlaceError(
                 f"no S3 credentials for {place}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from error
         except (
@@ -145,10 +179,13 @@ class S3Objects:
             botocore.exceptions.ConnectionError,
             botocore.exceptions.IncompleteReadError,
             botocore.exceptions.ResponseStreamingError,
+            botocore.exceptions.FlexibleChecksumError,
         ) as error:
             raise TransientError(f"no answer for {place}: {type(error).__name__}") from error
-        except botocore.exceptions.BotoCoreError as error:
+        except botocore.exceptions.ParamValidationError as error:
             raise StoreError(f"cannot use {place}: {error}") from error
+        except botocore.exceptions.BotoCoreError as error:
+            raise PlaceError(f"cannot use {place}: {error}") from error
 
 
 class _Parts(io.RawIOBase):
@@ -204,7 +241,9 @@ def _client_error(error: botocore.exceptions.ClientError, place: str) -> Excepti
     if code in _MISSING_CODES:
         return ObjectMissing(f"no object {place}")
     if code == "NoSuchBucket":
-        return StoreError(f"no such bucket: {place}; create it or correct the name")
+        return PlaceError(f"no such bucket: {place}; create it or correct the name")
     if code in _TRANSIENT_CODES or status >= 500:
         return TransientError(f"{place} answered {code or status}")
-    return StoreError(f"{place} answered {code or status}: check the credentials, the endpoint and the name")
+    if code in _OBJECT_CODES:
+        return StoreError(f"{place} answered {code}")
+    return PlaceError(f"{place} answered {code or status}: check the credentials, the endpoint and the name")

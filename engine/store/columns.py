@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.errors import StoreError
+from engine.store.checks import DAMAGE_ERRORS, changed_rows, check_scores, check_shard
 from engine.store.schema import read_footer
 
 InstanceColumn = Literal["score", "stability"]
@@ -104,48 +105,53 @@ class ShardColumns:
 def decode_columns(data: bytes, name: str) -> ShardColumns:
     """Decode a shard file into columns; errors call it `name`. Raises StoreError.
 
-    Damaged bytes are found by Parquet's page checksums and the counts in the footer. Rows that another
-    program has rewritten are not found: that takes the digest of the rows, which `Version.shard` checks and
-    which costs ten times as much as everything here.
+    Damaged bytes are found by Parquet's page checksums, impossible values by `check_shard`. The digest of the
+    rows, which `Version.shard` checks, costs ten times as much as everything here.
     """
-    file = _open(data, name)
-    footer = read_footer(file.schema_arrow, name)
+    file, footer = _open(data, name)
     table = _read(file, None, name)
+    check_shard(table, footer, name)
     lists = table["instances"].combine_chunks()
     # The array may be a slice whose values hold more than its own: flatten() drops the rest, and offsets
     # are shifted to begin at 0.
     values = lists.flatten()
     offsets = lists.offsets.to_numpy().astype(np.int64)
-    columns = ShardColumns(
+    return ShardColumns(
         shard=footer["shard"],
         images=table.drop_columns(["instances"]),
         instances=pa.Table.from_struct_array(values),
         offsets=offsets - offsets[0],
     )
-    if (columns.num_images, len(values)) != (footer["images"], footer["instances"]):
-        raise StoreError(f"{name}: the rows are not those that were written; restore the file or label again")
-    return columns
 
 
 def decode_instance_column(data: bytes, column: InstanceColumn, name: str) -> NDArray[np.float32]:
     """Read one column of a shard's instances, float32 (M,), NaN for null. Raises StoreError."""
-    file = _open(data, name)
-    read_footer(file.schema_arrow, name)
-    lists = _read(file, [f"instances.list.element.{column}"], name)["instances"].combine_chunks()
-    return _filled(lists.flatten().field(column), np.nan, np.float32)
-
-
-def _open(data: bytes, name: str) -> pq.ParquetFile:
+    file, footer = _open(data, name)
+    table = _read(file, [f"instances.list.element.{column}"], name)
     try:
-        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+        lists = table["instances"].combine_chunks()
+        lists.validate(full=True)
+        scores = lists.flatten().field(column)
+        check_scores(scores, footer["instances"])
+    except DAMAGE_ERRORS as error:
+        raise changed_rows(name, error) from error
+    return _filled(scores, np.nan, np.float32)
+
+
+def _open(data: bytes, name: str) -> tuple[pq.ParquetFile, dict[str, Any]]:
+    """The file and its footer."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        file_schema = file.schema_arrow
+    except DAMAGE_ERRORS as error:
         raise StoreError(f"{name} is not a file of this store ({error}); remove it and run again") from error
+    return file, read_footer(file_schema, name)
 
 
 def _read(file: pq.ParquetFile, columns: list[str] | None, name: str) -> pa.Table:
     try:
         return file.read(columns=columns, use_threads=False)
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except DAMAGE_ERRORS as error:
         raise StoreError(f"{name} is damaged ({error}); restore the file or label again") from error
 
 

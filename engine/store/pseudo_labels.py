@@ -38,7 +38,7 @@ from engine.store.columns import InstanceColumn, ShardColumns, decode_columns, d
 from engine.store.runs import RunRecord
 from engine.store.schema import ShardSummary
 from engine.store.version_info import VersionInfo, describe_difference
-from engine.types import Outcome, ShardPlan
+from engine.types import ImageRecord, Outcome, Reason, ShardPlan
 
 Mode = Literal["resume", "extend", "overwrite"]
 _SHARD = re.compile(r"shard-(\d{6,})\.parquet$")
@@ -182,6 +182,23 @@ class Version:
     def commit(self, shard: int, outcomes: Sequence[Outcome]) -> None:
         """Write a shard atomically. A committed shard is not replaced: it holds the same rows."""
         self._objects.create(self._shard_key(shard), schema.encode_shard(self.name, shard, outcomes))
+
+    def replace_rows(self, shard: int, outcomes: Sequence[Outcome]) -> None:
+        """Replace rows of a committed shard by `outcomes` for the same images, atomically.
+
+        The file has the bytes that it would have if these had been its rows from the start. The version is
+        unfinished until `finish` is called.
+        """
+        new = {outcome.record.image_id: outcome for outcome in outcomes}
+        rows = [new.get(row.record.image_id, row) for row in self.shard(shard)]
+        # In this order, so that no manifest describes rows that are no longer there.
+        self._objects.delete(self._key(_MANIFEST))
+        self._objects.write(self._shard_key(shard), schema.encode_shard(self.name, shard, rows))
+
+    def rows_with(self, reasons: frozenset[Reason]) -> dict[int, list[ImageRecord]]:
+        """Images rejected for one of these reasons, by shard; reads only the shards that hold any."""
+        shards = [item.shard for item in self.summaries() if not reasons.isdisjoint(item.reasons)]
+        return {shard: [row.record for row in self.shard(shard) if row.reason in reasons] for shard in shards}
 
     def committed(self) -> frozenset[int]:
         """Numbers of the committed shards."""

@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.errors import StoreError
+from engine.store.checks import DAMAGE_ERRORS, changed_rows, check_shard
 from engine.store.rows import outcome_row, record_row, row_outcome, row_record
 from engine.types import Outcome, ShardPlan, Status
 
@@ -115,10 +116,11 @@ def encode_shard(version: str, shard: int, outcomes: Sequence[Outcome]) -> bytes
 def decode_shard(data: bytes, name: str) -> tuple[ShardSummary, list[Outcome]]:
     """Decode the summary and the rows of a shard file; errors call it `name`. Raises StoreError."""
     table, footer = _decode(data, name)
+    check_shard(table, footer, name)
     rows = table.to_pylist()
-    if _digest(rows) != footer["digest"]:
-        raise StoreError(f"{name}: the rows are not those that were written; restore the file or label again")
-    return _summary(footer), [row_outcome(row) for row in rows]
+    if _digest(rows) != footer.get("digest"):
+        raise changed_rows(name, "another digest")
+    return _summary(footer, name), [row_outcome(row) for row in rows]
 
 
 def read_summary(
@@ -137,21 +139,20 @@ def read_summary(
         tail = read_range(size - needed, needed)
     try:
         schema = pq.read_schema(pa.BufferReader(_PARQUET_MAGIC + tail[-needed:]))
-    except (pa.ArrowInvalid, OSError) as error:
+    except DAMAGE_ERRORS as error:
         raise _foreign_file(name, error) from error
-    return _summary(read_footer(schema, name))
+    return _summary(read_footer(schema, name), name)
 
 
 def read_footer(schema: pa.Schema, name: str) -> dict[str, Any]:
     """The JSON object in the footer of a file. Raises StoreError if the file is not one of this store."""
     try:
         footer: dict[str, Any] = json.loads((schema.metadata or {})[_FOOTER_KEY])
-    except (KeyError, ValueError) as error:
+        file_format = footer["format"]
+    except (KeyError, TypeError, ValueError) as error:
         raise _foreign_file(name, error) from error
-    if footer["format"] != FORMAT:
-        raise StoreError(
-            f"{name} has format {footer['format']}; this version of maskmill reads format {FORMAT}"
-        )
+    if file_format != FORMAT:
+        raise StoreError(f"{name} has format {file_format}; this version of maskmill reads format {FORMAT}")
     return footer
 
 
@@ -191,8 +192,8 @@ def _encode(table: pa.Table, footer: dict[str, Any]) -> bytes:
 
 def _decode(data: bytes, name: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except DAMAGE_ERRORS as error:
         raise _foreign_file(name, error) from error
     return table, read_footer(table.schema, name)
 
@@ -211,5 +212,8 @@ def _digest(rows: Sequence[dict[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def _summary(footer: dict[str, Any]) -> ShardSummary:
-    return ShardSummary(**{name: footer[name] for name in ShardSummary.__dataclass_fields__})
+def _summary(footer: dict[str, Any], name: str) -> ShardSummary:
+    try:
+        return ShardSummary(**{field: footer[field] for field in ShardSummary.__dataclass_fields__})
+    except KeyError as error:
+        raise changed_rows(name, error) from error

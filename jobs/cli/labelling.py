@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from engine.bounds import Bounded, Count
+from engine.bounds import Bounded, Count, Share
 from engine.corpora import Corpus
 from engine.errors import ConfigurationError, ImageError, TransientError
 from engine.images.decoding import DecodingConfig, decode_image
@@ -22,7 +22,7 @@ from engine.objects.object_store import ObjectStore, open_objects
 from engine.store.planning import check_has_images, check_same_corpus, count_remaining
 from engine.store.pseudo_labels import Mode, PseudoLabelStore, Version
 from engine.store.schema import ShardSummary
-from engine.types import Status
+from engine.types import REJECTION_REASONS, Reason, Status
 from jobs.cli.flags import ClusterFlags
 from jobs.cli.progress import ProgressDisplay
 
@@ -60,6 +60,10 @@ class LabelArguments(Bounded):
     """Replace labels that the store holds from another configuration, once the new ones are complete."""
     preview: str | None = None
     """Also write pictures of the first labelled images to this folder or s3://bucket/prefix."""
+    max_rejected: Share = 0.5
+    """Stop if more than this share of the images, 100 of them or more, cannot be read or labelled."""
+    retry: str | None = None
+    """Label again the images that were rejected for these reasons, such as missing,unreadable; then go on."""
     cluster: Annotated[ClusterFlags, tyro.conf.arg(name="")] = field(default_factory=ClusterFlags)
 
     def __post_init__(self) -> None:
@@ -68,8 +72,18 @@ class LabelArguments(Bounded):
             raise ConfigurationError(
                 "--extend adds to labels and --overwrite replaces them: give one of the two"
             )
+        unknown = {*self.retry_reasons} - {*REJECTION_REASONS}
+        if unknown:
+            raise ConfigurationError(
+                f"--retry takes reasons of rejected images, separated by commas, not {min(unknown)!r}: "
+                f"{', '.join(REJECTION_REASONS)}"
+            )
         if self.preview is not None and Path(self.preview).is_file():
             raise ConfigurationError(f"--preview {self.preview} is a file: give a folder")
+
+    @property
+    def retry_reasons(self) -> tuple[str, ...]:
+        return tuple(self.retry.split(",")) if self.retry is not None else ()
 
     @property
     def mode(self) -> Mode:
@@ -97,7 +111,7 @@ def run_label_job(corpus: Corpus, arguments: LabelArguments) -> None:
     console = Console()
     # Neither a refusal nor a run that is complete already needs Ray.
     version = store.find_begun(info, arguments.mode)
-    if version is not None and version.is_finished() and not arguments.extend:
+    if version is not None and version.is_finished() and not (arguments.extend or arguments.retry):
         check_same_corpus(corpus, version)
         print(f"nothing to do: {store.uri} holds these labels already (--extend adds new images)")
         summaries = version.summaries()
@@ -155,6 +169,7 @@ def _label(
         chunk_size=arguments.chunk_size,
         limit=arguments.limit,
         extend=arguments.extend,
+        retry=frozenset(map(Reason, arguments.retry_reasons)),
     )
     run = LabellingRun(
         work=work,
@@ -162,11 +177,14 @@ def _label(
         image_size=image_size,
         device=cluster.device,
         statistics=None if calibration is None else calibration.statistics,
+        max_rejected=arguments.max_rejected,
     )
     size = size_pool(cluster.cpus, cluster.gpus)
 
     def count() -> int:
-        return count_remaining(corpus, version, limit=arguments.limit, extend=arguments.extend)
+        again = version.rows_with(work.retry) if work.retry else {}
+        rest = count_remaining(corpus, version, limit=arguments.limit, extend=arguments.extend)
+        return rest + sum(map(len, again.values()))
 
     with ProgressDisplay(count, console=console) as display:
         return run_labelling(run, size, display.show_labelling)

@@ -260,3 +260,33 @@ def test_no_chunk_is_taken_from_the_source_before_a_worker_can_have_it() -> None
     assert taken == chunks[:2]
     ledger.worker_started(1)
     assert taken == chunks[:4]
+
+
+def test_a_source_that_has_more_after_its_end_is_asked_again() -> None:
+    class Refilled:
+        """An iterator that ends whenever `left` is empty."""
+
+        def __init__(self, left: list[Chunk]) -> None:
+            self.left = left
+
+        def __iter__(self) -> "Refilled":
+            return self
+
+        def __next__(self) -> Chunk:
+            if not self.left:
+                raise StopIteration
+            return self.left.pop(0)
+
+    first, second, third = make_chunks(3, 1)
+    source = Refilled([first])
+    ledger = ChunkLedger(source)
+    assert ledger.begin(2) == [StartWorker(0)]
+    assert ledger.worker_started(0) == [HandOut(0, first)]
+    assert ledger.source_refilled() == []
+    source.left.append(second)
+    assert ledger.chunk_done(0, first) == [HandOut(0, second)]
+    assert ledger.chunk_done(0, second) == []
+    assert ledger.is_finished()
+    source.left.append(third)
+    assert ledger.source_refilled() == [HandOut(0, third)]
+    assert ledger.worker_out_of_memory(0, memory="memory", error="")[0] == StopWorker(0)

@@ -69,6 +69,7 @@ def test_messages_of_the_job(
     for folder in ("images", "elsewhere"):
         (tmp_path / folder).mkdir()
     (tmp_path / "images/a.bmp").write_bytes(FILE)
+    (tmp_path / "elsewhere/another.bmp").touch()
     flags = ("--store", str(store), "--output", str(tmp_path / "out"), "--format", "coco")
     flags += ("--val-fraction", "0")
     mistyped = run_here("export", *flags, "--corpus", str(tmp_path / "elsewhere"))

@@ -58,6 +58,8 @@ def test_unavailable_images_are_skipped_and_reported(labelled: Any, name: str) -
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_corpus_without_any_of_the_images_is_an_error(labelled: Any, tmp_path: Path, name: str) -> None:
     objects, config = MemoryObjects(), ExportConfig(format=name)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/another.jpg").touch()
     elsewhere = FolderCorpus(open_objects(str(tmp_path / "elsewhere")))
     with pytest.raises(CorpusError, match=r"none of 13 images are in .*elsewhere.*missing.*give the corpus"):
         export_version(labelled.version, config, objects, corpus=elsewhere)

@@ -1,7 +1,9 @@
 import os
 import pickle
+import resource
 import signal
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,6 +12,7 @@ from itertools import chain
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from engine.errors import ConfigurationError, ImageError
 from engine.images.crops import PreparationConfig, cut_crops
@@ -97,26 +100,72 @@ def test_an_image_that_takes_too_long_times_out(
         DecodingConfig(timeout_s=0)
 
 
-@pytest.mark.parametrize(
-    ("death", "reason"), [(signal.SIGSEGV, Reason.CORRUPT), (signal.SIGKILL, Reason.FAILED)]
-)
 def test_a_crash_of_the_decoder_costs_one_image(
-    decoder: DecodingProcess,
-    photograph: Callable[[int], np.ndarray],
-    encode_image: Callable[..., bytes],
-    death: signal.Signals,
-    reason: Reason,
+    decoder: DecodingProcess, photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
 ) -> None:
     data = encode_image(photograph(0), "PNG")
     crops = decoder.crops(data)
     next(crops)
     (child,) = children()
-    os.kill(child.pid, death)
+    os.kill(child.pid, signal.SIGSEGV)
     # Crops that were sent before the crash may still arrive.
     with pytest.raises(ImageError) as caught:
         list(chain(crops, decoder.crops(data)))
-    assert caught.value.reason == reason
+    assert caught.value.reason == Reason.CORRUPT
     assert len(list(decoder.crops(data))) == 7
+
+
+def test_an_image_is_decoded_again_after_a_kill(
+    decoder: DecodingProcess, photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
+) -> None:
+    data = encode_image(photograph(0), "PNG")
+    expected = list(decoder.crops(data))
+    (child,) = children()
+    os.kill(child.pid, signal.SIGSTOP)
+    crops = decoder.crops(data)
+    killer = threading.Timer(0.3, child.kill)
+    killer.start()
+    found = list(crops)
+    killer.join()
+    assert [crop.box_xyxy for crop in found] == [crop.box_xyxy for crop in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.resized_hwc, other.resized_hwc)
+
+
+def test_an_image_whose_decoder_is_killed_twice_is_given_up(
+    photograph: Callable[[int], np.ndarray], encode_image: Callable[..., bytes]
+) -> None:
+    decoder, stop = DecodingProcess(CONFIG), threading.Event()
+
+    def kill_all() -> None:
+        while not stop.wait(0.01):
+            for child in children():
+                child.kill()
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    try:
+        assert reason_of(decoder, encode_image(photograph(0), "PNG")) == Reason.FAILED
+    finally:
+        stop.set()
+        killer.join()
+    decoder.close()
+
+
+def test_a_small_file_of_a_huge_image_does_not_take_the_memory(encode_image: Callable[..., bytes]) -> None:
+    huge = encode_image(Image.fromarray(np.zeros((6000, 6000), np.uint16)), "PNG")
+    assert len(huge) < 1_000_000
+    decoder = DecodingProcess(
+        replace(CONFIG, decoding=DecodingConfig(max_megapixels=36), tiling=TilingConfig())
+    )
+    assert len(list(decoder.crops(huge))) == 1
+    (child,) = children()
+    with open(f"/proc/{child.pid}/status") as status:
+        (peak_kb,) = (int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    assert peak_kb < 600_000
+    (limit,) = {resource.prlimit(child.pid, resource.RLIMIT_AS)[0]}
+    assert limit < 5 << 30
+    decoder.close()
 
 
 def test_the_decoder_can_be_used_after_a_consumer_stops_in_mid_image(

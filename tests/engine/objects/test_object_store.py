@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-from engine.errors import ObjectMissing, RunError, StoreError, TransientError
+from engine.errors import ObjectMissing, PlaceError, RunError, StoreError, TransientError
 from engine.objects.local import LocalObjects
 from engine.objects.memory import MemoryObjects
 from engine.objects.object_store import ObjectStore, open_objects, read_uri, write_uri
 from engine.objects.s3 import S3Objects
+from tests.faulty_proxy import CutBody, Refuse, start_proxy
 
 # The smallest size that S3 accepts for a part that is not the last.
 PART_BYTES = 5 << 20
@@ -265,3 +266,37 @@ def test_one_file_is_read_by_its_uri(s3_server: Any, tmp_path: Path, monkeypatch
         lambda uri=uri: read_uri(uri) for uri in (str(tmp_path / "file"), "file", "s3://bucket/file")
     ]
     assert [read() for read in uris] == [b"local", b"local", b"remote"]
+
+
+def test_a_body_that_is_cut_short_is_asked_for_again(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (s3_server.root / "bucket/a").write_bytes(b"0123456789")
+    with start_proxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.fault_of = lambda number, path: CutBody() if number % 3 < 2 else None
+        objects = S3Objects("bucket", "", attempts=3)
+        assert (objects.read("a"), objects.read_range("a", 2, 6)) == (b"0123456789", b"234567")
+        assert len(proxy.paths) == 6
+        proxy.fault_of = lambda number, path: CutBody()
+        with pytest.raises(TransientError, match="no answer"):
+            objects.read("a")
+        assert len(proxy.paths) == 9
+
+
+def test_refusals_of_a_place_and_of_an_object_differ(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start_proxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        objects = S3Objects("bucket", "")
+        for code in ("ExpiredToken", "AccessDenied", "RequestTimeTooSkewed", "InvalidAccessKeyId"):
+            proxy.fault_of = lambda number, path, code=code: Refuse(403, code)
+            with pytest.raises(PlaceError, match=code):
+                objects.read("a")
+        proxy.fault_of = lambda number, path: Refuse(403, "InvalidObjectState")
+        with pytest.raises(StoreError, match="InvalidObjectState") as caught:
+            objects.read("a")
+        assert not isinstance(caught.value, PlaceError)
+
+
+def test_an_endpoint_that_is_no_url_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "garbage")
+    with pytest.raises(PlaceError, match=r"garbage.*AWS_ENDPOINT_URL"):
+        S3Objects("bucket", "").read("a")

@@ -7,6 +7,7 @@ import pytest
 
 from engine.images.decoding import DecodingConfig
 from engine.masks.instances import Instances
+from engine.masks.rle import encode_rle_within
 from engine.objects.memory import MemoryObjects
 from engine.report.charts import bar_chart, line_chart
 from engine.report.histogram import Histogram, count_edges, share_edges
@@ -26,7 +27,10 @@ def labelled(name: str, boxes_xyxy: list[list[int]], scores: list[float], stabil
     instances = Instances(
         size=(100, 200),
         method="promerge",
-        rles=(b"0",) * len(boxes),
+        rles=tuple(
+            encode_rle_within(np.ones((y1 - y0, x1 - x0), bool), x0, y0, (100, 200))
+            for x0, y0, x1, y1 in boxes_xyxy
+        ),
         boxes_xyxy=boxes,
         areas=((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).astype(np.int64),
         scores=np.array(scores, np.float32),
@@ -87,11 +91,15 @@ def test_statistics_of_an_empty_version() -> None:
 def test_the_best_and_the_worst_images_of_all_shards_are_picked() -> None:
     scores = np.linspace(0.1, 0.9, 40).round(3)
     rows = [labelled(f"{i:02d}", [MIDDLE], [float(score)], math.nan) for i, score in enumerate(scores)]
-    nothing = Outcome(
-        record=ImageRecord(image_id="n", path="n"), status=Status.NO_OBJECT, reason=Reason.NO_FOREGROUND
-    )
+
+    def nothing(name: str) -> Outcome:
+        record = ImageRecord(image_id=name, path=name)
+        return Outcome(record=record, status=Status.NO_OBJECT, reason=Reason.NO_FOREGROUND)
+
     order = np.random.default_rng(0).permutation(40)
-    parts = [[nothing, *(rows[i] for i in order[start : start + 10])] for start in range(0, 40, 10)]
+    parts = [
+        [nothing(f"n{start}"), *(rows[i] for i in order[start : start + 10])] for start in range(0, 40, 10)
+    ]
 
     def pick(*parts: list[Outcome]) -> dict[str, list[str]]:
         picker = PicturePicker(num_shards=len(parts))

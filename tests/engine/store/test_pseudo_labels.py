@@ -336,3 +336,24 @@ def test_two_jobs_with_different_configurations_cannot_begin_the_same_round() ->
 
     with pytest.raises(StoreError, match="of another configuration"):
         PseudoLabelStore(Slow()).begin(INFO, "resume")
+
+
+def test_rows_made_again_leave_the_bytes_of_an_undisturbed_shard() -> None:
+    undisturbed, disturbed = MemoryObjects(), MemoryObjects()
+    for objects, second in ((undisturbed, labelled("b")), (disturbed, rejected("b"))):
+        version = begun(objects)
+        version.commit(0, [labelled("a"), second])
+        version.commit(1, [labelled("c")])
+        version.finish()
+    version = begun(disturbed)
+    before = version.content_digest()
+    found = version.rows_with(frozenset({Reason.TRUNCATED, Reason.MISSING}))
+    assert found == {0: [rejected("b").record]}
+    assert version.rows_with(frozenset({Reason.MISSING})) == {}
+    version.replace_rows(0, [replace(labelled("b"))])
+    assert not version.is_finished()
+    version.finish()
+    assert version.is_finished()
+    assert version.content_digest() == begun(undisturbed).content_digest() != before
+    for key in list(undisturbed.keys()):
+        assert disturbed.read(key) == undisturbed.read(key)

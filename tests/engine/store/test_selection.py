@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from engine.errors import ConfigurationError, StoreError
 from engine.masks.instances import Instances
+from engine.masks.rle import encode_rle_within
 from engine.objects.memory import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.selection import (
@@ -26,10 +27,10 @@ from engine.types import ImageRecord, Outcome, Reason, Status
 def instances(*scores: float, stabilities: tuple[float, ...] | None = None) -> Instances:
     count = len(scores)
     return Instances(
-        size=(2, 3),
+        size=(48, 64),
         method="promerge",
-        rles=tuple(f"0{i}".encode() for i in range(count)),
-        boxes_xyxy=np.arange(4 * count, dtype=np.int32).reshape(count, 4),
+        rles=tuple(encode_rle_within(np.ones((1, 1), bool), i, 0, (48, 64)) for i in range(count)),
+        boxes_xyxy=np.array([[i, 0, i + 1, 1] for i in range(count)], np.int32).reshape(count, 4),
         areas=np.arange(count),
         scores=np.array(scores, np.float32),
         stabilities=np.array(stabilities or [np.nan] * count, np.float32),
@@ -49,8 +50,10 @@ def store_with(*shards: list[Instances]) -> Version:
 def outcome(name: str, found: Instances) -> Outcome:
     record = ImageRecord(image_id=name, path=name)
     if len(found) == 0:
-        return Outcome(record=record, status=Status.NO_OBJECT, reason=Reason.NO_FOREGROUND, height=2, width=3)
-    return Outcome(record=record, status=Status.LABELLED, height=2, width=3, sha256="0", instances=found)
+        return Outcome(
+            record=record, status=Status.NO_OBJECT, reason=Reason.NO_FOREGROUND, height=48, width=64
+        )
+    return Outcome(record=record, status=Status.LABELLED, height=48, width=64, sha256="0", instances=found)
 
 
 def selected_scores(version: Version, config: SelectionConfig) -> list[list[float]]:
@@ -99,8 +102,8 @@ def test_all_conditions_apply_and_max_per_image_comes_last() -> None:
         store_with([found]), SelectionConfig(min_score=0.7, min_stability=2, max_per_image=1)
     )
     kept = select_instances(found, selection)
-    assert kept.rles == (b"01",)
-    assert kept.boxes_xyxy.tolist() == [[4, 5, 6, 7]]
+    assert kept.rles == found.rles[1:2]
+    assert kept.boxes_xyxy.tolist() == [[1, 0, 2, 1]]
     assert kept.areas.tolist() == [1]
     assert kept.stabilities.tolist() == [3.0]
 
