@@ -7,7 +7,7 @@ import pytest
 
 from engine.images.decoding import DecodingConfig
 from engine.masks.instances import Instances
-from engine.masks.rle import encode_rle_within
+from engine.masks.rle import encode_rles
 from engine.objects.memory import MemoryObjects
 from engine.report.charts import bar_chart, line_chart
 from engine.report.histogram import Histogram, count_edges, share_edges
@@ -24,13 +24,13 @@ INFO = VersionInfo(round=1, configuration={}, weights_digest="0", parent=None, c
 def labelled(name: str, boxes_xyxy: list[list[int]], scores: list[float], stability: float) -> Outcome:
     """An image of 100 x 200 pixels whose masks fill their boxes."""
     boxes = np.array(boxes_xyxy, np.int32)
+    masks = np.zeros((len(boxes), 100, 200), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes_xyxy, strict=True):
+        mask[y0:y1, x0:x1] = True
     instances = Instances(
         size=(100, 200),
         method="promerge",
-        rles=tuple(
-            encode_rle_within(np.ones((y1 - y0, x1 - x0), bool), x0, y0, (100, 200))
-            for x0, y0, x1, y1 in boxes_xyxy
-        ),
+        rles=encode_rles(masks),
         boxes_xyxy=boxes,
         areas=((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).astype(np.int64),
         scores=np.array(scores, np.float32),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine.errors import ConfigurationError, StoreError
 from engine.masks.instances import Instances
-from engine.masks.rle import encode_rle_within
+from engine.masks.rle import encode_rles
 from engine.objects.memory import MemoryObjects
 from engine.store.pseudo_labels import PseudoLabelStore, Version
 from engine.store.selection import (
@@ -26,10 +26,12 @@ from engine.types import ImageRecord, Outcome, Reason, Status
 
 def instances(*scores: float, stabilities: tuple[float, ...] | None = None) -> Instances:
     count = len(scores)
+    masks = np.zeros((count, 48, 64), bool)
+    masks[np.arange(count), 0, np.arange(count)] = True
     return Instances(
         size=(48, 64),
         method="promerge",
-        rles=tuple(encode_rle_within(np.ones((1, 1), bool), i, 0, (48, 64)) for i in range(count)),
+        rles=encode_rles(masks),
         boxes_xyxy=np.array([[i, 0, i + 1, 1] for i in range(count)], np.int32).reshape(count, 4),
         areas=np.arange(count),
         scores=np.array(scores, np.float32),
