@@ -50,7 +50,9 @@ def skewed(number: int, path: str) -> Fault | None:
     return Refuse(403, "RequestTimeTooSkewed") if number % 5 == 4 else None
 
 
-@pytest.mark.parametrize("refusal", [expired, denied, skewed])
+@pytest.mark.parametrize(
+    "refusal", [expired, *(pytest.param(refuse, marks=pytest.mark.slow) for refuse in (denied, skewed))]
+)
 def test_a_refusal_in_mid_run_makes_no_row(
     proxy: FaultyProxy,
     run_job: RunJob,
@@ -68,6 +70,7 @@ def test_a_refusal_in_mid_run_makes_no_row(
     assert labels_in(tmp_path / "store") == labels_in(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_passing_errors_leave_no_trace(
     proxy: FaultyProxy,
     run_job: RunJob,
@@ -87,6 +90,7 @@ def test_passing_errors_leave_no_trace(
     assert labels_in(tmp_path / "store") == labels_in(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_a_corpus_that_is_renamed_in_mid_run_makes_no_row(
     image_folder: Callable[[int], Path], run_job: RunJob, labels_in: LabelsIn, tmp_path: Path
 ) -> None:
@@ -105,6 +109,7 @@ def test_a_corpus_that_is_renamed_in_mid_run_makes_no_row(
     assert labels_in(store) == labels_in(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_many_rejected_images_stop_the_run(
     image_folder: Callable[[int], Path], run_job: RunJob, tmp_path: Path
 ) -> None:
