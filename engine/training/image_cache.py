@@ -22,7 +22,7 @@ class ImageCache:
     """Named arrays per image, in files that processes of one node share; safe to delete between runs.
 
     Entries are named by the sha256 of their name, in a folder named by the sha256 of the settings that made
-    them. Files appear in one step. A damaged entry, as a machine that lost power leaves it, is made anew. The
+    them. Files appear in one step. A damaged entry, as a machine that lost power leaves it, is replaced. The
     cache is never needed: an entry that cannot be written, on a full disk say, leaves no file behind.
     """
 

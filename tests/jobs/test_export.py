@@ -84,8 +84,8 @@ def test_messages_of_the_job(
     other = run_here("export", *flags)
     assert other.returncode == 2
     assert "images is True there, False here" in other.stderr
-    anew = run_here("export", *flags, "--overwrite")
-    assert (anew.returncode, "export: " in anew.stdout) == (0, True)
+    again = run_here("export", *flags, "--overwrite")
+    assert (again.returncode, "export: " in again.stdout) == (0, True)
     yolo = run_here("export", *flags[:4], "--format", "yolo")
     assert (yolo.returncode, yolo.stderr.count("\n")) == (2, 1)
     missing = run_here("export", *flags, "--round", "3")

@@ -125,7 +125,7 @@ def test_values_that_are_not_finite_are_refused_with_the_tensors_name(value):
         select_network(state, STATE, "a.pth")
     assert one_line(caught)
     other = {f"optimizer/{name}": torch.full_like(tensor, value) for name, tensor in STATE.items()}
-    assert same(select_network({**other, **STATE}, STATE, "a.pth"), STATE)  # that of the network alone counts
+    assert same(select_network({**other, **STATE}, STATE, "a.pth"), STATE)  # the network alone counts
 
 
 def test_other_networks_are_refused():

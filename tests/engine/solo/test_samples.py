@@ -170,15 +170,15 @@ def test_cached_images_are_those_that_were_labelled(
     path = Path(corpus.uri) / "1.png"
     number = SampleNumber(0, 0)
     assert make_maker(tiny_training)[number].failure == ""
-    # Another file of the same name and size, labelled anew.
+    # Another file of the same name and size, labelled again.
     path.write_bytes(encode_image(np.zeros((48, 64, 3), np.uint8), "PNG"))
     outcomes = list(version.outcomes())
     (position,) = (i for i, row in enumerate(outcomes) if row.record.image_id == "1.png")
     for sha256, expected in ((hashlib.sha256(path.read_bytes()).hexdigest(), ""), ("0", "not the one")):
         outcomes[position] = replace(outcomes[position], sha256=sha256)
-        anew = PseudoLabelStore(MemoryObjects()).begin(version.info, "resume")
-        anew.commit(0, outcomes)
-        images = list_images(anew, SelectionConfig())
+        again = PseudoLabelStore(MemoryObjects()).begin(version.info, "resume")
+        again.commit(0, outcomes)
+        images = list_images(again, SelectionConfig())
         sample = SampleMaker(images, corpus, tmp_path / "cache", tiny_training.sample_task)[number]
         assert expected in sample.failure
         assert (sample.failure == "") == (expected == "")

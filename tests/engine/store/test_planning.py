@@ -115,7 +115,7 @@ def test_a_corpus_is_checked_before_work() -> None:
     check_same_corpus(ListCorpus("abc"), into)
     into.record_plan(next(plan_shards(ListCorpus("bcd").records(), 3)))
     check_same_corpus(ListCorpus("abcdefg"), into)
-    # With so many new images that no planned one is among the first.
+    # With more new images than are asked for, so that no planned one is among them.
     check_same_corpus(ListCorpus("BCDbcd"), into)
     # The first planned image is gone as well.
     check_same_corpus(ListCorpus("BCDcd"), into)
