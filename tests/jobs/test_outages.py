@@ -50,9 +50,8 @@ def skewed(number: int, path: str) -> Fault | None:
     return Refuse(403, "RequestTimeTooSkewed") if number % 5 == 4 else None
 
 
-@pytest.mark.parametrize(
-    "refusal", [expired, *(pytest.param(refuse, marks=pytest.mark.slow) for refuse in (denied, skewed))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("refusal", [expired, denied, skewed])
 def test_a_refusal_in_mid_run_makes_no_row(
     proxy: FaultyProxy,
     run_job: RunJob,
@@ -122,6 +121,7 @@ def test_many_rejected_images_stop_the_run(
     assert run_job(*flags(corpus, tmp_path / "store", "--max-rejected", "0.8")).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_retry_makes_the_rows_of_these_reasons_again_and_nothing_else(
     image_folder: Callable[[int], Path], run_job: RunJob, labels_in: LabelsIn, tmp_path: Path
 ) -> None:
