@@ -135,7 +135,7 @@ def resolve_centring(config: EncoderConfig, statistics: FeatureStatistics) -> En
 class Normaliser:
     """Centres raw features as configured, then scales them to length 1.
 
-    `digest` is that of the corpus statistics, empty if they are not used.
+    `digest` is the digest of the corpus statistics, or empty if they are not used.
     """
 
     def __init__(
